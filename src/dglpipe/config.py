@@ -303,9 +303,7 @@ class ScheduleConfig:
         _require_number("schedule.every", self.every, 1)
         rising = sorted(set(self.milestones)) == self.milestones
         inside = all(milestone >= 1 for milestone in self.milestones)
-        _require(
-            rising and inside, "schedule.milestones", self.milestones, "rising numbers from 1"
-        )
+        _require(rising and inside, "schedule.milestones", self.milestones, "rising numbers from 1")
         _require_number("schedule.factor", self.factor, 0, 1)
         _require_number("schedule.final", self.final, 0, 1)
 
@@ -562,9 +560,7 @@ def _plug_in(group: str, node: Mapping[str, Any]) -> PlugInConfig:
     """A plug-in from `{target, args}` or from Hydra's way, `{_target_, name: value...}`."""
     if "_target_" in node:
         args = {
-            key: value
-            for key, value in node.items()
-            if key not in ("_target_", "family", "name")
+            key: value for key, value in node.items() if key not in ("_target_", "family", "name")
         }
         node = {"target": node["_target_"], "args": args}
     return _build(PlugInConfig, {**node, "family": "custom", "name": "custom"}, group)

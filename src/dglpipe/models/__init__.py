@@ -1,1 +1,86 @@
-"""Networks, by name."""
+"""Networks, by name.
+
+Builders draw their weights from torch's global random state: a caller seeds it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+from dglpipe.config import (
+    CnnConfig,
+    ModelConfig,
+    PlugInConfig,
+    ResnetCifarConfig,
+    ResnetConfig,
+    VggConfig,
+)
+from dglpipe.errors import ConfigError
+from dglpipe.models import cnn, resnet, resnet_cifar, vgg
+from dglpipe.plugins import build_plug_in
+
+__all__ = ["Entry", "build_network", "catalogue", "wanted_channels"]
+
+
+class Entry(NamedTuple):
+    """A network that a configuration can name."""
+
+    name: str
+    description: str
+    """One line."""
+
+
+def catalogue() -> list[Entry]:
+    """Every network, family by family."""
+    families = (cnn, vgg, resnet, resnet_cifar)
+    known = [Entry(*item) for family in families for item in family.NETWORKS.items()]
+    return [*known, Entry("custom", "yours: model.target=package.module:builder, model.args")]
+
+
+def wanted_channels(config: ModelConfig) -> int | None:
+    """Channels that the images must have; None: any number.
+
+    The data layer repeats gray images up to it.
+    """
+    return 3 if isinstance(config, VggConfig | ResnetConfig | ResnetCifarConfig) else None
+
+
+def build_network(config: ModelConfig, channels: int, classes: int, image_size: int) -> nn.Module:
+    """The network of `config`: images (B, channels, H, W) -> logits (B, classes).
+
+    A plug-in's target is called with its arguments and, where its signature names them and
+    the user did not, with `channels`, `classes` and `image_size`.
+
+    Args:
+        image_size: side of the images in pixels.
+
+    Raises:
+        ConfigError: images with other channels than the network's; a plug-in that cannot be
+            loaded, or that gives something else than an `nn.Module`.
+    """
+    wanted = wanted_channels(config)
+    if wanted not in (None, channels):
+        hint = "The data layer repeats gray images; cnn4 and cnn6 take any channels"
+        got = f"{config.name} for images of {channels} channels"
+        raise ConfigError("model", got, f"images of {wanted} channels", hint)
+    if isinstance(config, CnnConfig):
+        return cnn.build(config, channels, classes, image_size)
+    if isinstance(config, VggConfig):
+        return vgg.build(config, classes)
+    if isinstance(config, ResnetConfig):
+        return resnet.build(config, classes)
+    if isinstance(config, ResnetCifarConfig):
+        return resnet_cifar.build(config, classes)
+    return _custom(config, channels=channels, classes=classes, image_size=image_size)
+
+
+def _custom(config: PlugInConfig, **offered: int) -> nn.Module:
+    network = build_plug_in(config, "model", **offered)
+    if not isinstance(network, nn.Module):
+        kind = type(network).__name__
+        raise ConfigError(
+            "model.target", config.target, "a builder of a torch.nn.Module", f"It gave a {kind}"
+        )
+    return network

@@ -1,0 +1,160 @@
+"""A network cut into stages with their heads: on paper (meta) or for real."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dglpipe.config import Config
+from dglpipe.data import DataDescription
+from dglpipe.device import Device
+from dglpipe.heads import build_head
+from dglpipe.message import (
+    ACTIVATIONS,
+    ENSEMBLE,
+    LABELS,
+    Field,
+    MessageLayout,
+    contiguous_field,
+    recorded_field,
+)
+from dglpipe.models import build_network
+from dglpipe.partition import boundaries, check_input, cut, trace
+from dglpipe.seeds import derive
+from dglpipe.stage import LocalLearner
+from dglpipe.stream import Phase, StreamPlan
+
+WIRE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What a stage of each precision hands on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """The stages of a run before they belong to processes.
+
+    Attributes:
+        bounds: first segment of every stage.
+        segments: names of the segments, by stage.
+        modules: the stages' parts of the network, under the network's own keys.
+        fields: what each stage but the last hands on.
+    """
+
+    config: Config
+    data: DataDescription
+    bounds: tuple[int, ...]
+    segments: tuple[tuple[str, ...], ...]
+    modules: tuple[nn.Module, ...]
+    fields: tuple[Field, ...]
+    meta: bool
+
+    def learner(self, j: int) -> LocalLearner:
+        """Stage `j` with its head; the head's weights depend on the seed and on where the
+        cut is, not on the number of stages."""
+        if j == len(self.modules) - 1:
+            return LocalLearner(self.modules[j], None)
+        shape = self.fields[j].shape
+        side = (shape[1], shape[2]) if len(shape) == 3 else None
+        with _building(self.meta, derive(self.config.seed, "head", self.bounds[j + 1])):
+            head = build_head(self.config.stage(j).head, shape[0], side, len(self.data.classes))
+        return LocalLearner(self.modules[j], head)
+
+    def input_shape(self, j: int) -> tuple[int, ...]:
+        """Shape of one row at the entrance of stage `j`."""
+        return self.fields[j - 1].shape if j else image_shape(self.data)
+
+    def layouts(self, j: int, plan: StreamPlan) -> dict[Phase, MessageLayout]:
+        """The messages from stage `j` to stage `j + 1`."""
+        labels = contiguous_field(LABELS, torch.int64, ())
+        ensemble = contiguous_field(ENSEMBLE, torch.float32, (len(self.data.classes),))
+        activations = self.fields[j]
+        rows = {phase: plan.largest_rows(phase) for phase in Phase}
+        return {
+            Phase.TRAIN: MessageLayout(rows[Phase.TRAIN], (labels, activations)),
+            Phase.TEST: MessageLayout(rows[Phase.TEST], (labels, ensemble, activations)),
+        }
+
+
+def image_shape(data: DataDescription) -> tuple[int, int, int]:
+    """(C, H, W)"""
+    return data.channels, data.height, data.width
+
+
+def draw(config: Config, data: DataDescription, stages: int, meta: bool = False) -> Blueprint:
+    """Builds the network of `config`, a function of its seed alone, and cuts it.
+
+    Args:
+        stages: K.
+        meta: without memory for the weights, to check a configuration or to count.
+
+    Raises:
+        ConfigError: a network that cannot be built or cut so, or images that do not fit it.
+    """
+    _check_per_stage(config, stages)
+    with _building(meta, derive(config.seed, "network")):
+        network = build_network(config.model, data.channels, len(data.classes), data.height)
+    network = network.to(memory_format=torch.channels_last)
+    traced = trace(network)
+    names = [segment.name for segment in traced.segments]
+    bounds = boundaries(config.pipeline.split, len(names), stages)
+    modules = cut(traced, bounds)
+    if meta:
+        check_input(traced, (2, *image_shape(data)))
+    ends = [*bounds[1:], len(names)]
+    return Blueprint(
+        config=config,
+        data=data,
+        bounds=tuple(bounds),
+        segments=tuple(tuple(names[a:b]) for a, b in zip(bounds, ends, strict=True)),
+        modules=tuple(modules),
+        fields=_record(config, modules, image_shape(data), meta),
+        meta=meta,
+    )
+
+
+def _check_per_stage(config: Config, stages: int) -> None:
+    from dglpipe.errors import ConfigError
+
+    count = len(config.per_stage)
+    if count not in (0, stages):
+        allowed = f"a list of {stages} entries, one a stage, or an empty one"
+        raise ConfigError("per_stage", f"{count} entries", allowed)
+
+
+def _record(
+    config: Config, modules: Sequence[nn.Module], shape: tuple[int, ...], meta: bool
+) -> tuple[Field, ...]:
+    """What each stage hands on, seen in one forward of 2 rows."""
+    device = torch.device("meta" if meta else "cpu")
+    batch: Tensor = torch.zeros(2, *shape, device=device)
+    batch = batch.to(memory_format=torch.channels_last)
+    fields = []
+    for j, module in enumerate(modules[:-1]):
+        precision = config.stage(j).precision.name
+        context = Device(torch.device("cpu"), "gloo").autocast("fp32" if meta else precision)
+        module.eval()
+        with torch.no_grad(), context:
+            batch = module(batch)
+        module.train()
+        fields.append(recorded_field(ACTIVATIONS, WIRE[precision], batch))
+        batch = batch.to(WIRE[precision]) if not meta else batch
+    return tuple(fields)
+
+
+class _building:  # noqa: N801
+    """Builds modules from `seed`, leaving the caller's random state as it was."""
+
+    def __init__(self, meta: bool, seed: int) -> None:
+        self._device = torch.device("meta" if meta else "cpu")
+        self._seed = seed
+        self._state = torch.default_generator.get_state()
+
+    def __enter__(self) -> None:
+        torch.default_generator.manual_seed(self._seed)
+        self._device.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self._device.__exit__(*error)
+        torch.default_generator.set_state(self._state)

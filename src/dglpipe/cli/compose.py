@@ -1,0 +1,145 @@
+"""From command-line arguments to a checked configuration."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from dglpipe.config import Config, parse
+from dglpipe.errors import ConfigError, UserError
+
+CONFIG_MODULE = "dglpipe.conf"
+
+
+@dataclass(slots=True)
+class Arguments:
+    """The arguments of `train`, taken apart.
+
+    `run_dir` is kept out of Hydra's grammar, in which a path with = or ( or @ is an error.
+    """
+
+    overrides: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    run_dir: str | None = None
+    config_dir: str | None = None
+    config_name: str = "config"
+    sweep: bool = False
+
+
+def take_apart(arguments: Sequence[str]) -> Arguments:
+    """Sorts arguments into overrides, the flags that we know, and Hydra's other flags."""
+    result, rest = Arguments(), list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, _, value = word.partition("=")
+        if word in ("-m", "--multirun"):
+            result.sweep = True
+        elif name in ("--config-dir", "-cd", "--config-name", "-cn"):
+            key = "config_dir" if name in ("--config-dir", "-cd") else "config_name"
+            setattr(result, key, value or (rest.pop(0) if rest else ""))
+        elif name == "run_dir":
+            result.run_dir = value.strip("'\"") or None
+        elif word.startswith("-"):
+            result.flags.append(word)
+            if word in ("--cfg", "-c", "--package", "-p", "--info") and rest:
+                result.flags.append(rest.pop(0))
+        else:
+            result.overrides.append(word)
+    return result
+
+
+def compose(arguments: Arguments) -> Config:
+    """The configuration that `arguments` ask for.
+
+    Raises:
+        ConfigError, UserError: an unknown key or name, a wrong type, a missing value.
+    """
+    overrides = list(arguments.overrides)
+    if arguments.config_dir:
+        folder = Path(arguments.config_dir).resolve()
+        if not folder.is_dir():
+            raise UserError(f"--config-dir: {folder} is not a directory")
+        overrides.append(f"hydra.searchpath=['file://{folder}']")
+    try:
+        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+            tree = hydra_compose(arguments.config_name, overrides=overrides)
+        config = parse(to_plain(tree))
+    except HydraException as error:
+        raise UserError(_readable(error)) from None
+    if arguments.run_dir is not None:
+        config.run_dir = arguments.run_dir
+    return config
+
+
+def to_plain(tree: Any) -> dict[str, Any]:
+    """A composed tree as plain dictionaries, interpolations resolved.
+
+    Raises:
+        ConfigError: a value that has to be given was not.
+    """
+    try:
+        plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = str(error.full_key)
+        raise ConfigError(key, "nothing", "a value", f"Give {key}=...") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error.full_key), "an unusable value", str(error)) from None
+    return {str(key): value for key, value in plain.items()}  # type: ignore[union-attr]
+
+
+def first_of_sweep(arguments: Arguments) -> Arguments:
+    """`arguments` with the first value in place of every list of a sweep."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(arguments.overrides)
+    except HydraException as error:
+        raise UserError(_readable(error)) from None
+    single = []
+    for text, override in zip(arguments.overrides, parsed, strict=True):
+        if override.is_sweep_override():
+            first = next(iter(override.sweep_string_iterator()))
+            text = f"{override.get_key_element()}={first}"
+        single.append(text)
+    return Arguments(single, [], arguments.run_dir, arguments.config_dir, arguments.config_name)
+
+
+def _readable(error: Exception) -> str:
+    """Hydra's message, with the nearest known key where one is misspelt."""
+    text = str(error).strip()
+    cause = error.__cause__
+    if cause is not None and str(cause) not in text:
+        text = f"{text}\n{str(cause).splitlines()[0]}"
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown is None:
+        return text
+    return f"{unknown[1]}: no such key{_nearest(unknown[1])}"
+
+
+def _nearest(key: str) -> str:
+    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        tree: Any = OmegaConf.to_container(hydra_compose("config"))
+    known = list(_keys(tree))
+    near = difflib.get_close_matches(key, known, n=3)
+    group = [name for name in known if name.rsplit(".", 1)[0] == key.rsplit(".", 1)[0]]
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; allowed: {', '.join(group if '.' in key and group else sorted(tree))}"
+
+
+def _keys(tree: Any, prefix: str = "") -> list[str]:
+    if not isinstance(tree, dict):
+        return [prefix]
+    keys = [prefix] if prefix else []
+    for key, value in tree.items():
+        keys += _keys(value, f"{prefix}.{key}" if prefix else str(key))
+    return keys

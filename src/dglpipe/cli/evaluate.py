@@ -1,0 +1,21 @@
+"""`dglpipe evaluate run=RUN_DIR`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dglpipe.errors import UserError
+from dglpipe.evaluation import evaluate_run
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """Prints and stores the accuracy of every exit."""
+    paths = [word[len("run=") :] for word in arguments if word.startswith("run=")]
+    if len(arguments) != 1 or not paths or not paths[0]:
+        raise UserError(f"evaluate: got {' '.join(arguments)!r}; allowed: run=RUN_DIR")
+    result = evaluate_run(Path(paths[0]))
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    return 0

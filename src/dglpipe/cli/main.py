@@ -1,0 +1,67 @@
+"""`dglpipe COMMAND ...`: which command it is, and what its end means to the shell."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import dglpipe
+from dglpipe.errors import DglpipeError, UserError
+
+USAGE = """usage: dglpipe COMMAND ...
+
+commands:
+  train [OVERRIDES]      train; `dglpipe train --help` lists the settings
+  train -m [OVERRIDES]   a sweep: key=value1,value2 makes a run of each
+  evaluate run=RUN_DIR   accuracy of every exit of a finished run
+  models                 networks, heads, data sets and the other choices
+  --version              the version
+"""
+
+DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command; returns its exit status."""
+    # Plug-ins of the folder where the user stands can be imported, as with `python -m`.
+    if os.getcwd() not in sys.path:  # noqa: PTH109
+        sys.path.append(os.getcwd())  # noqa: PTH109
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(USAGE)
+        return DONE if arguments else WRONG
+    if arguments[0] == "--version":
+        sys.stdout.write(f"dglpipe {dglpipe.__version__}\n")
+        return DONE
+    command = _commands().get(arguments[0])
+    if command is None:
+        sys.stderr.write(f"dglpipe: no command {arguments[0]!r}\n{USAGE}")
+        return WRONG
+    return _status(command, arguments[1:])
+
+
+def _commands() -> dict[str, Callable[[Sequence[str]], int]]:
+    from dglpipe.cli.evaluate import evaluate
+    from dglpipe.cli.models import models
+    from dglpipe.cli.train import train
+
+    return {"train": train, "evaluate": evaluate, "models": models}
+
+
+def _status(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    try:
+        return command(arguments)
+    except UserError as error:
+        sys.stderr.write(f"dglpipe: {error}\n")
+        return WRONG
+    except DglpipeError as error:
+        sys.stderr.write(f"{error}\n")
+        return FAILED
+    except KeyboardInterrupt as error:
+        sys.stderr.write(f"dglpipe: interrupted {error}\n")
+        return INTERRUPTED

@@ -1,0 +1,117 @@
+"""CIFAR-10, read by torchvision."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torchvision.datasets import CIFAR10
+
+from dglpipe.config import Cifar10Config
+from dglpipe.data.description import DataDescription, fingerprint, given_channels
+from dglpipe.data.memory import InMemory, Split
+from dglpipe.data.pixels import CIFAR, resize
+from dglpipe.errors import DataError
+
+# fmt: off
+_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)
+# fmt: on
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Cifar10Source:
+    """50,000 and 10,000 colour images of 32x32 pixels, ten classes."""
+
+    config: Cifar10Config
+    seed: int
+    wanted_channels: int | None = None
+
+    @property
+    def description(self) -> DataDescription:
+        """Constant: torchvision accepts no other files than the published ones.
+
+        Raises:
+            DataError: the files are not there and may not be downloaded.
+        """
+        if not self.config.download:
+            self._require_files()
+        side = self.config.image_size
+        return DataDescription(
+            name=self.config.name,
+            train=50_000,
+            test=10_000,
+            classes=_CLASSES,
+            channels=given_channels(self.config.name, 3, self.wanted_channels),
+            height=side,
+            width=side,
+            fingerprint=fingerprint(self.config.name, side, CIFAR10.tgz_md5),
+        )
+
+    def load(self) -> InMemory:
+        """Reads both splits into memory, downloading them first where that is allowed.
+
+        Raises:
+            DataError: missing or damaged files, or a download that failed.
+        """
+        if not self.config.download:
+            self._require_files()
+        with _only_one_downloads(self._root, self.config.download):
+            train, test = self._split(train=True), self._split(train=False)
+        return InMemory(train, test, CIFAR, self.seed, self.config.augment)
+
+    @property
+    def _root(self) -> Path:
+        return Path(self.config.root).expanduser()
+
+    def _require_files(self) -> None:
+        folder = self._root / CIFAR10.base_folder
+        if not all((folder / name).is_file() for name, _ in CIFAR10.train_list + CIFAR10.test_list):
+            raise DataError(
+                f"data.root={self.config.root}: no CIFAR-10 in it; expected the files of "
+                f"{CIFAR10.base_folder}/, {_contents(self._root)}. Give the folder that holds "
+                f"{CIFAR10.base_folder}, or fetch it with data.download=true"
+            )
+
+    def _split(self, train: bool) -> Split:
+        try:
+            files = CIFAR10(str(self._root), train=train, download=self.config.download)
+        except (OSError, RuntimeError) as error:
+            todo = "Check the network" if self.config.download else "Set data.download=true"
+            raise DataError(
+                f"data.root={self.config.root}: CIFAR-10 cannot be read ({error}). {todo}, or "
+                f"remove {self._root / CIFAR10.base_folder} and put the published files there"
+            ) from error
+        side = self.config.image_size
+        images = torch.from_numpy(files.data).contiguous()
+        return Split(resize(images, side, side), torch.tensor(files.targets))
+
+
+def _contents(root: Path) -> str:
+    if not root.is_dir():
+        return f"and there is no folder {root.absolute()}"
+    names = sorted(path.name for path in root.iterdir())
+    more = ", ..." if len(names) > _SHOWN else ""
+    return f"found {', '.join(names[:_SHOWN]) or 'nothing'}{more}"
+
+
+@contextmanager
+def _only_one_downloads(root: Path, download: bool) -> Iterator[None]:
+    """Replicas that start together would write into each other's archive."""
+    if not download:
+        yield
+        return
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / ".download.lock").open("w")
+    except OSError as error:
+        raise DataError(f"data.root={root}: cannot be written to ({error})") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

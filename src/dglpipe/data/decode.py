@@ -1,0 +1,89 @@
+"""Image files to pixels; the only module that knows the decoder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+
+from dglpipe.data.pixels import resize
+from dglpipe.errors import DataError
+
+_RGB = ImageReadMode.RGB
+_CHUNK = 256
+_MOST_THREADS = 8
+
+
+class SizesDifferError(Exception):
+    """Two images that were to be equal in size are not."""
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def decode(path: Path) -> Tensor:
+    """An image file as (H,W,3) uint8; gray is repeated, alpha dropped, an animation cut
+    down to its first frame, 16 bits to the upper 8.
+
+    Raises:
+        DataError: a file that cannot be read or decoded.
+    """
+    try:
+        image: Tensor = decode_image(torch.from_numpy(np.fromfile(path, np.uint8)), _RGB)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{path}: cannot be decoded as an image ({reason}); remove or replace it"
+        ) from error
+    if image.dim() == 4:
+        image = image[0]
+    if image.dtype is torch.uint16:
+        image = (image.to(torch.int32) >> 8).to(torch.uint8)
+    return image.permute(1, 2, 0)
+
+
+def decode_all(paths: Sequence[Path], size: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """Decodes images that are all of `size`, in threads, and brings them to `target`.
+
+    Args:
+        paths: n files.
+        size: height and width of every image.
+        target: height and width to interpolate to.
+
+    Returns:
+        (n,H,W,3) uint8, with H and W of `target`.
+
+    Raises:
+        DataError: a file that cannot be decoded.
+        SizesDifferError: an image of another size.
+    """
+    images = torch.empty((len(paths), *target, 3), dtype=torch.uint8)
+    fill = partial(_decode_some, paths, images, size)
+    # Decoding releases the interpreter's lock, so threads do it without copying.
+    pool = ThreadPoolExecutor(min(_MOST_THREADS, cores()))
+    try:
+        for _ in pool.map(fill, range(0, len(paths), _CHUNK)):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return images
+
+
+def _decode_some(paths: Sequence[Path], images: Tensor, size: tuple[int, int], first: int) -> None:
+    height, width = images.shape[1:3]
+    for index in range(first, min(first + _CHUNK, len(paths))):
+        image = decode(paths[index])
+        if tuple(image.shape[:2]) != size:
+            raise SizesDifferError(f"{paths[index]} is {tuple(image.shape[:2])}, not {size}")
+        images[index] = resize(image[None], height, width)[0]

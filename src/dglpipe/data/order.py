@@ -1,0 +1,52 @@
+"""Which image comes when, and with what randomness: functions of the seed alone.
+
+No state is kept, so a run that resumes, or is cut in another way, sees the same batches.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dglpipe.seeds import derive
+
+# Constants of splitmix64 (Steele, Lea and Flood, 2014), as signed numbers: int64
+# arithmetic wraps, which makes it the arithmetic modulo 2^64 that they are meant for.
+_GAMMA = 0x9E3779B97F4A7C15 - 2**64
+_FIRST = 0xBF58476D1CE4E5B9 - 2**64
+_SECOND = 0x94D049BB133111EB - 2**64
+
+
+def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
+    """The order of the training images in `epoch`: a permutation of 0..size-1, int64."""
+    generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
+    return torch.randperm(size, generator=generator)
+
+
+def uniform(seed: int, epoch: int, indices: Tensor, draws: int) -> Tensor:
+    """Random numbers of single images, whatever batch they are in.
+
+    Args:
+        indices: (B,) int64, positions in the split.
+        draws: numbers an image; the first ones do not depend on how many are drawn.
+
+    Returns:
+        (B, draws) float64 in [0, 1).
+    """
+    key = derive(seed, "augment", epoch)
+    state = _mix(key + (indices + 1) * _GAMMA)
+    counter = torch.arange(1, draws + 1, dtype=torch.int64)
+    bits = _mix(state[:, None] + counter * _GAMMA)
+    return _shift_right(bits, 11).to(torch.float64) * 2.0**-53
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """The output function of splitmix64, element by element; int64."""
+    bits = (bits ^ _shift_right(bits, 30)) * _FIRST
+    bits = (bits ^ _shift_right(bits, 27)) * _SECOND
+    return bits ^ _shift_right(bits, 31)
+
+
+def _shift_right(bits: Tensor, by: int) -> Tensor:
+    # int64 shifts arithmetically: the copies of the sign have to go.
+    return (bits >> by) & ((1 << (64 - by)) - 1)

@@ -1,0 +1,80 @@
+"""Images made of a seed: a smooth pattern a class, under noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from dglpipe.config import SyntheticConfig
+from dglpipe.data.description import DataDescription, fingerprint, given_channels
+from dglpipe.data.memory import InMemory, Split
+from dglpipe.data.pixels import Normalisation, with_channels
+from dglpipe.seeds import derive
+
+# 8 bits hold four standard deviations to each side of the middle.
+_MIDDLE, _STD = 128, 32
+_NORMALISATION = Normalisation((_MIDDLE / 255,), (_STD / 255,))
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class SyntheticSource:
+    """Learnable images of any shape, the same ones for the same configuration and seed."""
+
+    config: SyntheticConfig
+    seed: int
+    wanted_channels: int | None = None
+
+    @property
+    def description(self) -> DataDescription:
+        """Follows from the configuration; nothing is made."""
+        config = self.config
+        return DataDescription(
+            name=config.name,
+            train=config.samples,
+            test=self._test_size,
+            classes=tuple(str(label) for label in range(config.classes)),
+            channels=given_channels(config.name, config.channels, self.wanted_channels),
+            height=config.image_size,
+            width=config.image_size,
+            fingerprint=fingerprint(config, self.seed),
+        )
+
+    def load(self) -> InMemory:
+        """Makes both splits; they share the patterns."""
+        patterns = self._patterns()
+        train = self._split("train", self.config.samples, patterns)
+        test = self._split("test", self._test_size, patterns)
+        return InMemory(train, test, _NORMALISATION, self.seed)
+
+    @property
+    def _test_size(self) -> int:
+        return max(1, self.config.samples // 4)
+
+    def _generator(self, part: str) -> torch.Generator:
+        return torch.Generator().manual_seed(derive(self.seed, "synthetic", part))
+
+    def _patterns(self) -> Tensor:
+        """(N,H,W,C) float32 with mean square 1: 4x4 random values, interpolated."""
+        shape = (self.config.classes, self.config.channels, 4, 4)
+        coarse = torch.randn(shape, generator=self._generator("patterns"))
+        side = self.config.image_size
+        smooth = interpolate(coarse, (side, side), mode="bilinear").permute(0, 2, 3, 1)
+        return smooth / smooth.square().mean().sqrt()
+
+    def _split(self, part: str, size: int, patterns: Tensor) -> Split:
+        generator = self._generator(part)
+        labels = torch.arange(size) % self.config.classes
+        # In chunks: the float images of a large set may not fit where its bytes do.
+        chunks = [self._images(patterns[some], generator) for some in torch.split(labels, _CHUNK)]
+        channels = given_channels("synthetic", self.config.channels, self.wanted_channels)
+        return Split(with_channels(torch.cat(chunks), channels), labels)
+
+    def _images(self, patterns: Tensor, generator: torch.Generator) -> Tensor:
+        """Adds noise to (B,H,W,C) float32 and rounds to uint8, with variance 1 in all."""
+        noise = torch.randn(patterns.shape, generator=generator) * self.config.noise
+        signal: Tensor = (patterns + noise) / (1 + self.config.noise**2) ** 0.5
+        return (signal * _STD + _MIDDLE).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,79 @@
+"""Accuracy of every exit of a finished run, in one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dglpipe.blueprint import Blueprint, draw
+from dglpipe.chain import Chain
+from dglpipe.clock import Clock
+from dglpipe.config import Config, from_yaml
+from dglpipe.data import open_data
+from dglpipe.device import Device
+from dglpipe.errors import RunDirError
+from dglpipe.feed import DataFeed
+from dglpipe.models import wanted_channels
+from dglpipe.objectives import build_loss
+from dglpipe.rundir import RunDir, write_json
+from dglpipe.stage import RunLength, Stage
+from dglpipe.weights import load, load_tensors
+from dglpipe.worker import plan_stream
+
+
+def evaluate_run(path: Path) -> dict[str, Any]:
+    """Evaluates the final weights below `path` and writes `evaluation.json`.
+
+    Returns:
+        The `test` part of the summary.
+
+    Raises:
+        RunDirError: `path` is not the directory of a finished run.
+    """
+    run_dir = RunDir(path)
+    if run_dir.status() != "finished":
+        raise RunDirError(
+            f"run: {path} holds {run_dir.status() or 'no'} run; give one that is finished"
+        )
+    config = from_yaml(run_dir.config.read_text())
+    result = _evaluate(config, run_dir)
+    write_json(run_dir.evaluation, result)
+    return result
+
+
+def load_stages(blueprint: Blueprint, run_dir: RunDir, length: RunLength) -> list[Stage]:
+    """All stages of a run with their final weights."""
+    config = blueprint.config
+    loss = build_loss(config.method.loss, config.label_smoothing)
+    device = Device(torch.device("cpu"), "gloo")
+    stages = []
+    for j in range(len(blueprint.modules)):
+        learner = blueprint.learner(j)
+        load_tensors(learner, load(run_dir.final(j)))
+        stages.append(Stage(j, learner, config.stage(j), loss, device, length, config.seed))
+    return stages
+
+
+def _evaluate(config: Config, run_dir: RunDir) -> dict[str, Any]:
+    config.pipeline.replicas = 1
+    source = open_data(config.data, config.seed, wanted_channels(config.model))
+    plan = plan_stream(config, source)
+    count = config.pipeline.stages or 1
+    blueprint = draw(config, source.description, count)
+    stages = load_stages(blueprint, run_dir, RunLength(plan.steps, plan.steps_per_epoch))
+    chain = Chain(stages, dict(enumerate(blueprint.fields)), None, Clock(), count)
+    items = list(plan.items(done=plan.steps))
+    device = Device(torch.device("cpu"), "gloo")
+    feed = DataFeed(source.load(), plan.train, items, config.seed, device)
+    chain.eval_mode(True)
+    for _ in items:
+        chain.evaluate(feed.take())
+    feed.close()
+    tallies = [stage.tally() for stage in stages]
+    return {
+        "accuracy": [tally.correct / tally.rows for tally in tallies],
+        "ensemble_accuracy": chain.ensemble_hits() / plan.test,
+        "loss": [tally.loss / tally.rows for tally in tallies],
+    }

@@ -1,0 +1,77 @@
+"""The paper's plain networks: 3x3 convolutions and an MLP (paper.md, sections 2 to 4)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+from dglpipe.config import CnnConfig
+from dglpipe.models.blocks import average_pool, mlp
+
+NETWORKS = {
+    "cnn4": "4 layers of 3x3 convolution, width x 1, 2, 2, 4, and an MLP",
+    "cnn6": "6 layers of 3x3 convolution, width x 1, 2, 2, 4, 4, 4, and an MLP",
+}
+MULTIPLES = {"cnn4": (1, 2, 2, 4), "cnn6": (1, 2, 2, 4, 4, 4)}
+"""Channels of each layer in units of `width`."""
+POOLS = (1, 3)
+"""Layers, counted from 0, in front of which a 2x2 max-pool stands."""
+
+
+class Cnn(nn.Module):
+    """Images (B, channels, H, H) -> logits (B, N).
+
+    Args:
+        channels: of the images.
+        widths: output channels of every layer.
+        pools: layers with a 2x2 max-pool in front.
+        dropout: probability that a channel is dropped behind a layer.
+        classes: N.
+        image_size: H in pixels; an H that the pools shrink to nothing is not refused here
+            but by `partition.check_input`, which can say where.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        widths: list[int],
+        pools: list[int],
+        dropout: float,
+        classes: int,
+        image_size: int,
+    ) -> None:
+        super().__init__()
+        inputs = [channels, *widths]
+        self.layers = nn.Sequential(
+            *(_layer(inputs[i], width, i in pools, dropout) for i, width in enumerate(widths))
+        )
+        side = max(1, image_size >> len(pools))
+        self.pool = average_pool((side, side), (2, 2))
+        self.flatten = nn.Flatten()
+        self.classifier = mlp(widths[-1] * min(2, side) ** 2, 4 * widths[-1], 2, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, channels, H, H) -> (B, N)"""
+        logits: Tensor = self.classifier(self.flatten(self.pool(self.layers(images))))
+        return logits
+
+
+def _layer(channels: int, width: int, pool: bool, dropout: float) -> nn.Sequential:
+    """[pool,] convolution, batch norm, ReLU[, dropout of whole channels]"""
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    if pool:
+        parts["pool"] = nn.MaxPool2d(2)
+    parts["conv"] = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+    parts["norm"] = nn.BatchNorm2d(width)
+    parts["relu"] = nn.ReLU(inplace=True)
+    if dropout > 0:
+        parts["dropout"] = nn.Dropout2d(dropout)
+    return nn.Sequential(parts)
+
+
+def build(config: CnnConfig, channels: int, classes: int, image_size: int) -> Cnn:
+    """The network that `config` describes."""
+    widths = config.widths or [config.width * times for times in MULTIPLES[config.name]]
+    pools = list(POOLS) if config.pools is None else config.pools
+    return Cnn(channels, widths, pools, config.dropout, classes, image_size)

@@ -1,0 +1,37 @@
+"""Optimizers by name: torch's own, in their fused form where it exists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from dglpipe.config import AdamConfig, OptimizerConfig, SgdConfig
+
+
+def build_optimizer(
+    config: OptimizerConfig, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The optimizer of one stage."""
+    if isinstance(config, SgdConfig):
+        return torch.optim.SGD(
+            parameters,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+    return _adam(config)(
+        parameters,
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def _adam(config: AdamConfig) -> type[torch.optim.Adam]:
+    return torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam

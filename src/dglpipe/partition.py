@@ -1,0 +1,319 @@
+"""Where a network can be cut, and cutting it: the only place that does.
+
+    network --trace--> operations, grouped into segments --boundaries, cut--> stages
+
+The operations are those of `torch.fx`; modules of torch.nn but Sequential are one each. A
+segment begins at an operation that owns weights and takes all up to the next such place:
+
+    conv bn relu pool | conv bn relu | conv bn relu pool flatten linear
+    segment 0           segment 1      segment 2, with the classifier
+
+A cut lies only where exactly one tensor is alive, so that a residual block is one segment,
+and never in front of an operation that overwrites that tensor: the sender still needs it.
+A norm belongs to the operation before it, unless it opens a residual branch (pre-norm
+blocks): there the cut in front of the norm is the only one there is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import Argument, map_arg
+
+from dglpipe.errors import ConfigError
+from dglpipe.models.operations import Operations
+from dglpipe.models.tracing import symbolic_graph
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The smallest piece that a cut can leave.
+
+    Attributes:
+        name: path of the module that holds all its weights and no other segment's, else of
+            its first operation with weights; unique.
+        nodes: its operations, in order of execution.
+        output: the node that the next segment reads; of the last, what the network gives.
+    """
+
+    name: str
+    nodes: tuple[fx.Node, ...]
+    output: Argument
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A network and its segments.
+
+    Attributes:
+        network: as it was given; its modules are shared by the stages that `cut` makes.
+        entry: the node that stands for the network's input.
+        segments: in order of execution; at least one.
+    """
+
+    network: nn.Module
+    entry: fx.Node
+    segments: tuple[Segment, ...]
+
+
+def trace(network: nn.Module) -> Traced:
+    """Finds the segments of `network`, on any device, meta included, without running it.
+
+    Only the first argument of its forward is an input; the others keep their defaults.
+
+    Raises:
+        ConfigError: the network cannot be traced, or does other operations in training than
+            in evaluation.
+    """
+    operations = Operations(network, symbolic_graph(network))
+    return Traced(network, operations.entry, _segments(operations))
+
+
+def _segments(operations: Operations) -> tuple[Segment, ...]:
+    nodes = operations.nodes
+    classifier = _classifier(operations)
+    starts = [0, *_cuts(operations, classifier)]
+    ends = [*starts[1:], len(nodes)]
+    pieces = [tuple(nodes[start:end]) for start, end in zip(starts, ends, strict=True)]
+    behind = set(nodes[classifier:])
+    owned = [
+        [path for node in piece if node not in behind for path in operations.weights(node)]
+        for piece in pieces
+    ]
+    outputs: list[Argument] = [
+        *(operations.alive(start)[0] for start in starts[1:]),
+        operations.output,
+    ]
+    return tuple(map(Segment, _names(owned), pieces, outputs))
+
+
+def _classifier(operations: Operations) -> int:
+    """Where the classifier begins: behind the last flattening, if weights come before it."""
+    nodes = operations.nodes
+    last = max((at for at, node in enumerate(nodes) if operations.flattens(node)), default=0)
+    return last if any(map(operations.weights, nodes[:last])) else len(nodes)
+
+
+def _cuts(operations: Operations, classifier: int) -> list[int]:
+    """The first operation of every segment but the first."""
+    cuts: list[int] = []
+    norms: list[int] = []
+    begun = False
+    for at, node in enumerate(operations.nodes[:classifier]):
+        if not operations.weights(node):
+            continue
+        if operations.is_norm(node):
+            if begun and not operations.weights(node.all_input_nodes[0]):
+                norms.append(at)
+            continue
+        if begun:
+            places = (place for place in (at, *reversed(norms)) if operations.can_cut(place))
+            cuts += itertools.islice(places, 1)
+        begun = True
+        norms.clear()
+    return cuts
+
+
+def _names(owned: Sequence[Sequence[str]]) -> list[str]:
+    """A name a segment, from the paths of its weights."""
+    names: list[str] = []
+    for at, paths in enumerate(owned):
+        block = _common_path(paths)
+        others = itertools.chain(*owned[:at], *owned[at + 1 :])
+        alone = block and not any(f"{path}.".startswith(f"{block}.") for path in others)
+        names.append(block if alone else next(iter(paths), "network"))
+    counts = Counter[str]()
+    for at, name in enumerate(names):  # a module that is called again begins another segment
+        counts[name] += 1
+        names[at] = name if counts[name] == 1 else f"{name}#{counts[name]}"
+    return names
+
+
+def _common_path(paths: Sequence[str]) -> str:
+    levels = zip(*(path.split(".") for path in paths), strict=False)
+    return ".".join(level[0] for level in itertools.takewhile(lambda at: len(set(at)) == 1, levels))
+
+
+def even_boundaries(segments: int, stages: int) -> list[int]:
+    """First segment of every stage: sizes differ by at most 1, larger first.
+
+    10 segments in 4 stages are 3, 3, 2, 2: [0, 3, 6, 8].
+    """
+    size, larger = divmod(segments, stages)
+    return [size * stage + min(stage, larger) for stage in range(stages)]
+
+
+def boundaries(
+    split: str | Sequence[int], segments: int, stages: int, names: Sequence[str] = ()
+) -> list[int]:
+    """First segment of every stage, the first one's 0 included.
+
+    Args:
+        split: `even`, or the first segment of every stage but the first.
+        segments: how many there are.
+        stages: K.
+        names: of the segments, for the errors.
+
+    Raises:
+        ConfigError: more stages than segments; a list of the wrong length, out of order or
+            out of range; any other word than `even`.
+    """
+    hint = f"Segments: {', '.join(f'{at} {name}' for at, name in enumerate(names))}" * bool(names)
+    if not 1 <= stages <= segments:
+        allowed = f"1 to {segments}, the number of segments of this network"
+        raise ConfigError("pipeline.stages", stages, allowed, hint)
+    if isinstance(split, str):
+        if split != "even":
+            raise ConfigError("pipeline.split", split, "even, or a list of segments")
+        return even_boundaries(segments, stages)
+    firsts = list(split)
+    allowed = _fault(firsts, segments, stages)
+    if allowed:
+        raise ConfigError("pipeline.split", firsts, allowed, hint)
+    return [0, *firsts]
+
+
+def _fault(firsts: list[int], segments: int, stages: int) -> str:
+    """What the list should have been; empty if it is right."""
+    if len(firsts) != stages - 1:
+        return f"{stages - 1} numbers for {stages} stages: the first segment of all but the first"
+    if any(later <= earlier for earlier, later in itertools.pairwise(firsts)):
+        return "rising numbers: no stage without a segment"
+    if any(not 1 <= first < segments for first in firsts):
+        return f"numbers from 1 to {segments - 1}, the last segment of this network"
+    return ""
+
+
+def cut(traced: Traced, boundaries: Sequence[int]) -> list[fx.GraphModule]:
+    """The stages: run one after the other they are the network, bit for bit.
+
+    Each holds the network's own modules, parameters and buffers (shared, not copied) under
+    the network's own `state_dict` keys; every key lies in exactly one stage. What the
+    network registers and never uses lies in the last.
+
+    Args:
+        boundaries: first segment of every stage, as `boundaries()` gives them.
+
+    Raises:
+        ConfigError: two stages would own the same tensor (tied weights); state that is
+            neither parameter nor buffer outside of the modules that are called.
+    """
+    ends = [*boundaries[1:], len(traced.segments)]
+    stages = [_stage(traced, first, end) for first, end in zip(boundaries, ends, strict=True)]
+    held = {key for stage in stages for key in stage.state_dict()}
+    for key in traced.network.state_dict():
+        if key not in held:
+            _adopt(stages[-1], traced.network, key)
+    _refuse_ties(stages, boundaries)
+    return stages
+
+
+def _stage(traced: Traced, first: int, end: int) -> fx.GraphModule:
+    """Segments `first` to `end` - 1 as a module of one input."""
+    segments = traced.segments
+    graph = fx.Graph()
+    entry = segments[first - 1].output if first else traced.entry
+    copies: dict[Argument, fx.Node] = {entry: graph.placeholder("batch")}
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node not in copies and node.op == "get_attr":
+            copies[node] = graph.node_copy(node)
+        return copies[node]
+
+    for node in itertools.chain.from_iterable(part.nodes for part in segments[first:end]):
+        copies[node] = graph.node_copy(node, copied)
+    graph.output(map_arg(segments[end - 1].output, copied))
+    stage = fx.GraphModule(traced.network, graph, class_name="Segments")
+    _keep_out_of_state(stage, set(traced.network.state_dict()))
+    return stage
+
+
+def _keep_out_of_state(stage: fx.GraphModule, keys: set[str]) -> None:
+    """fx makes every tensor a buffer that is saved: undo it for those that are not."""
+    for path, module in stage.named_modules():
+        for name in module._buffers:
+            if f"{path}.{name}".lstrip(".") not in keys:
+                module._non_persistent_buffers_set.add(name)
+
+
+def _adopt(stage: nn.Module, network: nn.Module, key: str) -> None:
+    """Registers parameter or buffer `key` of `network` in `stage`."""
+    path, _, name = key.rpartition(".")
+    source, owner = network.get_submodule(path), stage
+    for part in filter(None, path.split(".")):
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        owner = owner.get_submodule(part)
+    if name in source._parameters:
+        owner.register_parameter(name, source._parameters[name])
+    elif name in source._buffers:
+        owner.register_buffer(name, source._buffers[name])
+    else:
+        raise ConfigError("model", key, "state in parameters and buffers only")
+
+
+def _refuse_ties(stages: Iterable[nn.Module], boundaries: Sequence[int]) -> None:
+    owners: dict[int, tuple[int, str]] = {}
+    for j, stage in enumerate(stages):
+        for key, tensor in stage.state_dict(keep_vars=True).items():
+            other, name = owners.setdefault(id(tensor), (j, key))
+            if other != j:
+                allowed = f"cuts that leave {name} and {key}, one and the same tensor, in one stage"
+                got = f"stages that begin at segments {list(boundaries)}"
+                hint = f"Tied weights: stages {other} and {j} would each train their own copy"
+                raise ConfigError("pipeline.split", got, allowed, hint)
+
+
+def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """Sends a batch through the segments on the meta device: no memory, no arithmetic.
+
+    Args:
+        shape: of a batch, (B, C, H, W).
+
+    Returns:
+        Shape of every segment's output, (B, ...); the last one's is that of the logits.
+
+    Raises:
+        ConfigError: a segment shrinks the image to nothing or fails on it otherwise, or
+            gives something else than one tensor with a row for each row of the batch.
+    """
+    batch = torch.empty(*shape, device="meta")
+    shapes = []
+    for at, segment in enumerate(traced.segments):
+        stage = _stage(traced, at, at + 1)
+        try:
+            output = _run_on_meta(stage, batch)
+        except Exception as error:  # shape errors come as RuntimeError, ValueError, IndexError
+            raise _unfit(traced, at, batch.shape, shape, str(error)) from error
+        if not isinstance(output, Tensor) or output.shape[:1] != batch.shape[:1]:
+            got = f"{type(output).__name__} from segment {at} ({segment.name})"
+            raise ConfigError("model", got, "one tensor with a row for each row of the batch")
+        if not output.numel():
+            raise _unfit(traced, at, batch.shape, shape, "Nothing is left of it")
+        batch = output
+        shapes.append(tuple(output.shape))
+    return shapes
+
+
+def _run_on_meta(stage: nn.Module, batch: Tensor) -> object:
+    """Runs `stage` with meta tensors in place of its own, which stay as they are."""
+    named = itertools.chain(
+        stage.named_parameters(remove_duplicate=False), stage.named_buffers(remove_duplicate=False)
+    )
+    meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in named}
+    with torch.no_grad():
+        return torch.func.functional_call(stage, meta, (batch,), tie_weights=False)
+
+
+def _unfit(
+    traced: Traced, at: int, incoming: Sequence[int], shape: Sequence[int], reason: str
+) -> ConfigError:
+    name = traced.segments[at].name
+    allowed = f"images that segment {at} ({name}) of the network can work on"
+    hint = f"It fails on an input of shape {tuple(incoming[1:])} a row: {reason.splitlines()[0]}"
+    return ConfigError("data.image_size", shape[-1], allowed, hint)

@@ -1,0 +1,152 @@
+"""The life of one process of a run, from rendezvous to its last word."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import socket
+import sys
+import time
+from typing import Any
+
+import torch
+from torch.distributed.distributed_c10d import Store
+
+from dglpipe import failure
+from dglpipe.agreement import check_agreement
+from dglpipe.config import Config
+from dglpipe.data import open_data
+from dglpipe.device import Device, choose_backend, select
+from dglpipe.metrics import Collector, JsonLines, Sink
+from dglpipe.models import wanted_channels
+from dglpipe.process_group import ProcessGroup, rendezvous
+from dglpipe.progress import open_progress
+from dglpipe.report import closing_table
+from dglpipe.rundir import RunDir, write_json
+from dglpipe.summary import Summary
+from dglpipe.tensorboard import TensorBoard
+from dglpipe.topology import Layout, Topology
+from dglpipe.watchdog import watch_parent
+from dglpipe.worker import Worker
+
+logger = logging.getLogger("dglpipe")
+
+PEER_PAUSE_S = 2.0
+"""A process that only lost its neighbour stays this long, so that whoever watches the
+processes sees the one that failed by itself exit first."""
+
+
+def run_process(
+    config: Config, layout: Layout, run_dir: RunDir, store: Store | None = None
+) -> dict[str, Any] | None:
+    """Runs this process to its end, under any launcher that sets RANK and its company.
+
+    Args:
+        store: from `rendezvous`; None: to be met here.
+
+    Returns:
+        At rank 0 the summary, else None.
+    """
+    rank = int(os.environ["RANK"])
+    topology = layout.at(rank)
+    watch_parent()
+    _log_to_file(run_dir, topology)
+    worker: list[Worker] = []
+    try:
+        store = store or rendezvous(config.timeout_s)
+        return _run(config, topology, run_dir, store, worker)
+    except BaseException as error:
+        step = worker[0].step if worker else 0
+        story = failure.record(error, rank, topology.name(), step)
+        failure.write(story, run_dir)
+        logger.error("%s", story.describe(run_dir.log(rank)))
+        if not story.primary:
+            time.sleep(PEER_PAUSE_S)
+        raise
+
+
+def _run(
+    config: Config, topology: Topology, run_dir: RunDir, store: Store, holder: list[Worker]
+) -> dict[str, Any] | None:
+    device = open_device(config, topology.layout)
+    group = ProcessGroup.connect(topology, device, store, config.timeout_s, config.pipeline.checked)
+    source = open_data(config.data, config.seed, wanted_channels(config.model))
+    check_agreement(group, config, source.description)
+    _write_workers(group, run_dir)
+    started = time.monotonic()
+    worker = Worker(config, source, device, group, run_dir)
+    holder.append(worker)
+    if worker.plan.left_out and topology.rank == 0:
+        logger.info(
+            "the last batch of every epoch, %d rows, is left out: batch norm needs 2 a replica",
+            worker.plan.left_out,
+        )
+    summary = Summary(config, topology.layout, device, worker.plan)
+    collector = _collect(config, group, worker, run_dir, summary) if topology.rank == 0 else None
+    worker.run()
+    worker.finish()
+    result = None
+    if collector is not None:
+        finals = collector.finals(config.timeout_s)
+        result = summary.finished(finals, time.monotonic() - started)
+        write_json(run_dir.manifest, summary.manifest(finals))
+        write_json(run_dir.summary, result)
+        closing_table(result, run_dir.path)
+    group.close()
+    return result
+
+
+def open_device(config: Config, layout: Layout) -> Device:
+    """Chooses and prepares the device of this process."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", layout.world_size))
+    backend = choose_backend(config.pipeline.backend, local)
+    device = select(backend, int(os.environ.get("LOCAL_RANK", "0")))
+    device.prepare(layout.threads, config.deterministic)
+    return device
+
+
+def _collect(
+    config: Config, group: ProcessGroup, worker: Worker, run_dir: RunDir, summary: Summary
+) -> Collector:
+    run_dir.forget_after(worker.done)
+    layout = group.topology.layout
+    sinks: list[Sink] = [
+        JsonLines(run_dir.metrics),
+        TensorBoard(run_dir.tensorboard),
+        open_progress(worker.plan, layout.stages),
+        summary,
+    ]
+    return Collector(group.store, layout.world_size, layout.replicas, sinks)
+
+
+def _write_workers(group: ProcessGroup, run_dir: RunDir) -> None:
+    """Leaves `workers.json`: who runs what where."""
+    topology = group.topology
+    mine = {
+        "rank": topology.rank,
+        "stages": list(topology.stages),
+        "replica": topology.replica,
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+    }
+    everyone = [json.loads(text) for text in group.exchange("workers", json.dumps(mine))]
+    if topology.rank == 0:
+        write_json(run_dir.workers, everyone)
+
+
+def _log_to_file(run_dir: RunDir, topology: Topology) -> None:
+    handler = logging.FileHandler(run_dir.log(topology.rank))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.handlers = [handler]
+    if topology.rank == 0:
+        logger.addHandler(logging.StreamHandler(sys.stderr))
+        logger.handlers[-1].setLevel(logging.INFO)
+        logger.handlers[-1].addFilter(lambda record: record.levelno < logging.ERROR)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").handlers = [handler]
+    versions = f"python {platform.python_version()}, torch {torch.__version__}"
+    logger.debug("%s on %s, %s", topology.name(), socket.gethostname(), versions)

@@ -1,0 +1,234 @@
+"""The processes of a run: rendezvous, links, replicas. The facade of torch.distributed.
+
+Every operation has a meaning for a single process, so that P = 1 needs no case of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous as meet
+from torch.nn.parallel import DistributedDataParallel
+
+from dglpipe.checked import CheckedTransport
+from dglpipe.device import Device
+from dglpipe.errors import PeerLostError
+from dglpipe.link import Transport, Work
+from dglpipe.topology import Topology
+
+
+class LostPeerWork:
+    """A transfer whose failure is told as the loss of a neighbour."""
+
+    def __init__(self, work: Work, peer: str) -> None:
+        self._work = work
+        self._peer = peer
+
+    def wait(self) -> None:
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            raise PeerLostError(f"lost {self._peer}: {_first_line(error)}") from error
+
+
+class PairTransport:
+    """Point-to-point transfers with one neighbour, in a group of these two ranks."""
+
+    def __init__(self, group: dist.ProcessGroup, peer_in_group: int, peer: str) -> None:
+        self._group = group
+        self._peer_in_group = peer_in_group
+        self._peer = peer
+
+    def isend(self, tensor: Tensor) -> Work:
+        return self._issue(dist.isend, tensor, group_dst=self._peer_in_group)
+
+    def irecv(self, tensor: Tensor) -> Work:
+        return self._issue(dist.irecv, tensor, group_src=self._peer_in_group)
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        target.copy_(source, non_blocking=True)
+
+    def fill(self, target: Tensor, value: int) -> None:
+        target.fill_(value)
+
+    def _issue(self, operation: object, tensor: Tensor, **peer: int) -> Work:
+        try:
+            work = operation(tensor, group=self._group, **peer)  # type: ignore[operator]
+        except RuntimeError as error:
+            raise PeerLostError(f"lost {self._peer}: {_first_line(error)}") from error
+        return LostPeerWork(work, self._peer)
+
+
+class ProcessGroup:
+    """The place of this process among the others.
+
+    Attributes:
+        store: a key-value store that all processes share.
+        previous: transport from the process that runs the stages below, None at the first.
+        following: transport to the process that runs the stages above, None at the last.
+        replicas: group of the processes with the same stages, None without replicas.
+    """
+
+    def __init__(self, topology: Topology, store: Store) -> None:
+        self.topology = topology
+        self.store = store
+        self.previous: Transport | None = None
+        self.following: Transport | None = None
+        self.replicas: dist.ProcessGroup | None = None
+        self._barriers = 0
+
+    @classmethod
+    def alone(cls, topology: Topology) -> ProcessGroup:
+        """A single process without rendezvous."""
+        return cls(topology, HashStore())
+
+    @classmethod
+    def connect(
+        cls,
+        topology: Topology,
+        device: Device,
+        store: Store,
+        timeout_s: float,
+        checked: bool = False,
+    ) -> ProcessGroup:
+        """Meets the other processes and builds the group of every link.
+
+        Args:
+            store: from `rendezvous`.
+            checked: whether the links look for misuse of buffers.
+
+        Raises:
+            PeerLostError: another process went away meanwhile.
+        """
+        timeout = timedelta(seconds=timeout_s)
+        try:
+            dist.init_process_group(
+                "gloo",
+                store=PrefixStore("torch", store),
+                rank=topology.rank,
+                world_size=topology.layout.world_size,
+                timeout=timeout,
+            )
+            group = cls(topology, PrefixStore("dglpipe", store))
+            group._connect_links(device, timeout, checked)
+            group._connect_replicas(device, timeout)
+        except RuntimeError as error:
+            raise PeerLostError(f"could not meet the other processes: {error}") from error
+        return group
+
+    def _new_group(self, ranks: list[int], device: Device, timeout: timedelta) -> Any:
+        """A group of `ranks`; every rank has to call this for every group, in one order."""
+        return dist.new_group(ranks, timeout=timeout, backend=device.backend)
+
+    def _connect_links(self, device: Device, timeout: timedelta, checked: bool) -> None:
+        """Makes a group of two ranks for each link; every rank makes all, in one order."""
+        layout = self.topology.layout
+        for lower in range(layout.world_size):
+            if layout.at(lower).is_last:
+                continue
+            pair = [lower, lower + 1]
+            group = self._new_group(pair, device, timeout)
+            if self.topology.rank == lower:
+                self.following = self._transport(group, 1, lower + 1, device, checked)
+            elif self.topology.rank == lower + 1:
+                self.previous = self._transport(group, 0, lower, device, checked)
+
+    def _transport(
+        self, group: dist.ProcessGroup, place: int, rank: int, device: Device, checked: bool
+    ) -> Transport:
+        peer = self.topology.layout.at(rank).name()
+        transport = PairTransport(group, place, peer)
+        _warm(transport, sends=place == 1, device=device)
+        return CheckedTransport(transport) if checked else transport
+
+    def _connect_replicas(self, device: Device, timeout: timedelta) -> None:
+        layout = self.topology.layout
+        if layout.replicas == 1:
+            return
+        for process in range(layout.processes):
+            ranks = layout.at(process).peers()
+            group = self._new_group(ranks, device, timeout)
+            if process == self.topology.process:
+                self.replicas = group
+
+    def replicate(self, module: nn.Module) -> nn.Module:
+        """`module`, averaging its gradients over the replicas in every backward."""
+        if self.replicas is None:
+            return module
+        return DistributedDataParallel(
+            module,
+            process_group=self.replicas,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replaces floating-point `tensors` by their mean over the replicas."""
+        if self.replicas is None:
+            return
+        for tensor in tensors:
+            if tensor.is_floating_point():
+                dist.all_reduce(tensor, group=self.replicas)
+                tensor /= self.topology.layout.replicas
+
+    def exchange(self, key: str, value: str) -> list[str]:
+        """What every rank said under `key`, by rank."""
+        self.store.set(f"{key}/{self.topology.rank}", value)
+        size = self.topology.layout.world_size
+        try:
+            return [self.store.get(f"{key}/{rank}").decode() for rank in range(size)]
+        except RuntimeError as error:
+            raise PeerLostError(f"no word from another process: {error}") from error
+
+    def barrier(self) -> None:
+        """Returns when every process has come here."""
+        self._barriers += 1
+        self.exchange(f"barrier{self._barriers}", "")
+
+    def close(self) -> None:
+        """The clean way out, after all transfers: it waits for every other process, so it
+        is not for failures."""
+        self.barrier()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _warm(transport: PairTransport, sends: bool, device: Device) -> None:
+    """Uses a link once: the first transfer sets up the connection and may block."""
+    byte = torch.zeros(1, dtype=torch.uint8, device=device.torch_device)
+    (transport.isend(byte) if sends else transport.irecv(byte)).wait()
+
+
+def rendezvous(
+    timeout_s: float, init_method: str = "env://", rank: int = -1, size: int = -1
+) -> Store:
+    """The store in which the processes of a run meet; once a process.
+
+    Args:
+        init_method: `env://` under a launcher, or `file://PATH` with `rank` and `size`.
+    """
+    store: Store
+    store, _, _ = next(meet(init_method, rank, size))
+    store.set_timeout(timedelta(seconds=timeout_s))
+    return store
+
+
+def world_of_launcher() -> tuple[int, int, int] | None:
+    """(rank, world size, processes on this machine) under an outside launcher, else None."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    keys = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    rank, size, local = (int(os.environ[key]) for key in keys)
+    return rank, size, local
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

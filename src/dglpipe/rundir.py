@@ -1,0 +1,167 @@
+"""The files of a run: every path in one place, and who may write there."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from dglpipe.errors import RunDirError
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Paths below a run directory (design: the public contract)."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def workers(self) -> Path:
+        return self.path / "workers.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "final" / "manifest.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
+
+    def final(self, stage: int) -> Path:
+        return self.path / "final" / f"stage_{stage}.safetensors"
+
+    def log(self, rank: int) -> Path:
+        return self.logs / f"rank_{rank}.log"
+
+    def failure(self, rank: int) -> Path:
+        return self.logs / f"failure_{rank}.json"
+
+    def status(self) -> str | None:
+        """`finished`, `failed`, `interrupted`, `unfinished`; None where no run has been."""
+        if self.summary.is_file():
+            return str(json.loads(self.summary.read_text())["status"])
+        return "unfinished" if self.config.is_file() else None
+
+    def check(self, resume: str) -> None:
+        """Whether a run may use the directory; touches nothing.
+
+        Raises:
+            RunDirError: finished, unfinished without resume=auto, in use, or something else.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise RunDirError(f"run_dir: {self.path} is a file; give a directory")
+        self._refuse_busy()
+        status = self.status()
+        if status == "finished":
+            raise RunDirError(
+                f"run_dir: {self.path} holds a finished run; give another directory or delete it"
+            )
+        if status is not None and resume != "auto":
+            raise RunDirError(
+                f"run_dir: {self.path} holds an unfinished run; give another directory, delete "
+                "it, or go on with resume=auto"
+            )
+        others = [item.name for item in self.path.iterdir() if item.name != ".lock"]
+        if status is None and others:
+            raise RunDirError(
+                f"run_dir: {self.path} holds {sorted(others)[0]} but no run; "
+                "give a new or empty directory"
+            )
+
+    def _refuse_busy(self) -> None:
+        if self._lock.exists():
+            with self._lock.open("a") as lock:
+                self._take(lock)
+
+    def _take(self, lock: IO[str]) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunDirError(
+                f"run_dir: {self.path} is in use by a run that has not ended; "
+                "give another directory"
+            ) from None
+
+    def claim(self, resume: str) -> IO[str]:
+        """Makes the directory this run's own for as long as the result stays open.
+
+        Raises:
+            RunDirError: see `check`.
+        """
+        self.check(resume)
+        self.logs.mkdir(parents=True, exist_ok=True)
+        lock = self._lock.open("a")
+        self._take(lock)
+        for old in (*self.logs.glob("failure_*.json"), self.summary):
+            old.unlink(missing_ok=True)
+        return lock
+
+    def forget_after(self, step: int) -> None:
+        """Drops the lines of `metrics.jsonl` that a run resumed behind `step` writes anew."""
+        if not self.metrics.is_file():
+            return
+        lines = self.metrics.read_text().splitlines()
+        kept = [line for line in lines if _is_before(json.loads(line), step)]
+        write_whole(self.metrics, "".join(f"{line}\n" for line in kept))
+
+
+def _is_before(line: dict[str, Any], step: int) -> bool:
+    """Whether a line was written before the checkpoint of `step`, where tests come later."""
+    return bool(line["step"] <= step if line["kind"] == "train" else line["step"] < step)
+
+
+def default_path() -> Path:
+    """`runs/<date>_<time>`, not yet taken."""
+    stem = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    path, count = Path("runs") / stem, 1
+    while path.exists():
+        count += 1
+        path = Path("runs") / f"{stem}_{count}"
+    return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there either whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text)
+    part.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_whole` of `value` as JSON."""
+    write_whole(path, json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,32 @@
+"""The learning rate as a pure function of the step, so that nothing needs to be saved."""
+
+from __future__ import annotations
+
+import math
+
+from dglpipe.config import ScheduleConfig
+
+
+def rate_factor(config: ScheduleConfig, step: int, steps: int, steps_per_epoch: int) -> float:
+    """What the optimizer's rate is multiplied by at `step`, counted from 1.
+
+    Args:
+        steps: steps of the whole run.
+        steps_per_epoch: steps of an epoch, the unit of `every` and `milestones`.
+    """
+    if step <= config.warmup_steps:
+        return step / (config.warmup_steps + 1)
+    if config.name == "cosine":
+        length = max(1, steps - config.warmup_steps)
+        share = (step - config.warmup_steps - 1) / length
+        return config.final + (1 - config.final) * (1 + math.cos(math.pi * share)) / 2
+    return config.factor ** _drops(config, (step - 1) // steps_per_epoch)
+
+
+def _drops(config: ScheduleConfig, epochs_done: int) -> int:
+    """How often the rate has dropped after `epochs_done` whole epochs."""
+    if config.name == "step":
+        return epochs_done // config.every
+    if config.name == "multistep":
+        return sum(milestone <= epochs_done for milestone in config.milestones)
+    return 0

@@ -1,0 +1,33 @@
+"""One seed of the run becomes the seed of every random stream. Pure.
+
+| stream | derived from |
+|---|---|
+| initial weights of the network | `derive(seed, "network")`: the same at any K |
+| initial weights of a head | `derive(seed, "head", boundary)`, boundary: first segment behind the cut |
+| dropout and the like in a step | `derive(seed, "step", stage, replica, step)` |
+
+Not Python's `hash()`: that one differs from process to process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+_BITS = 63
+"""`torch.manual_seed` and numpy's generators all take a seed of so many bits."""
+
+
+def derive(seed: int, *parts: int | str) -> int:
+    """A number in 0..2**63-1 that depends on `seed` and `parts` alone.
+
+    Stable over processes, machines and versions of Python. Type, length and order of the
+    parts count: (1, "2"), (1, 2), ("1", 2) and (12,) are all different.
+    """
+    digest = hashlib.blake2b(b"".join(map(_encode, (seed, *parts))), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> (64 - _BITS)
+
+
+def _encode(part: int | str) -> bytes:
+    kind = "s" if isinstance(part, str) else "i"
+    text = (part if isinstance(part, str) else str(int(part))).encode()
+    return f"{kind}{len(text)}:".encode() + text

@@ -1,0 +1,202 @@
+"""A stage: segments, head, local loss and optimizer. It knows nothing of processes.
+
+Takes a batch, hands its output on, learns (paper.md, Algorithm 1):
+
+    x_{j+1} = f_j(x_j; theta_j)         forward
+    hand on x_{j+1}, detached            before anything else
+    loss_j = CE(head_j(x_{j+1}), y)      local loss
+    one optimizer step on (theta_j, head_j)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dglpipe.config import StageConfig
+from dglpipe.device import Device
+from dglpipe.optimizer import build_optimizer
+from dglpipe.schedule import rate_factor
+from dglpipe.seeds import derive
+
+Emit = Callable[[Tensor], None]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class LocalLearner(nn.Module):
+    """Segments and head as one module, so that replicas can average their gradients.
+
+    Args:
+        segments: (B, ...) -> features; of the last stage: -> logits.
+        head: features -> logits (B, N); None at the last stage.
+    """
+
+    def __init__(self, segments: nn.Module, head: nn.Module | None) -> None:
+        super().__init__()
+        self.segments = segments
+        self.head = head
+
+    def forward(self, batch: Tensor, emit: Emit | None) -> Tensor:
+        """Logits of `batch`; the features go to `emit` as soon as they are there."""
+        features: Tensor = self.segments(batch)
+        if emit is not None:
+            emit(features)
+        logits: Tensor = features if self.head is None else self.head(features)
+        return logits
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Sums over the rows of some batches."""
+
+    loss: float
+    correct: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunLength:
+    """What a schedule needs to know."""
+
+    steps: int
+    steps_per_epoch: int
+
+
+def _unchanged(module: nn.Module) -> nn.Module:
+    return module
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """The data-parallel copies of a stage."""
+
+    replica: int = 0
+    """r, for the random state: replicas drop different units."""
+    count: int = 1
+    wrap: Callable[[nn.Module], nn.Module] = _unchanged
+    """Makes a learner average its gradients over the copies."""
+
+
+class Stage:
+    """One stage on one device.
+
+    Args:
+        index: j, from 0.
+        settings: optimizer, schedule, head and precision of this stage.
+        loss: (logits (B, N), labels (B,)) -> mean loss.
+        copies: what makes the learner average its gradients over its replicas.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        learner: LocalLearner,
+        settings: StageConfig,
+        loss: Loss,
+        device: Device,
+        length: RunLength,
+        seed: int,
+        copies: Copies | None = None,
+    ) -> None:
+        self.index = index
+        self.settings = settings
+        self.learner = learner.to(device.torch_device).to(memory_format=torch.channels_last)
+        self.optimizer = build_optimizer(settings.optimizer, self.learner.parameters())
+        self.scaler = device.scaler(settings.precision.name)
+        self._loss = loss
+        self._device = device
+        self._length = length
+        self._seed = seed
+        self._copies = copies or Copies()
+        self._parameters = list(self.learner.parameters())
+        self._forward = self._copies.wrap(self.learner)
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device.torch_device)
+        self._rows = 0
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of `step`, counted from 1."""
+        factor = rate_factor(
+            self.settings.schedule, step, self._length.steps, self._length.steps_per_epoch
+        )
+        return self.settings.optimizer.lr * factor
+
+    def learn(
+        self, batch: Tensor, labels: Tensor, step: int, emit: Emit | None, total: int | None = None
+    ) -> None:
+        """One step on `batch` (B, ...) and `labels` (B,).
+
+        Args:
+            step: from 1; determines random state and learning rate.
+            emit: takes the features, computed with the weights before the step.
+            total: rows of the batch over all replicas; None: this one has them all.
+        """
+        self._device.seed(derive(self._seed, "step", self.index, self._copies.replica, step))
+        with self._device.autocast(self.settings.precision.name):
+            logits: Tensor = self._forward(batch, emit)
+            loss = self._loss(logits, labels)
+        # The mean over all replicas' rows, although DDP averages replica by replica.
+        share = 1.0 if total is None else len(labels) * self._copies.count / total
+        self._update(loss if share == 1.0 else loss * share, step)
+        self._count(loss, logits, labels)
+
+    def _update(self, loss: Tensor, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        if self.scaler is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._clip()
+            self.optimizer.step()
+        else:
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            if self.settings.optimizer.clip is not None:
+                self.scaler.unscale_(self.optimizer)
+                self._clip()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _clip(self) -> None:
+        clip = self.settings.optimizer.clip
+        if clip is not None:
+            nn.utils.clip_grad_norm_(self._parameters, clip, foreach=True)
+
+    def evaluate(self, batch: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and softmax (B, N) of `batch`, whose loss and hits are counted.
+
+        Call `eval_mode()` before; nothing of the training state changes.
+        """
+        features: Tensor | None = None
+
+        def keep(output: Tensor) -> None:
+            nonlocal features
+            features = output
+
+        with torch.no_grad(), self._device.autocast(self.settings.precision.name):
+            logits = self.learner(batch, keep)
+            loss = self._loss(logits, labels)
+        self._count(loss, logits, labels)
+        assert features is not None
+        return features, torch.softmax(logits.float(), dim=1)
+
+    def eval_mode(self, on: bool) -> None:
+        """Switches batch norm and dropout to testing or back to training."""
+        self.learner.train(not on)
+
+    def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Adds to the sums on the device; the host does not look at them here."""
+        rows = len(labels)
+        with torch.no_grad():
+            hits = (logits.argmax(dim=1) == labels).sum()
+            self._sums += torch.stack((loss.detach().double() * rows, hits.double()))
+        self._rows += rows
+
+    def tally(self) -> Tally:
+        """The sums since the last call; waits for the device."""
+        loss, correct = self._sums.tolist()
+        tally = Tally(loss, round(correct), self._rows)
+        self._sums.zero_()
+        self._rows = 0
+        return tally

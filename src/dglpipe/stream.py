@@ -1,0 +1,151 @@
+"""The stream plan: every message of a run, in order, before anything has started.
+
+Each process derives the same plan from the configuration and the size of the data set, so
+no size ever travels (paper.md, Algorithm 1: every stage sees the same batches in the same
+order).
+
+    epoch 1: train 1, train 2, ..., test 1, test 2, ...
+    epoch 2: train ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from dglpipe.errors import ConfigError
+from dglpipe.topology import spread
+
+
+class Phase(IntEnum):
+    """What a batch is for."""
+
+    TRAIN = 0
+    TEST = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One batch as one replica sees it."""
+
+    phase: Phase
+    index: int
+    """Number of the batch in its phase over the whole run, from 1; of training: the step."""
+    epoch: int
+    """From 1."""
+    step: int
+    """Training steps done when the batch is through."""
+    first: int
+    """Offset of this replica's first row in the order of the epoch."""
+    rows: int
+    """Rows of this replica."""
+    total: int
+    """Rows of all replicas."""
+    ends_pass: bool
+    """Last batch of its epoch or of its evaluation."""
+
+    def __str__(self) -> str:
+        return f"{self.phase.name.lower()} batch {self.index} of {self.rows} rows"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPlan:
+    """The sizes that determine every item.
+
+    Raises:
+        ConfigError: a batch larger than the data set, or too small for the replicas.
+    """
+
+    train: int
+    test: int
+    batch_size: int
+    test_batch_size: int
+    replicas: int
+    epochs: int
+    max_steps: int | None
+    evaluate_every: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size > self.train:
+            allowed = f"at most the {self.train} training samples of the data set"
+            raise ConfigError("batch_size", self.batch_size, allowed)
+        if self.batch_size < 2 * self.replicas:
+            allowed = f"at least {2 * self.replicas}: batch norm needs 2 rows a replica"
+            raise ConfigError("batch_size", self.batch_size, allowed)
+
+    @property
+    def left_out(self) -> int:
+        """Rows of a last batch too small for batch norm: 2 rows a replica or it is left out."""
+        rest = self.train % self.batch_size
+        return rest if rest < 2 * self.replicas else 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-(self.train - self.left_out) // self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Training steps of the run."""
+        steps = self.epochs * self.steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    @property
+    def test_batches(self) -> int:
+        return -(-self.test // self.test_batch_size)
+
+    @property
+    def warm_steps(self) -> int:
+        """Steps before the throughput window opens."""
+        return min(10, self.steps // 4)
+
+    def items(self, replica: int = 0, done: int = 0) -> Iterator[Item]:
+        """The items of `replica` that follow `done` training steps, in order."""
+        evaluations = self._evaluations_before(done)
+        for step in range(done, self.steps + 1):
+            if step > done:
+                yield self._train_item(step, replica)
+            if step and self._evaluates_after(step):
+                yield from self._test_items(step, evaluations, replica)
+                evaluations += 1
+
+    def largest_rows(self, phase: Phase) -> int:
+        """Rows of the largest batch that one replica can see."""
+        batch = min(self.batch_size, self.train)
+        if phase is Phase.TEST:
+            batch = min(self.test_batch_size, self.test)
+        return spread(batch, self.replicas)[0]
+
+    def _evaluates_after(self, step: int) -> bool:
+        if step == self.steps:
+            return True
+        epoch, inside = divmod(step, self.steps_per_epoch)
+        return inside == 0 and self.evaluate_every > 0 and epoch % self.evaluate_every == 0
+
+    def _evaluations_before(self, step: int) -> int:
+        return sum(self._evaluates_after(earlier) for earlier in range(1, step))
+
+    def _epoch(self, step: int) -> int:
+        return -(-step // self.steps_per_epoch)
+
+    def _train_item(self, step: int, replica: int) -> Item:
+        at = (step - 1) % self.steps_per_epoch * self.batch_size
+        total = min(self.batch_size, self.train - at)
+        first, rows = _share(total, self.replicas, replica)
+        ends = step % self.steps_per_epoch == 0 or step == self.steps
+        return Item(Phase.TRAIN, step, self._epoch(step), step, at + first, rows, total, ends)
+
+    def _test_items(self, step: int, evaluations: int, replica: int) -> Iterator[Item]:
+        for batch in range(self.test_batches):
+            at = batch * self.test_batch_size
+            total = min(self.test_batch_size, self.test - at)
+            first, rows = _share(total, self.replicas, replica)
+            index = evaluations * self.test_batches + batch + 1
+            ends = batch == self.test_batches - 1
+            yield Item(Phase.TEST, index, self._epoch(step), step, at + first, rows, total, ends)
+
+
+def _share(total: int, replicas: int, replica: int) -> tuple[int, int]:
+    """Offset and number of the rows of `replica` in a batch of `total` rows."""
+    sizes = spread(total, replicas)
+    return sum(sizes[:replica]), sizes[replica]

@@ -1,0 +1,144 @@
+"""One training run, from a configuration to its summary."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.distributed_c10d import Store
+
+from dglpipe import failure
+from dglpipe.agreement import flatten
+from dglpipe.blueprint import draw
+from dglpipe.config import Config, from_yaml, to_tree, to_yaml
+from dglpipe.data import open_data
+from dglpipe.device import check_precision, choose_backend
+from dglpipe.errors import ConfigError, RunDirError, UserError
+from dglpipe.launcher import launch
+from dglpipe.models import wanted_channels
+from dglpipe.process import run_process
+from dglpipe.process_group import rendezvous, world_of_launcher
+from dglpipe.rundir import RunDir, default_path, write_whole
+from dglpipe.topology import Layout, plan_layout
+from dglpipe.worker import plan_stream
+
+RESUMABLE = (
+    "run_dir resume timeout_s log_every checkpoint.every checkpoint.keep pipeline.processes "
+    "pipeline.threads pipeline.depth pipeline.backend pipeline.checked"
+).split()
+"""Keys that may differ from those of the run that is resumed: they change no weight."""
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Checks `config`, starts its processes on this machine, and waits for them.
+
+    Returns:
+        The summary.
+
+    Raises:
+        UserError: nothing was started.
+        RunFailedError: a process failed.
+    """
+    layout = plan_layout(config.pipeline, _cores())
+    check(config, layout, layout.world_size)
+    run_dir = RunDir(Path(config.run_dir) if config.run_dir else default_path())
+    run_dir.check(config.resume)
+    with run_dir.claim(config.resume):
+        _settle(config, layout, run_dir)
+        return launch(config, layout, run_dir)
+
+
+def train_under_launcher(config: Config) -> None:
+    """Runs this process as one worker of torchrun or the like."""
+    world = world_of_launcher()
+    assert world is not None
+    rank, size, local = world
+    layout = plan_layout(config.pipeline, _cores(), size, local)
+    check(config, layout, local)
+    store = rendezvous(config.timeout_s)
+    if rank:
+        said = json.loads(store.get("dglpipe/run_dir"))
+        if "error" in said:
+            raise RunDirError(said["error"])
+        run_dir = RunDir(Path(said["path"]))
+        config.run_dir = os.fspath(run_dir.path)
+        _resolve(config, layout)
+        _run_worker(config, layout, run_dir, store)
+        return
+    run_dir = RunDir(Path(config.run_dir) if config.run_dir else default_path())
+    try:
+        lock = run_dir.claim(config.resume)
+        _settle(config, layout, run_dir)
+    except UserError as error:
+        store.set("dglpipe/run_dir", json.dumps({"error": str(error)}))
+        raise
+    store.set("dglpipe/run_dir", json.dumps({"path": os.fspath(run_dir.path)}))
+    with lock:
+        _run_worker(config, layout, run_dir, store)
+
+
+def _run_worker(config: Config, layout: Layout, run_dir: RunDir, store: Store) -> None:
+    """Runs the worker; what went wrong is told here, for nobody else will."""
+    rank = int(os.environ["RANK"])
+    try:
+        run_process(config, layout, run_dir, store)
+    except UserError:
+        raise
+    except Exception:
+        story = failure.read_own(run_dir, rank)
+        text = story.describe(run_dir.log(rank)) if story.primary else story.line()
+        sys.stderr.write(f"{text}\n")
+        raise
+
+
+def check(config: Config, layout: Layout, local: int) -> None:
+    """All that can be known to be wrong before anything is started.
+
+    Raises:
+        UserError: with the key, what came, what is allowed and what to do.
+    """
+    source = open_data(config.data, config.seed, wanted_channels(config.model))
+    plan_stream(config, source)
+    draw(config, source.description, layout.stages, meta=True)
+    backend = choose_backend(config.pipeline.backend, local)
+    for j in range(layout.stages):
+        check_precision(config.stage(j).precision.name, backend)
+    cores = _cores()
+    if layout.threads * local > cores:
+        sys.stderr.write(
+            f"dglpipe: warning: {local} processes x {layout.threads} threads "
+            f"(pipeline.threads) on {cores} cores: they will be in each other's way\n"
+        )
+
+
+def _settle(config: Config, layout: Layout, run_dir: RunDir) -> None:
+    """Writes the resolved configuration, after a look at the one that is resumed."""
+    config.run_dir = os.fspath(run_dir.path)
+    _resolve(config, layout)
+    if run_dir.config.is_file():
+        _check_same(from_yaml(run_dir.config.read_text()), config)
+    write_whole(run_dir.config, to_yaml(config))
+
+
+def _resolve(config: Config, layout: Layout) -> None:
+    config.pipeline.stages = layout.stages
+    config.pipeline.processes = layout.processes
+    config.pipeline.threads = layout.threads
+
+
+def _check_same(old: Config, new: Config) -> None:
+    before, after = flatten(to_tree(old)), flatten(to_tree(new))
+    for key in sorted(before.keys() | after.keys()):
+        if key not in RESUMABLE and before.get(key) != after.get(key):
+            hint = "A resumed run keeps its settings; give another run_dir for a new one"
+            raise ConfigError(key, after.get(key), f"{before.get(key)!r}, as before", hint)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,259 @@
+"""The loop of one process: every batch of the stream plan through its chain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from dglpipe import clock
+from dglpipe.blueprint import Blueprint, draw
+from dglpipe.chain import Chain
+from dglpipe.checkpoint import Checkpoints
+from dglpipe.clock import Clock, Kind
+from dglpipe.config import Config
+from dglpipe.data import DataSource
+from dglpipe.device import Device
+from dglpipe.feed import DataFeed, Feed, LinkFeed
+from dglpipe.flops import flops_per_sample
+from dglpipe.link import Receiver, Sender
+from dglpipe.metrics import ENSEMBLE, Reporter, Sums
+from dglpipe.objectives import build_loss
+from dglpipe.process_group import ProcessGroup
+from dglpipe.rundir import RunDir
+from dglpipe.stage import Copies, RunLength, Stage
+from dglpipe.stream import Item, Phase, StreamPlan
+from dglpipe.topology import Topology
+from dglpipe.weights import named_tensors, save, sha256
+
+
+def plan_stream(config: Config, source: DataSource) -> StreamPlan:
+    """The stream plan that `config` and the sizes of the data set determine."""
+    return StreamPlan(
+        train=source.description.train,
+        test=source.description.test,
+        batch_size=config.batch_size,
+        test_batch_size=config.evaluate.batch_size or config.batch_size,
+        replicas=config.pipeline.replicas,
+        epochs=config.epochs,
+        max_steps=config.max_steps,
+        evaluate_every=config.evaluate.every,
+    )
+
+
+class Worker:
+    """One process of a run.
+
+    Args:
+        run_dir: where final weights and checkpoints go; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        source: DataSource,
+        device: Device,
+        group: ProcessGroup,
+        run_dir: RunDir | None = None,
+    ) -> None:
+        self.config = config
+        self.plan = plan_stream(config, source)
+        self.step = 0
+        self._device = device
+        self._group = group
+        self._run_dir = run_dir
+        self._clock = Clock()
+        self._reporter = Reporter(group.store, group.topology.rank)
+        self._blueprint = draw(config, source.description, group.topology.layout.stages)
+        stages = [self._stage(j) for j in self.topology.stages]
+        self._checkpoints = self._open_checkpoints(stages)
+        self.done = self._checkpoints.restore(stages) if self._checkpoints else 0
+        self.chain = self._chain(stages)
+        self._feed = self._open_feed(source)
+        self._testing = False
+        self._logged: dict[int, float] = {}
+        self._window: tuple[clock.Spent, clock.Spent] | None = None
+        self._window_rows = 0
+
+    @property
+    def topology(self) -> Topology:
+        return self._group.topology
+
+    def run(self) -> None:
+        """Trains and evaluates until the plan is through.
+
+        Raises:
+            LinkError: a neighbour sent something else than the plan says.
+            PeerLostError: a neighbour is gone.
+        """
+        start = self._clock.snapshot()
+        for item in self._items(self.done):
+            if item.phase is Phase.TEST:
+                self._evaluate(item)
+                continue
+            self._train(item)
+            if item.step == max(self.plan.warm_steps, self.done):
+                start = self._clock.snapshot()
+                self._window_rows = 0
+            elif item.step == self.plan.steps:
+                self._window = start, self._clock.snapshot()
+        self.chain.flush()
+        self._feed.check()
+        self._feed.close()
+
+    def finish(self) -> None:
+        """Saves the final weights and sends the last report."""
+        finals = []
+        for stage in self.chain.stages:
+            tensors = named_tensors(stage.learner)
+            if self._run_dir is not None and self.topology.replica == 0:
+                save(self._run_dir.final(stage.index), tensors)
+            finals.append(self._final(stage, sha256(tensors)))
+        rows, spent = self._window_rows, self._spent()
+        rate = rows / clock.seconds(spent) if spent and self.plan.steps >= 10 else None
+        self._reporter.finish({"samples_per_second": rate, "stages": finals})
+
+    def _items(self, done: int) -> Iterator[Item]:
+        """The items in which this replica has rows."""
+        return (item for item in self.plan.items(self.topology.replica, done) if item.rows)
+
+    def _stage(self, j: int) -> Stage:
+        config = self.config
+        return Stage(
+            j,
+            self._blueprint.learner(j),
+            config.stage(j),
+            build_loss(config.method.loss, config.label_smoothing),
+            self._device,
+            RunLength(self.plan.steps, self.plan.steps_per_epoch),
+            config.seed,
+            Copies(self.topology.replica, config.pipeline.replicas, self._group.replicate),
+        )
+
+    def _chain(self, stages: list[Stage]) -> Chain:
+        blueprint, last = self._blueprint, self.topology.stages[-1]
+        sender = None
+        if self._group.following is not None:
+            layouts = blueprint.layouts(last, self.plan)
+            sender = Sender(self._group.following, layouts, self._device.torch_device)
+        fields = dict(enumerate(blueprint.fields))
+        return Chain(stages, fields, sender, self._clock, self.topology.layout.stages)
+
+    def _open_feed(self, source: DataSource) -> Feed:
+        items = self._items(self.done)
+        if self._group.previous is None:
+            size = source.description.train
+            return DataFeed(source.load(), size, items, self.config.seed, self._device)
+        below = self.topology.stages[0] - 1
+        return LinkFeed(
+            Receiver(
+                self._group.previous,
+                self._blueprint.layouts(below, self.plan),
+                items,
+                self.config.pipeline.depth,
+                self._device.torch_device,
+                f"link {below} -> {below + 1}",
+            )
+        )
+
+    def _open_checkpoints(self, stages: list[Stage]) -> Checkpoints | None:
+        if self._run_dir is None:
+            return None
+        return Checkpoints(
+            self._run_dir.checkpoints,
+            self.config,
+            self.topology.layout,
+            self.topology.replica,
+        )
+
+    def _train(self, item: Item) -> None:
+        first = self.chain.stages[0].index
+        self._clock.lap(first, Kind.OTHER)
+        arrival = self._feed.take()
+        self._clock.lap(first, Kind.LOADING if self.topology.is_first else Kind.WAIT_INPUT)
+        self.step = item.step
+        self.chain.train(arrival)
+        self._window_rows += item.rows
+        if item.step % self.config.log_every == 0 or item.ends_pass:
+            self._log(item)
+        every = self.config.checkpoint.every
+        if self._checkpoints is not None and every and item.step % every == 0:
+            self._feed.check()
+            self._checkpoints.save(item.step, self.chain.stages)
+            self._clock.lap(first, Kind.LOGGING)
+
+    def _evaluate(self, item: Item) -> None:
+        first = self.chain.stages[0].index
+        self._clock.lap(first, Kind.OTHER)
+        if not self._testing:
+            self._testing = True
+            self.chain.eval_mode(True)
+            for stage in self.chain.stages:
+                self._group.average(stage.learner.buffers())
+        self.chain.evaluate(self._feed.take())
+        if item.ends_pass:
+            self._log_test(item)
+            self.chain.eval_mode(False)
+            self._testing = False
+        self._clock.lap(first, Kind.EVALUATING)
+
+    def _log(self, item: Item) -> None:
+        self._feed.check()
+        now = clock.seconds(self._clock.snapshot())
+        for stage in self.chain.stages:
+            tally = stage.tally()
+            sums = Sums(
+                kind="train",
+                epoch=item.epoch,
+                step=item.step,
+                stage=stage.index,
+                rows=tally.rows,
+                loss=tally.loss,
+                correct=tally.correct,
+                learning_rate=stage.learning_rate(item.step),
+                seconds=now - self._logged.get(stage.index, 0.0),
+            )
+            self._logged[stage.index] = now
+            self._reporter.send(sums)
+            self._clock.lap(stage.index, Kind.LOGGING)
+
+    def _log_test(self, item: Item) -> None:
+        rows = 0
+        for stage in self.chain.stages:
+            tally = stage.tally()
+            rows = tally.rows
+            self._send_test(item, stage.index, rows, tally.loss, tally.correct)
+        if self.topology.is_last:
+            self._send_test(item, ENSEMBLE, rows, None, self.chain.ensemble_hits())
+
+    def _send_test(
+        self, item: Item, stage: int | str, rows: int, loss: float | None, correct: int
+    ) -> None:
+        self._reporter.send(Sums("test", item.epoch, item.step, stage, rows, loss, correct))
+
+    def _spent(self) -> clock.Spent | None:
+        return None if self._window is None else clock.between(*self._window)
+
+    def _final(self, stage: Stage, digest: str) -> dict[str, Any]:
+        """The entry of `per_stage` in `summary.json`."""
+        j, blueprint, spent = stage.index, self._blueprint, self._spent()
+        head = stage.learner.head
+        return {
+            "stage": j,
+            "process": self.topology.process,
+            "segments": list(blueprint.segments[j]),
+            "parameters": _count(stage.learner.segments),
+            "head_parameters": 0 if head is None else _count(head),
+            "flops_per_sample": flops_per_sample(self._meta_blueprint(), j),
+            "link_bytes_per_sample": 0 if head is None else blueprint.fields[j].row_bytes,
+            **(clock.shares(spent, j) if spent else dict.fromkeys(clock.SHARE_NAMES)),
+            "peak_memory_bytes": self._device.peak_memory(),
+            "weights_sha256": digest,
+        }
+
+    def _meta_blueprint(self) -> Blueprint:
+        stages = self.topology.layout.stages
+        return draw(self.config, self._blueprint.data, stages, meta=True)
+
+
+def _count(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
