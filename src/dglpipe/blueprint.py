@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dglpipe.config import Config
 from dglpipe.data import DataDescription
 from dglpipe.device import Device
+from dglpipe.errors import ConfigError
 from dglpipe.heads import build_head
 from dglpipe.message import (
     ACTIVATIONS,
@@ -22,10 +23,12 @@ from dglpipe.message import (
     recorded_field,
 )
 from dglpipe.models import build_network
-from dglpipe.partition import boundaries, check_input, cut, trace
+from dglpipe.partition import ShapesOnly, boundaries, check_input, cut, trace
 from dglpipe.seeds import derive
 from dglpipe.stage import LocalLearner
 from dglpipe.stream import Phase, StreamPlan
+
+CPU = Device(torch.device("cpu"), "gloo")
 
 WIRE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What a stage of each precision hands on."""
@@ -60,6 +63,22 @@ class Blueprint:
         with _building(self.meta, derive(self.config.seed, "head", self.bounds[j + 1])):
             head = build_head(self.config.stage(j).head, shape[0], side, len(self.data.classes))
         return LocalLearner(self.modules[j], head)
+
+    def check_logits(self) -> None:
+        """Sends two rows through every stage and head, on paper.
+
+        Raises:
+            ConfigError: something else comes out than logits (B, N).
+        """
+        wanted = (2, len(self.data.classes))
+        for j in range(len(self.modules)):
+            batch = torch.zeros(2, *self.input_shape(j), device="meta")
+            with torch.no_grad(), ShapesOnly():
+                logits = self.learner(j)(batch, None)
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            if shape != wanted:
+                key = "model" if j == len(self.modules) - 1 else "head"
+                raise ConfigError(key, shape, f"logits {wanted} for 2 rows (stage {j})")
 
     def input_shape(self, j: int) -> tuple[int, ...]:
         """Shape of one row at the entrance of stage `j`."""
@@ -115,8 +134,6 @@ def draw(config: Config, data: DataDescription, stages: int, meta: bool = False)
 
 
 def _check_per_stage(config: Config, stages: int) -> None:
-    from dglpipe.errors import ConfigError
-
     count = len(config.per_stage)
     if count not in (0, stages):
         allowed = f"a list of {stages} entries, one a stage, or an empty one"
@@ -133,7 +150,8 @@ def _record(
     fields = []
     for j, module in enumerate(modules[:-1]):
         precision = config.stage(j).precision.name
-        context = Device(torch.device("cpu"), "gloo").autocast("fp32" if meta else precision)
+        # On meta only shapes count, and there is no autocast.
+        context = ShapesOnly() if meta else CPU.autocast(precision)
         module.eval()
         with torch.no_grad(), context:
             batch = module(batch)

@@ -7,6 +7,7 @@ dictionary. Besides `cli/` this is the only module that knows OmegaConf.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,8 @@ def _require(holds: bool, key: str, got: object, allowed: str, hint: str = "") -
 
 
 def _require_number(key: str, value: float, low: float, high: float = math.inf) -> None:
-    allowed = f"a number from {low:g}" + ("" if high == math.inf else f" to {high:g}")
+    kind = "a whole number" if isinstance(value, int) else "a number"
+    allowed = f"{kind} from {low}" + ("" if high == math.inf else f" to {high}")
     _require(math.isfinite(value) and low <= value <= high, key, value, allowed)
 
 
@@ -186,7 +188,8 @@ class ImageFolderConfig:
     """`cifar`: random crop with padding 4 and flip; `imagenet`: RandomResizedCrop and
     flip, at test time the shorter side to 8/7 of `image_size`, then the centre."""
     image_size: int | None = None
-    """Side of the images in pixels; null: that of the first training image."""
+    """Side of the images in pixels; null: that of the first training image, 224 with
+    `imagenet`."""
     augment: bool = True
     workers: int | None = None
     """Decoding processes for images that are not held in memory; null: one a core."""
@@ -567,10 +570,11 @@ def _plug_in(group: str, node: Mapping[str, Any]) -> PlugInConfig:
 
 
 def _refuse_unknown(prefix: str, values: Mapping[str, Any], known: set[str]) -> None:
-    for key in values:
+    for key, value in values.items():
+        near = difflib.get_close_matches(str(key), known, n=1)
+        hint = f"There is no such key{f'; did you mean {near[0]}?' if near else ''}"
         path = f"{prefix}.{key}" if prefix else str(key)
-        allowed = f"{'a key of ' + prefix if prefix else 'one'} of {', '.join(sorted(known))}"
-        _require(key in known, path, "an unknown key", allowed)
+        _require(key in known, path, value, f"the keys {', '.join(sorted(known))}", hint)
 
 
 def _build(schema: type[T], node: Any, prefix: str) -> T:
@@ -584,14 +588,31 @@ def _build(schema: type[T], node: Any, prefix: str) -> T:
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         path = ".".join(part for part in (prefix, str(key)) if part)
-        raise ConfigError(path, _lookup(node, str(key)), _first_line(error)) from None
+        raise ConfigError(path, _lookup(node, str(key)), _wanted(schema, str(key))) from None
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].strip()
+_TYPES = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "list[int]": "a list of whole numbers",
+    "list[float]": "a list of numbers",
+    "list[Any]": "a list",
+    "dict[str, Any]": "a group of settings",
+}
+
+
+def _wanted(schema: type[Any], path: str) -> str:
+    """In words what the field of `schema` takes in which `path` lies."""
+    name = path.split("[")[0].split(".")[0]
+    kind = next((str(item.type) for item in dataclasses.fields(schema) if item.name == name), "")
+    plain = kind.removesuffix(" | None")
+    return _TYPES.get(plain, f"a value of type {plain}") + (" or null" if plain != kind else "")
 
 
 def _lookup(node: Any, path: str) -> Any:
+    """What stands at `path`, or as far towards it as there is something."""
     for part in path.replace("[", ".").replace("]", "").split("."):
         if isinstance(node, Mapping) and part in node:
             node = node[part]
@@ -616,4 +637,7 @@ def _check_per_stage(config: Config) -> None:
         where = f"per_stage[{j}]"
         _require(isinstance(own, Mapping), where, own, "a group of settings, {} for none")
         _refuse_unknown(where, own, set(_STAGE_GROUPS))
-        config.stage(j)
+        try:
+            config.stage(j)
+        except ConfigError as error:
+            raise error if error.key.startswith(where) else error.below(where) from None

@@ -78,8 +78,8 @@ def choose_backend(backend: str, local_processes: int) -> str:
         return "nccl" if count >= local_processes else "gloo"
     if backend == "nccl" and count < local_processes:
         raise DeviceError(
-            f"pipeline.backend: got 'nccl'; allowed with {count} CUDA devices for "
-            f"{local_processes} processes: gloo. Start at most {count} processes or leave it out"
+            f"pipeline.backend: got 'nccl'; allowed: gloo, for this machine has {count} CUDA "
+            f"devices and {local_processes} processes. Leave the key out: auto finds what fits"
         )
     return backend
 

@@ -22,9 +22,13 @@ class ConfigError(UserError):
     """
 
     def __init__(self, key: str, got: object, allowed: str, hint: str = "") -> None:
-        self.key = key
+        self.key, self.got, self.allowed, self.hint = key, got, allowed, hint
         text = f"{key}: got {got!r}; allowed: {allowed}"
         super().__init__(f"{text}. {hint}" if hint else text)
+
+    def below(self, group: str) -> ConfigError:
+        """The same mistake, for a key that lies in `group`."""
+        return ConfigError(f"{group}.{self.key}", self.got, self.allowed, self.hint)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.args, self.__dict__.copy())

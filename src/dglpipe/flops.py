@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from dglpipe.blueprint import Blueprint
 
@@ -15,6 +14,9 @@ def flops_per_sample(blueprint: Blueprint, j: int) -> int:
     Args:
         blueprint: drawn on meta.
     """
+    # Loads a compiler; nothing before the end of a run needs it.
+    from torch.utils.flop_counter import FlopCounterMode
+
     rows = 2
     batch = torch.zeros(rows, *blueprint.input_shape(j), device="meta")
     learner = blueprint.learner(j)

@@ -16,14 +16,17 @@ blocks): there the cut in front of the norm is the only one there is.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Argument, map_arg
+from torch.overrides import TorchFunctionMode
 
 from dglpipe.errors import ConfigError
 from dglpipe.models.operations import Operations
@@ -206,11 +209,17 @@ def cut(traced: Traced, boundaries: Sequence[int]) -> list[fx.GraphModule]:
     ends = [*boundaries[1:], len(traced.segments)]
     stages = [_stage(traced, first, end) for first, end in zip(boundaries, ends, strict=True)]
     held = {key for stage in stages for key in stage.state_dict()}
-    for key in traced.network.state_dict():
-        if key not in held:
-            _adopt(stages[-1], traced.network, key)
+    owners = {id(value): stage for stage in stages for value in _state(stage).values()}
+    for key, value in _state(traced.network).items():
+        if key not in held:  # another name for a tensor that is used, or one that is not
+            _adopt(owners.get(id(value), stages[-1]), traced.network, key)
     _refuse_ties(stages, boundaries)
     return stages
+
+
+def _state(module: nn.Module) -> dict[str, Any]:
+    """The very objects that `state_dict` names."""
+    return module.state_dict(keep_vars=True)
 
 
 def _stage(traced: Traced, first: int, end: int) -> fx.GraphModule:
@@ -230,7 +239,36 @@ def _stage(traced: Traced, first: int, end: int) -> fx.GraphModule:
     graph.output(map_arg(segments[end - 1].output, copied))
     stage = fx.GraphModule(traced.network, graph, class_name="Segments")
     _keep_out_of_state(stage, set(traced.network.state_dict()))
+    _shorten_lookups(stage)
     return stage
+
+
+def _shorten_lookups(stage: fx.GraphModule) -> None:
+    """Makes the generated code find modules by dictionary.
+
+    `self.layers.conv` searches class after class at every dot, a fifth of the forward of a
+    small network. What fx writes otherwise than expected here stays as it is.
+    """
+    short = {}
+    for node in stage.graph.nodes:
+        if node.op == "call_module":
+            path = str(node.target).split(".")
+            keys = "".join(f"._modules[{part!r}]" for part in path)
+            short[f" = {functools.reduce(_dot, path, 'self')}("] = f" = self{keys}("
+
+    def rewrite(lines: list[str]) -> list[str]:
+        code = "".join(lines)
+        for written, shorter in short.items():
+            code = code.replace(written, shorter)
+        return code.splitlines(keepends=True)
+
+    stage.graph.on_generate_code(lambda _: rewrite)
+    stage.recompile()
+
+
+def _dot(owner: str, part: str) -> str:
+    """An attribute as fx writes it."""
+    return f"{owner}.{part}" if part.isidentifier() else f'getattr({owner}, "{part}")'
 
 
 def _keep_out_of_state(stage: fx.GraphModule, keys: set[str]) -> None:
@@ -260,7 +298,7 @@ def _adopt(stage: nn.Module, network: nn.Module, key: str) -> None:
 def _refuse_ties(stages: Iterable[nn.Module], boundaries: Sequence[int]) -> None:
     owners: dict[int, tuple[int, str]] = {}
     for j, stage in enumerate(stages):
-        for key, tensor in stage.state_dict(keep_vars=True).items():
+        for key, tensor in _state(stage).items():
             other, name = owners.setdefault(id(tensor), (j, key))
             if other != j:
                 allowed = f"cuts that leave {name} and {key}, one and the same tensor, in one stage"
@@ -300,13 +338,34 @@ def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
     return shapes
 
 
+class ShapesOnly(TorchFunctionMode):
+    """Answers the commonest operations by the shape of their output.
+
+    On the meta device batch norm and linear layers are decomposed in Python: most of the
+    time of a forward, and the first call imports `torch._dynamo`, which takes seconds.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in (nn.functional.batch_norm, torch.batch_norm):
+            return args[0]
+        if func is nn.functional.linear and args[0].shape[-1] == args[1].shape[-1]:
+            return args[0].new_empty(*args[0].shape[:-1], len(args[1]))
+        return func(*args, **(kwargs or {}))
+
+
 def _run_on_meta(stage: nn.Module, batch: Tensor) -> object:
     """Runs `stage` with meta tensors in place of its own, which stay as they are."""
     named = itertools.chain(
         stage.named_parameters(remove_duplicate=False), stage.named_buffers(remove_duplicate=False)
     )
     meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in named}
-    with torch.no_grad():
+    with torch.no_grad(), ShapesOnly():
         return torch.func.functional_call(stage, meta, (batch,), tie_weights=False)
 
 
@@ -315,5 +374,6 @@ def _unfit(
 ) -> ConfigError:
     name = traced.segments[at].name
     allowed = f"images that segment {at} ({name}) of the network can work on"
-    hint = f"It fails on an input of shape {tuple(incoming[1:])} a row: {reason.splitlines()[0]}"
+    first_line = reason.partition("\n")[0]
+    hint = f"It fails on an input of shape {tuple(incoming[1:])} a row: {first_line}"
     return ConfigError("data.image_size", shape[-1], allowed, hint)

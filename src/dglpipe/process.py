@@ -12,7 +12,6 @@ import time
 from typing import Any
 
 import torch
-from torch.distributed.distributed_c10d import Store
 
 from dglpipe import failure
 from dglpipe.agreement import check_agreement
@@ -21,7 +20,7 @@ from dglpipe.data import open_data
 from dglpipe.device import Device, choose_backend, select
 from dglpipe.metrics import Collector, JsonLines, Sink
 from dglpipe.models import wanted_channels
-from dglpipe.process_group import ProcessGroup, rendezvous
+from dglpipe.process_group import ProcessGroup, Store, rendezvous
 from dglpipe.progress import open_progress
 from dglpipe.report import closing_table
 from dglpipe.rundir import RunDir, write_json

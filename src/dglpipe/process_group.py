@@ -14,7 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import Store as Store
+from torch.distributed.elastic.multiprocessing.errors import record as record
 from torch.distributed.rendezvous import rendezvous as meet
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,6 +25,10 @@ from dglpipe.device import Device
 from dglpipe.errors import PeerLostError
 from dglpipe.link import Transport, Work
 from dglpipe.topology import Topology
+
+
+LINK_CTAS = 4
+"""Thread blocks, of the 100 or so of a device, that one transfer of a link may hold."""
 
 
 class LostPeerWork:
@@ -124,9 +130,22 @@ class ProcessGroup:
             raise PeerLostError(f"could not meet the other processes: {error}") from error
         return group
 
-    def _new_group(self, ranks: list[int], device: Device, timeout: timedelta) -> Any:
-        """A group of `ranks`; every rank has to call this for every group, in one order."""
-        return dist.new_group(ranks, timeout=timeout, backend=device.backend)
+    def _new_group(
+        self, ranks: list[int], device: Device, timeout: timedelta, link: bool = False
+    ) -> Any:
+        """A group of `ranks`; every rank has to call this for every group, in one order.
+
+        NCCL connects it here and not at its first transfer, so that a device that cannot be
+        reached shows before the first step. All ranks go through the groups in one order, and
+        only the members of a group wait for each other, so nobody waits in a circle.
+        """
+        options, where = None, None
+        if device.backend == "nccl":
+            where = device.torch_device
+            options = link_options(timeout) if link else None
+        return dist.new_group(
+            ranks, timeout=timeout, backend=device.backend, pg_options=options, device_id=where
+        )
 
     def _connect_links(self, device: Device, timeout: timedelta, checked: bool) -> None:
         """Makes a group of two ranks for each link; every rank makes all, in one order."""
@@ -135,7 +154,7 @@ class ProcessGroup:
             if layout.at(lower).is_last:
                 continue
             pair = [lower, lower + 1]
-            group = self._new_group(pair, device, timeout)
+            group = self._new_group(pair, device, timeout, link=True)
             if self.topology.rank == lower:
                 self.following = self._transport(group, 1, lower + 1, device, checked)
             elif self.topology.rank == lower + 1:
@@ -199,6 +218,17 @@ class ProcessGroup:
         self.barrier()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def link_options(timeout: timedelta) -> dist.ProcessGroupNCCL.Options:
+    """How NCCL carries a link: on few thread blocks, ahead of kernels that wait for a place.
+
+    A transfer whose peer is not there yet spins on the thread blocks that it holds.
+    """
+    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+    options.config.max_ctas = LINK_CTAS
+    options._timeout = timeout
+    return options
 
 
 def _warm(transport: PairTransport, sends: bool, device: Device) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -123,12 +124,22 @@ class RunDir:
             RunDirError: see `check`.
         """
         self.check(resume)
-        self.logs.mkdir(parents=True, exist_ok=True)
-        lock = self._lock.open("a")
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            lock = self._lock.open("a")
+        except OSError as error:
+            raise RunDirError(
+                f"run_dir: {self.path} cannot be written to ({error.strerror}); "
+                "give another directory"
+            ) from None
         self._take(lock)
         for old in (*self.logs.glob("failure_*.json"), self.summary):
             old.unlink(missing_ok=True)
         return lock
+
+    def discard(self) -> None:
+        """Removes the directory of a run that was claimed and ended before it began."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def forget_after(self, step: int) -> None:
         """Drops the lines of `metrics.jsonl` that a run resumed behind `step` writes anew."""

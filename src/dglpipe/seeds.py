@@ -3,10 +3,11 @@
 | stream | derived from |
 |---|---|
 | initial weights of the network | `derive(seed, "network")`: the same at any K |
-| initial weights of a head | `derive(seed, "head", boundary)`, boundary: first segment behind the cut |
+| initial weights of a head | `derive(seed, "head", boundary)`: the same at any K |
 | dropout and the like in a step | `derive(seed, "step", stage, replica, step)` |
 
-Not Python's `hash()`: that one differs from process to process.
+`boundary` is the first segment behind the cut. Python's own `hash()` will not do: it differs
+from process to process.
 """
 
 from __future__ import annotations

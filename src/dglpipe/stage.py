@@ -113,7 +113,8 @@ class Stage:
         self._copies = copies or Copies()
         self._parameters = list(self.learner.parameters())
         self._forward = self._copies.wrap(self.learner)
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device.torch_device)
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=device.torch_device)
+        self._hits = torch.zeros((), dtype=torch.int64, device=device.torch_device)
         self._rows = 0
 
     def learning_rate(self, step: int) -> float:
@@ -137,10 +138,10 @@ class Stage:
         with self._device.autocast(self.settings.precision.name):
             logits: Tensor = self._forward(batch, emit)
             loss = self._loss(logits, labels)
+        self._count(loss, logits, labels)
         # The mean over all replicas' rows, although DDP averages replica by replica.
         share = 1.0 if total is None else len(labels) * self._copies.count / total
         self._update(loss if share == 1.0 else loss * share, step)
-        self._count(loss, logits, labels)
 
     def _update(self, loss: Tensor, step: int) -> None:
         for group in self.optimizer.param_groups:
@@ -188,15 +189,14 @@ class Stage:
     def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Adds to the sums on the device; the host does not look at them here."""
         rows = len(labels)
-        with torch.no_grad():
-            hits = (logits.argmax(dim=1) == labels).sum()
-            self._sums += torch.stack((loss.detach().double() * rows, hits.double()))
+        self._loss_sum.add_(loss.detach(), alpha=rows)
+        self._hits.add_((logits.argmax(dim=1) == labels).sum())
         self._rows += rows
 
     def tally(self) -> Tally:
         """The sums since the last call; waits for the device."""
-        loss, correct = self._sums.tolist()
-        tally = Tally(loss, round(correct), self._rows)
-        self._sums.zero_()
+        tally = Tally(self._loss_sum.item(), int(self._hits.item()), self._rows)
+        self._loss_sum.zero_()
+        self._hits.zero_()
         self._rows = 0
         return tally

@@ -5,11 +5,11 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 import dglpipe
 from dglpipe.config import Config
@@ -101,7 +101,7 @@ def header(status: str, config: Config, layout: Layout) -> dict[str, Any]:
             "dglpipe": dglpipe.__version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torchvision": version("torchvision"),
         },
         "git": git_revision(),
     }

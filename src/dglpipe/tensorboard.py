@@ -9,18 +9,16 @@ from dglpipe.metrics import Line
 
 
 class TensorBoard:
-    """Writes event files; the library is loaded with the first line, off the main thread."""
+    """Writes event files."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._writer: Any = None
+        # Loading the library takes a second: before the first step, and in one process only.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(path))
 
     def line(self, line: Line) -> None:
         """One point in each curve that the line has a value for."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        if self._writer is None:
-            self._writer = SummaryWriter(str(self._path))
         where = line.stage if isinstance(line.stage, str) else f"stage_{line.stage}"
         for name in ("loss", "accuracy", "learning_rate", "samples_per_second"):
             value = getattr(line, name)
@@ -28,5 +26,4 @@ class TensorBoard:
                 self._writer.add_scalar(f"{line.kind}/{name}/{where}", value, line.step)
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        self._writer.close()

@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.distributed_c10d import Store
-
 from dglpipe import failure
 from dglpipe.agreement import flatten
 from dglpipe.blueprint import draw
@@ -19,16 +17,18 @@ from dglpipe.device import check_precision, choose_backend
 from dglpipe.errors import ConfigError, RunDirError, UserError
 from dglpipe.launcher import launch
 from dglpipe.models import wanted_channels
+from dglpipe.objectives import build_loss
 from dglpipe.process import run_process
-from dglpipe.process_group import rendezvous, world_of_launcher
+from dglpipe.process_group import Store, rendezvous, world_of_launcher
 from dglpipe.rundir import RunDir, default_path, write_whole
 from dglpipe.topology import Layout, plan_layout
 from dglpipe.worker import plan_stream
 
-RESUMABLE = (
-    "run_dir resume timeout_s log_every checkpoint.every checkpoint.keep pipeline.processes "
-    "pipeline.threads pipeline.depth pipeline.backend pipeline.checked"
-).split()
+RESUMABLE = {
+    *("run_dir", "resume", "timeout_s", "log_every", "checkpoint.every", "checkpoint.keep"),
+    *("pipeline.processes", "pipeline.threads", "pipeline.depth", "pipeline.backend"),
+    "pipeline.checked",
+}
 """Keys that may differ from those of the run that is resumed: they change no weight."""
 
 
@@ -39,16 +39,22 @@ def train(config: Config) -> dict[str, Any]:
         The summary.
 
     Raises:
-        UserError: nothing was started.
+        UserError: nothing was trained, and there is no run directory.
         RunFailedError: a process failed.
     """
     layout = plan_layout(config.pipeline, _cores())
     check(config, layout, layout.world_size)
     run_dir = RunDir(Path(config.run_dir) if config.run_dir else default_path())
     run_dir.check(config.resume)
+    is_new = run_dir.status() is None
     with run_dir.claim(config.resume):
         _settle(config, layout, run_dir)
-        return launch(config, layout, run_dir)
+        try:
+            return launch(config, layout, run_dir)
+        except UserError:
+            if is_new:
+                run_dir.discard()
+            raise
 
 
 def train_under_launcher(config: Config) -> None:
@@ -102,7 +108,8 @@ def check(config: Config, layout: Layout, local: int) -> None:
     """
     source = open_data(config.data, config.seed, wanted_channels(config.model))
     plan_stream(config, source)
-    draw(config, source.description, layout.stages, meta=True)
+    draw(config, source.description, layout.stages, meta=True).check_logits()
+    build_loss(config.method.loss, config.label_smoothing)
     backend = choose_backend(config.pipeline.backend, local)
     for j in range(layout.stages):
         check_precision(config.stage(j).precision.name, backend)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dglpipe import clock
-from dglpipe.blueprint import Blueprint, draw
+from dglpipe.blueprint import draw
 from dglpipe.chain import Chain
 from dglpipe.checkpoint import Checkpoints
 from dglpipe.clock import Clock, Kind
@@ -103,11 +103,13 @@ class Worker:
     def finish(self) -> None:
         """Saves the final weights and sends the last report."""
         finals = []
+        on_paper = draw(self.config, self._blueprint.data, self.topology.layout.stages, meta=True)
         for stage in self.chain.stages:
             tensors = named_tensors(stage.learner)
             if self._run_dir is not None and self.topology.replica == 0:
                 save(self._run_dir.final(stage.index), tensors)
-            finals.append(self._final(stage, sha256(tensors)))
+            flops = flops_per_sample(on_paper, stage.index)
+            finals.append(self._final(stage, flops, sha256(tensors)))
         rows, spent = self._window_rows, self._spent()
         rate = rows / clock.seconds(spent) if spent and self.plan.steps >= 10 else None
         self._reporter.finish({"samples_per_second": rate, "stages": finals})
@@ -233,7 +235,7 @@ class Worker:
     def _spent(self) -> clock.Spent | None:
         return None if self._window is None else clock.between(*self._window)
 
-    def _final(self, stage: Stage, digest: str) -> dict[str, Any]:
+    def _final(self, stage: Stage, flops: int, digest: str) -> dict[str, Any]:
         """The entry of `per_stage` in `summary.json`."""
         j, blueprint, spent = stage.index, self._blueprint, self._spent()
         head = stage.learner.head
@@ -243,16 +245,12 @@ class Worker:
             "segments": list(blueprint.segments[j]),
             "parameters": _count(stage.learner.segments),
             "head_parameters": 0 if head is None else _count(head),
-            "flops_per_sample": flops_per_sample(self._meta_blueprint(), j),
+            "flops_per_sample": flops,
             "link_bytes_per_sample": 0 if head is None else blueprint.fields[j].row_bytes,
             **(clock.shares(spent, j) if spent else dict.fromkeys(clock.SHARE_NAMES)),
             "peak_memory_bytes": self._device.peak_memory(),
             "weights_sha256": digest,
         }
-
-    def _meta_blueprint(self) -> Blueprint:
-        stages = self.topology.layout.stages
-        return draw(self.config, self._blueprint.data, stages, meta=True)
 
 
 def _count(module: Any) -> int:

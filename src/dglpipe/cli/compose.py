@@ -12,14 +12,13 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from dglpipe.cli.groups import CONFIG_MODULE, choices, suggestion
 from dglpipe.config import Config, parse
 from dglpipe.errors import ConfigError, UserError
-
-CONFIG_MODULE = "dglpipe.conf"
 
 
 @dataclass(slots=True)
@@ -76,7 +75,7 @@ def compose(arguments: Arguments) -> Config:
             tree = hydra_compose(arguments.config_name, overrides=overrides)
         config = parse(to_plain(tree))
     except HydraException as error:
-        raise UserError(_readable(error)) from None
+        raise _readable(error) from None
     if arguments.run_dir is not None:
         config.run_dir = arguments.run_dir
     return config
@@ -103,7 +102,7 @@ def first_of_sweep(arguments: Arguments) -> Arguments:
     try:
         parsed = OverridesParser.create().parse_overrides(arguments.overrides)
     except HydraException as error:
-        raise UserError(_readable(error)) from None
+        raise _readable(error) from None
     single = []
     for text, override in zip(arguments.overrides, parsed, strict=True):
         if override.is_sweep_override():
@@ -113,33 +112,23 @@ def first_of_sweep(arguments: Arguments) -> Arguments:
     return Arguments(single, [], arguments.run_dir, arguments.config_dir, arguments.config_name)
 
 
-def _readable(error: Exception) -> str:
-    """Hydra's message, with the nearest known key where one is misspelt."""
-    text = str(error).strip()
+def _readable(error: HydraException) -> UserError:
+    """Hydra's error in the words of this package, with what may have been meant."""
+    if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
+        group, _, got = str(error.missing_cfg_file).rpartition("/")
+        names = error.options or choices(group)
+        near = difflib.get_close_matches(got, names, n=1)
+        hint = f"Did you mean {near[0]}?" if near else ""
+        return ConfigError(group, got, ", ".join(names) or "null", hint)
+    if isinstance(error, OverrideParseException):
+        reason = error.message.splitlines()[0]
+        return UserError(
+            f"{error.override}: is not of the form key=value ({reason}). Lists and groups are "
+            "[1,2] and {key:value}, in quotes for the shell"
+        )
+    text = str(error).partition("Config search path")[0].strip()
     cause = error.__cause__
     if cause is not None and str(cause) not in text:
         text = f"{text}\n{str(cause).splitlines()[0]}"
     unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown is None:
-        return text
-    return f"{unknown[1]}: no such key{_nearest(unknown[1])}"
-
-
-def _nearest(key: str) -> str:
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        tree: Any = OmegaConf.to_container(hydra_compose("config"))
-    known = list(_keys(tree))
-    near = difflib.get_close_matches(key, known, n=3)
-    group = [name for name in known if name.rsplit(".", 1)[0] == key.rsplit(".", 1)[0]]
-    if near:
-        return f"; did you mean {' or '.join(near)}?"
-    return f"; allowed: {', '.join(group if '.' in key and group else sorted(tree))}"
-
-
-def _keys(tree: Any, prefix: str = "") -> list[str]:
-    if not isinstance(tree, dict):
-        return [prefix]
-    keys = [prefix] if prefix else []
-    for key, value in tree.items():
-        keys += _keys(value, f"{prefix}.{key}" if prefix else str(key))
-    return keys
+    return UserError(f"{unknown[1]}: no such key; {suggestion(unknown[1])}" if unknown else text)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.resources import files
 
+from dglpipe.cli.groups import choices
 from dglpipe.errors import UserError
 from dglpipe.models import catalogue
 
@@ -19,14 +19,6 @@ def models(arguments: Sequence[str]) -> int:
     lines = ["model"]
     lines += [f"  {name:16} {text}" for name, text in catalogue()]
     for group in GROUPS:
-        lines += [group, f"  {', '.join(_choices(group))}"]
+        lines += [group, f"  {', '.join(choices(group))}"]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
-
-
-def _choices(group: str) -> list[str]:
-    folder = files("dglpipe.conf").joinpath(group)
-    if not folder.is_dir():
-        return []
-    names = [item.name for item in folder.iterdir()]
-    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))

@@ -11,18 +11,19 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from torch.distributed.elastic.multiprocessing.errors import record
 
-from dglpipe.cli.compose import CONFIG_MODULE, Arguments, compose, first_of_sweep, take_apart
-from dglpipe.cli.compose import to_plain
+from dglpipe.cli.compose import Arguments, compose, first_of_sweep, take_apart, to_plain
+from dglpipe.cli.groups import CONFIG_MODULE
 from dglpipe.config import Config, parse
 from dglpipe.errors import DglpipeError, UserError
-from dglpipe.process_group import world_of_launcher
+from dglpipe.process_group import record, world_of_launcher
 from dglpipe.rundir import default_path
 from dglpipe.training import train as train_here
 from dglpipe.training import train_under_launcher
 
 PEER_PAUSE_S = 2.0
+NO_FILES = ("hydra.output_subdir=null", "hydra/job_logging=none")
+"""Keeps Hydra's own files out of the run directories of a sweep."""
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -80,7 +81,7 @@ def _sweep(parts: Arguments) -> int:
     flags = ["--config-dir", parts.config_dir] if parts.config_dir else []
     where = os.fspath(path.resolve()).replace("\\", "\\\\").replace("'", "\\'")
     sys.argv = ["dglpipe train", "-m", *flags, "--config-name", parts.config_name]
-    sys.argv += [*parts.overrides, f"hydra.sweep.dir='{where}'"]
+    sys.argv += [*parts.overrides, f"hydra.sweep.dir='{where}'", *NO_FILES]
     hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")(
         job
     )()

@@ -6,9 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
@@ -32,7 +30,7 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def decode(path: Path) -> Tensor:
+def decode(path: str) -> Tensor:
     """An image file as (H,W,3) uint8; gray is repeated, alpha dropped, an animation cut
     down to its first frame, 16 bits to the upper 8.
 
@@ -40,7 +38,7 @@ def decode(path: Path) -> Tensor:
         DataError: a file that cannot be read or decoded.
     """
     try:
-        image: Tensor = decode_image(torch.from_numpy(np.fromfile(path, np.uint8)), _RGB)
+        image: Tensor = decode_image(torch.frombuffer(_read(path), dtype=torch.uint8), _RGB)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
@@ -53,7 +51,7 @@ def decode(path: Path) -> Tensor:
     return image.permute(1, 2, 0)
 
 
-def decode_all(paths: Sequence[Path], size: tuple[int, int], target: tuple[int, int]) -> Tensor:
+def decode_all(paths: Sequence[str], size: tuple[int, int], target: tuple[int, int]) -> Tensor:
     """Decodes images that are all of `size`, in threads, and brings them to `target`.
 
     Args:
@@ -80,10 +78,16 @@ def decode_all(paths: Sequence[Path], size: tuple[int, int], target: tuple[int, 
     return images
 
 
-def _decode_some(paths: Sequence[Path], images: Tensor, size: tuple[int, int], first: int) -> None:
+def _decode_some(paths: Sequence[str], images: Tensor, size: tuple[int, int], first: int) -> None:
+    some = paths[first : first + _CHUNK]
+    decoded = [decode(path) for path in some]
+    for path, image in zip(some, decoded, strict=True):
+        if image.shape[:2] != size:
+            raise SizesDifferError(f"{path} is {tuple(image.shape[:2])}, not {size}")
     height, width = images.shape[1:3]
-    for index in range(first, min(first + _CHUNK, len(paths))):
-        image = decode(paths[index])
-        if tuple(image.shape[:2]) != size:
-            raise SizesDifferError(f"{paths[index]} is {tuple(image.shape[:2])}, not {size}")
-        images[index] = resize(image[None], height, width)[0]
+    images[first : first + _CHUNK] = resize(torch.stack(decoded), height, width)
+
+
+def _read(path: str) -> bytearray:
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - half the time of Path.open
+        return bytearray(file.read())

@@ -29,7 +29,7 @@ def fingerprint(*parts: object) -> str:
     """32 hexadecimal digits, a function of the `repr` of `parts`."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
-        text = part if isinstance(part, bytes) else repr(part).encode(errors="surrogateescape")
+        text = part if isinstance(part, bytes) else repr(part).encode()
         # The length keeps ("ab", "c") and ("a", "bc") apart.
         digest.update(len(text).to_bytes(8, "little") + text)
     return digest.hexdigest()

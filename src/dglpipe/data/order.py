@@ -15,6 +15,7 @@ from dglpipe.seeds import derive
 _GAMMA = 0x9E3779B97F4A7C15 - 2**64
 _FIRST = 0xBF58476D1CE4E5B9 - 2**64
 _SECOND = 0x94D049BB133111EB - 2**64
+_STRIDE = 64
 
 
 def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
@@ -26,25 +27,23 @@ def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
 def uniform(seed: int, epoch: int, indices: Tensor, draws: int) -> Tensor:
     """Random numbers of single images, whatever batch they are in.
 
+    Number d of image i is output 64 i + d of splitmix64, seeded by (seed, epoch).
+
     Args:
         indices: (B,) int64, positions in the split.
-        draws: numbers an image; the first ones do not depend on how many are drawn.
+        draws: numbers an image, at most 64.
 
     Returns:
         (B, draws) float64 in [0, 1).
     """
+    assert draws <= _STRIDE, "the numbers of neighbouring images would overlap"
     key = derive(seed, "augment", epoch)
-    state = _mix(key + (indices + 1) * _GAMMA)
-    counter = torch.arange(1, draws + 1, dtype=torch.int64)
-    bits = _mix(state[:, None] + counter * _GAMMA)
-    return _shift_right(bits, 11).to(torch.float64) * 2.0**-53
-
-
-def _mix(bits: Tensor) -> Tensor:
-    """The output function of splitmix64, element by element; int64."""
-    bits = (bits ^ _shift_right(bits, 30)) * _FIRST
-    bits = (bits ^ _shift_right(bits, 27)) * _SECOND
-    return bits ^ _shift_right(bits, 31)
+    counter = torch.add(torch.arange(1, draws + 1), indices[:, None], alpha=_STRIDE)
+    bits = counter.mul_(_GAMMA).add_(key)
+    bits = (bits ^ _shift_right(bits, 30)).mul_(_FIRST)
+    bits = (bits ^ _shift_right(bits, 27)).mul_(_SECOND)
+    bits = bits ^ _shift_right(bits, 31)
+    return _shift_right(bits, 11).to(torch.float64).mul_(2.0**-53)
 
 
 def _shift_right(bits: Tensor, by: int) -> Tensor:

@@ -90,7 +90,10 @@ class Part:
 
     @cached_property
     def _pair(self) -> tuple[Tensor, Tensor]:
-        return torch.as_tensor(self.raw[0]), torch.as_tensor(self.raw[1])
+        try:
+            return torch.as_tensor(self.raw[0]), torch.as_tensor(self.raw[1])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise self._error(f"cannot be made into tensors ({error})") from error
 
     def _row(self, index: int) -> tuple[Tensor, Any]:
         """Image and label of one row of a map-style data set."""

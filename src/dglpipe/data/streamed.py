@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import weakref
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
+from threading import Thread
 from typing import Any
 
 import torch
@@ -137,6 +140,7 @@ class Streamed:
             sampler=((each.training, each.epoch, each.indices.tolist()) for each in requests),
             num_workers=self._workers,
             collate_fn=_unchanged,
+            worker_init_fn=_end_with_parent,
             # Without one of its own, the loader would draw from the global generator.
             generator=torch.Generator(),
             multiprocessing_context=_processes() if several else None,
@@ -152,6 +156,22 @@ def _processes() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
+
+
+def _end_with_parent(worker: int) -> None:
+    """Ends this worker when the process that reads from it has died.
+
+    The loader's own watch looks at the parent's number: here that is the clean process,
+    which in turn lives for as long as it has workers.
+    """
+    reader = multiprocessing.parent_process()
+    if reader is not None:
+        Thread(target=_exit_after, args=(reader.sentinel,), daemon=True).start()
+
+
+def _exit_after(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
 
 
 def _unchanged(answer: Any) -> Any:

@@ -73,9 +73,10 @@ def _trace(network: nn.Module) -> _Trace:
     try:
         graph = _Tracer().trace(network)
     except Exception as error:  # whatever a forward does with what is no tensor
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         hint = (
             "Keep Python decisions on values out of forward, or hide the operation in a "
-            f"function under torch.fx.wrap. {type(error).__name__}: {error}"
+            f"function under torch.fx.wrap. {reason}"
         )
         allowed = "a network that torch.fx can trace"
         raise ConfigError("model", _scene(error, network), allowed, hint) from error
@@ -102,7 +103,8 @@ def _scene(error: Exception, network: nn.Module) -> str:
 
 def name_of(node: fx.Node) -> str:
     """Function or method of an operation, or the path of its module."""
-    return node.target if isinstance(node.target, str) else node.target.__name__
+    name: str = getattr(node.target, "__name__", str(node.target))
+    return name
 
 
 def _refuse_difference(learning: _Trace, testing: _Trace) -> None:

@@ -1,0 +1,61 @@
+# Needs python3 (3.10 or later, with venv), make and a package index; pip's own settings
+# decide which index. A second call uses the same virtual environment again.
+#
+#   make quickstart
+#   make test PYTHON=python3.12 VENV=/tmp/venv ARGS="-k link"
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+# The checkout that this virtual environment was last installed from, if it is another one.
+OTHER := $(filter-out $(CURDIR),$(shell cat $(VENV)/.dglpipe-checkout 2>/dev/null))
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: quickstart test test-all lint gpu-check clean help FORCE
+
+quickstart: $(VENV)/.dglpipe-run ## train on the embedded data set in two processes
+	$(BIN)/dglpipe train $(ARGS)
+
+test: $(VENV)/.dglpipe-test ## the test suite, without what takes longer than a minute
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.dglpipe-test ## the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dglpipe-dev ## style, format and types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+gpu-check: $(VENV)/.dglpipe-run ## what can only be checked with CUDA devices
+	$(BIN)/python benchmarks/gpu_check/gpu_check.py $(ARGS)
+
+clean: ## remove .venv, build outputs and caches; runs/ stays
+	rm -rf .venv build dist src/dglpipe.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+# What is installed, one stamp an extra. Packages that are there already stay as they are.
+EXTRA :=
+$(VENV)/.dglpipe-test: EXTRA := [test]
+$(VENV)/.dglpipe-dev: EXTRA := [dev]
+STAMPS := $(addprefix $(VENV)/.dglpipe-,run test dev)
+$(STAMPS): setup.cfg pyproject.toml $(if $(OTHER),FORCE) | $(VENV)/.dglpipe-venv
+	$(BIN)/python -m pip install --editable '.$(EXTRA)'
+	echo '$(CURDIR)' > $(VENV)/.dglpipe-checkout
+	touch $(VENV)/.dglpipe-run $@
+
+$(VENV)/.dglpipe-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo 'dglpipe needs Python 3.10 or later: make ... PYTHON=python3.x' >&2; exit 2; }
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) \
+	  || { echo "$(PYTHON) has no venv (on Debian: the package python3-venv)" >&2; exit 2; }
+	touch $@
+
+FORCE:

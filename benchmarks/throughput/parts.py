@@ -1,0 +1,99 @@
+"""What the benchmark times in a process of its own: one stage alone, or a plain loop.
+
+    python parts.py stage 1 OVERRIDES...    stage 1 with its head, fed from memory, no link
+    python parts.py loop OVERRIDES...       all stages in a plain loop, without the trainer
+
+Prints samples a second, from the end of step w to the end of the last step.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dglpipe.blueprint import WIRE, Blueprint, draw
+from dglpipe.cli.compose import compose, take_apart
+from dglpipe.config import Config
+from dglpipe.data import open_data
+from dglpipe.device import Device
+from dglpipe.optimizer import build_optimizer
+from dglpipe.stage import RunLength, Stage
+
+WARM = 5
+
+
+def main() -> None:
+    what, *words = sys.argv[1:]
+    j = int(words.pop(0)) if what == "stage" else 0
+    config = compose(take_apart(words))
+    torch.set_num_threads(config.pipeline.threads or 1)
+    source = open_data(config.data, config.seed)
+    blueprint = draw(config, source.description, config.pipeline.stages or 2)
+    step = stage_step(config, blueprint, j) if what == "stage" else loop_step(config, blueprint)
+    sys.stdout.write(f"{rate(step, config):.3f}\n")
+
+
+def rate(step: Callable[[int], None], config: Config) -> float:
+    """Samples a second over the steps behind the warm ones."""
+    steps = config.max_steps or 20
+    for number in range(1, WARM + 1):
+        step(number)
+    start = time.perf_counter()
+    for number in range(WARM + 1, steps + 1):
+        step(number)
+    return (steps - WARM) * config.batch_size / (time.perf_counter() - start)
+
+
+def batch_of(config: Config, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Random rows in the layout of the wire, and labels."""
+    batch = torch.randn(config.batch_size, *shape).to(dtype)
+    return batch.to(memory_format=torch.channels_last), torch.randint(0, 10, (config.batch_size,))
+
+
+def stage_step(config: Config, blueprint: Blueprint, j: int) -> Callable[[int], None]:
+    """The package's own stage, without anything around it."""
+    device = Device(torch.device("cpu"), "gloo")
+    length = RunLength(config.max_steps or 20, 100)
+    stage = Stage(
+        j, blueprint.learner(j), config.stage(j), nn.CrossEntropyLoss(), device, length, 0
+    )
+    dtype = WIRE[config.precision.name] if j else torch.float32
+    batch, labels = batch_of(config, blueprint.input_shape(j), dtype)
+    return lambda number: stage.learn(batch, labels, number, None)
+
+
+def loop_step(config: Config, blueprint: Blueprint) -> Callable[[int], None]:
+    """Algorithm 1 as one would write it by hand, with the same modules and optimizer."""
+    count = len(blueprint.modules)
+    learners = [
+        blueprint.learner(j).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for j in range(count)
+    ]
+    optimizers = [
+        build_optimizer(config.stage(j).optimizer, learners[j].parameters()) for j in range(count)
+    ]
+    loss_of = nn.CrossEntropyLoss()
+    low = config.precision.name == "bf16"
+    images, labels = batch_of(config, blueprint.input_shape(0), torch.float32)
+
+    def step(_: int) -> None:
+        batch = images
+        for learner, optimizer in zip(learners, optimizers, strict=True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                features = learner.segments(batch)
+                logits = features if learner.head is None else learner.head(features)
+                loss = loss_of(logits, labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            batch = features.detach().to(WIRE[config.precision.name])
+
+    return step
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Decoupled Greedy Learning as the paper writes it (Algorithm 1), and nothing else.
+
+For each mini-batch (x_0, y), for j = 0..K-1:
+
+    x_{j+1} = f_j(x_j; theta_j)
+    loss_j = CE(head_j(x_{j+1}), y)
+    one optimizer step on (theta_j, head_j)
+    x_{j+1} goes on, detached
+
+It shares the network, the data and the seeds with the trainer, and none of its loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from dglpipe.blueprint import draw
+from dglpipe.data import Request, open_data
+from dglpipe.data.order import epoch_order
+from dglpipe.seeds import derive
+
+
+def train(config, stages):
+    """weights_sha256 of every stage at the end of training (SGD, constant or cosine)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [weights_sha256(learner) for learner in _train(config, stages)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(config, stages):
+    source = open_data(config.data, config.seed)
+    data, size = source.load(), source.description.train
+    blueprint = draw(config, source.description, stages)
+    learners = [blueprint.learner(j).to(memory_format=torch.channels_last) for j in range(stages)]
+    optimizers = [_optimizer(learner, config.stage(j)) for j, learner in enumerate(learners)]
+    steps, step = config.epochs * math.ceil(size / config.batch_size), 0
+    for epoch in range(1, config.epochs + 1):
+        for rows in epoch_order(config.seed, epoch, size).split(config.batch_size):
+            step += 1
+            ((x, y),) = data.batches([Request(True, epoch, rows)])
+            for j, (learner, optimizer) in enumerate(zip(learners, optimizers, strict=True)):
+                settings = config.stage(j)
+                bf16 = settings.precision.name == "bf16"
+                torch.default_generator.manual_seed(derive(config.seed, "step", j, 0, step))
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    features = learner.segments(x)
+                    logits = learner.head(features) if learner.head else features
+                    loss = cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.param_groups[0]["lr"] = _rate(settings, step, steps)
+                optimizer.step()
+                x = features.detach().to(torch.bfloat16 if bf16 else torch.float32)
+    return learners
+
+
+def _optimizer(learner, settings):
+    sgd = settings.optimizer
+    decay, nesterov = sgd.weight_decay, sgd.nesterov
+    return torch.optim.SGD(
+        learner.parameters(), sgd.lr, sgd.momentum, 0, decay, nesterov, fused=True
+    )
+
+
+def _rate(settings, step, steps):
+    if settings.schedule.name == "constant":
+        return settings.optimizer.lr
+    return settings.optimizer.lr * (1 + math.cos(math.pi * ((step - 1) / steps))) / 2
+
+
+def weights_sha256(learner):
+    """As the design defines it: sorted keys, each followed by its tensor's raw bytes."""
+    tensors = {**learner.segments.state_dict()}
+    if learner.head is not None:
+        tensors |= {f"head.{key}": value for key, value in learner.head.state_dict().items()}
+    digest = hashlib.sha256()
+    for key, tensor in sorted(tensors.items()):
+        digest.update(key.encode("utf-8") + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,113 @@
+"""Senders, receivers and transports with one fault each, that the model has to find."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from chain_model import CPU, LAYOUTS, Parts
+from streams import ModelTransport, ModelWork, Operation
+from torch import Tensor
+
+from dglpipe.link import Receiver, Sender, Slot
+from dglpipe.message import HEADER
+from dglpipe.stream import Item
+
+
+class NoWaitOnReceive(ModelTransport):
+    """Reads without waiting for the transfer."""
+
+    def irecv(self, tensor: Tensor) -> ModelWork:
+        work = super().irecv(tensor)
+        work.wait = lambda: None  # type: ignore[method-assign]
+        return work
+
+
+class NoWaitOnSend(Sender):
+    """Writes the slot again without waiting for the message before."""
+
+    def wait(self) -> None:
+        self._work = None
+
+
+class PostsSlotInUse(Receiver):
+    """Posts a receive into the slot that it has just given out."""
+
+    def take(self) -> tuple[Item, dict[str, Tensor]]:
+        taken = super().take()
+        self.give_up_slot()
+        return taken
+
+    def give_up_slot(self) -> None:
+        assert self._in_use is not None
+        self._free.append(self._in_use)
+        self._in_use = None
+        self._post()
+
+
+class PostsBeforeBackward(PostsSlotInUse):
+    """Posts it again when the forward has been issued and the backward has not."""
+
+    def take(self) -> tuple[Item, dict[str, Tensor]]:
+        return Receiver.take(self)
+
+    def after_forward(self) -> None:
+        self.give_up_slot()
+
+
+class WritesAfterSend(Sender):
+    """Alters in place what is on its way."""
+
+    def send(self, item: Item, parts: Mapping[str, Tensor]) -> None:
+        super().send(item, parts)
+        self._transport.fill(self._slot.views(item)[HEADER][1], -1)
+        for name in parts:
+            self._transport.fill(self._slot.views(item)[name], 0)
+
+
+class SendsUnordered(ModelTransport):
+    """Starts a transfer without an event of the stream that writes or reads the buffer."""
+
+    def event(self) -> Operation:
+        event = Operation(None)
+        event.done = True
+        return event
+
+
+class PostsOneMore(Receiver):
+    """Posts D receives ahead, where D - 1 is the bound."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]
+        self._free.append(Slot(LAYOUTS, CPU))
+        self._post()
+
+
+class ForgetsAReceive(Receiver):
+    """Takes one of the messages for come although no receive was posted."""
+
+    def _post(self) -> None:
+        super()._post()
+        if self._posted and self._posted[-1][0].index == 3:
+            self._transport.group.receives.pop()  # type: ignore[attr-defined]
+
+
+class SkipsAMessage(Sender):
+    """Leaves one message out, so that the stages are one batch apart."""
+
+    def send(self, item: Item, parts: Mapping[str, Tensor]) -> None:
+        if item.index != 2:
+            super().send(item, parts)
+
+
+MUTANTS: dict[str, tuple[Parts, set[str]]] = {
+    "no wait on receive": (Parts(transport=NoWaitOnReceive), {"forward"}),
+    "no wait on send": (Parts(sender=NoWaitOnSend), {"forward", "header"}),
+    "slot in use posted": (Parts(receiver=PostsSlotInUse), {"forward"}),
+    "slot posted before backward": (Parts(receiver=PostsBeforeBackward), {"backward"}),
+    "written after send": (Parts(sender=WritesAfterSend), {"forward", "header"}),
+    "transfer not ordered": (Parts(transport=SendsUnordered), {"forward", "backward"}),
+    "one receive too many": (Parts(receiver=PostsOneMore), {"bound"}),
+    "receive forgotten": (Parts(receiver=ForgetsAReceive), {"deadlock"}),
+    "message left out": (Parts(sender=SkipsAMessage), {"forward", "header"}),
+}
+"""By name: the chain with the fault, and what it has to show in one schedule or another."""

@@ -1,0 +1,344 @@
+"""Tests of many processes that look like ordinary ones.
+
+    def chain(group, batches):            # a function of a module, run by every rank
+        ...
+        return what_this_rank_found
+
+    results = run_world(layout(2), chain, 5)      # by rank
+
+The processes come from a fork server that has imported torch and dglpipe once, and meet
+over a file, so a world of some ranks costs tenths of a second and needs no port. Every
+world has a deadline. When a rank fails, all ranks' tracebacks are shown in order of time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import faulthandler
+import functools
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+
+from dglpipe.cli.compose import Arguments, compose
+from dglpipe.config import Config
+from dglpipe.data import open_data
+from dglpipe.device import Device
+from dglpipe.metrics import Collector, Line
+from dglpipe.models import wanted_channels
+from dglpipe.process_group import ProcessGroup, rendezvous
+from dglpipe.rundir import RunDir
+from dglpipe.topology import Layout, plan_layout
+from dglpipe.weights import named_tensors
+from dglpipe.worker import Worker
+
+CPU = Device(torch.device("cpu"), "gloo")
+GRACE_S = 5.0
+"""How long the other ranks may take to tell their story after the first failure."""
+PRELOAD = ["torch.distributed", "torch._dynamo", "dglpipe.worker", "dglpipe.cli.compose"]
+
+SMALL = (
+    "model.width=4",
+    "batch_size=400",
+    "epochs=2",
+    "optimizer.lr=0.05",
+    "timeout_s=30",
+    "pipeline.threads=1",
+    "pipeline.checked=true",
+)
+"""Digits in 4 batches an epoch, the last of 237 rows; links look for misuse of buffers."""
+
+
+def make_config(*overrides: str) -> Config:
+    """A small run, with `overrides` as on the command line."""
+    return copy.deepcopy(_composed(overrides))
+
+
+@functools.lru_cache
+def _composed(overrides: tuple[str, ...]) -> Config:
+    return compose(Arguments([*SMALL, *overrides]))
+
+
+def layout(stages: int, processes: int | None = None, replicas: int = 1) -> Layout:
+    """One thread a process; P = K unless given."""
+    return Layout(stages, processes or stages, replicas, threads=1)
+
+
+# ---------------------------------------------------------------- worlds
+
+
+@dataclass(frozen=True)
+class RankFailure:
+    """The end of one rank."""
+
+    time_ns: int
+    rank: int
+    kind: str
+    """Name of the exception's class; `silent` for a rank that said nothing."""
+    message: str
+    trace: str
+
+
+class WorldError(AssertionError):
+    """Some rank failed, or the deadline passed.
+
+    Attributes:
+        failures: in order of time.
+    """
+
+    def __init__(self, headline: str, failures: Sequence[RankFailure]) -> None:
+        self.failures = sorted(failures, key=lambda failure: failure.time_ns)
+        first = self.failures[0].time_ns if self.failures else 0
+        parts = [
+            f"--- rank {one.rank}, {(one.time_ns - first) / 1e9:.3f} s after the first\n{one.trace}"
+            for one in self.failures
+        ]
+        super().__init__("\n".join([headline, *parts]))
+
+
+def run_world(
+    layout: Layout, function: Callable[..., Any], *args: Any, deadline_s: float = 60
+) -> list[Any]:
+    """Calls `function(group, *args)` in every rank of `layout`, links checked.
+
+    Args:
+        function: of a module, so that other processes can import it.
+        deadline_s: seconds after which the world is killed.
+
+    Returns:
+        What each rank returned.
+
+    Raises:
+        WorldError: a rank raised, died, or was not done in time.
+    """
+    with tempfile.TemporaryDirectory(prefix="world_") as folder:
+        world = _World(layout, function, args, Path(folder))
+        try:
+            return world.wait(deadline_s)
+        finally:
+            world.kill()
+
+
+class _World:
+    """The processes of one call of `run_world`."""
+
+    def __init__(
+        self, layout: Layout, function: Callable[..., Any], args: Sequence[Any], folder: Path
+    ) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        self._folder = folder
+        self._processes: list[BaseProcess] = []
+        self._ends: dict[connection.Connection, int] = {}
+        for rank in range(layout.world_size):
+            ours, theirs = context.Pipe(duplex=False)
+            task = (theirs, layout, rank, os.fspath(folder), function, args)
+            process = context.Process(target=_rank_main, args=task, daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._ends[ours] = rank
+        self._results: dict[int, Any] = {}
+        self._failures: list[RankFailure] = []
+
+    def wait(self, deadline_s: float) -> list[Any]:
+        deadline = time.monotonic() + deadline_s
+        while self._ends:
+            ready = connection.wait(list(self._ends), max(0.0, deadline - time.monotonic()))
+            if not ready and self._failures:
+                raise WorldError(f"rank {self._failures[0].rank} failed first", self._all())
+            if not ready:
+                headline = f"ranks {sorted(self._ends.values())} not done in {deadline_s:g} s"
+                raise WorldError(headline, self._all())
+            for end in ready:
+                self._receive(end)
+            if self._failures:
+                deadline = min(deadline, time.monotonic() + GRACE_S)
+        if self._failures:
+            raise WorldError(f"{len(self._failures)} ranks failed", self._failures)
+        return [self._results[rank] for rank in range(len(self._processes))]
+
+    def _receive(self, end: connection.Connection) -> None:
+        rank = self._ends.pop(end)
+        try:
+            said = pickle.loads(end.recv_bytes())
+        except EOFError:
+            self._processes[rank].join()
+            code = self._processes[rank].exitcode
+            text = f"ended without a word, exit code {code}\n{self._stacks(rank)}"
+            self._failures.append(RankFailure(time.time_ns(), rank, "silent", text, text))
+        else:
+            if isinstance(said, RankFailure):
+                self._failures.append(said)
+            else:
+                self._results[rank] = said[0]
+        end.close()
+
+    def _all(self) -> list[RankFailure]:
+        """The failures, and where the ranks are that have not ended."""
+        for rank in self._ends.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._processes[rank].pid or 0, signal.SIGUSR1)
+        time.sleep(0.2)
+        hung = [
+            RankFailure(time.time_ns(), rank, "hung", "still running", self._stacks(rank))
+            for rank in self._ends.values()
+        ]
+        return [*self._failures, *hung]
+
+    def _stacks(self, rank: int) -> str:
+        file = self._folder / f"stacks_{rank}"
+        return file.read_text() if file.exists() else ""
+
+    def kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join()
+
+
+def _rank_main(
+    end: connection.Connection,
+    layout: Layout,
+    rank: int,
+    folder: str,
+    function: Callable[..., Any],
+    args: Sequence[Any],
+) -> None:
+    stacks = (Path(folder) / f"stacks_{rank}").open("w")
+    faulthandler.enable(stacks)
+    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
+    torch.set_num_threads(layout.threads)
+    try:
+        where = f"file://{folder}/rendezvous"
+        store = rendezvous(30, where, rank, layout.world_size)
+        group = ProcessGroup.connect(layout.at(rank), CPU, store, 30, checked=True)
+        said: Any = (function(group, *args),)
+        group.close()
+    except BaseException as error:
+        trace = "".join(traceback.format_exception(error))
+        said = RankFailure(time.time_ns(), rank, type(error).__name__, str(error), trace)
+    end.send_bytes(pickle.dumps(said))
+    end.close()
+    # The threads of gloo may still wait for a neighbour that will never answer.
+    os._exit(0)
+
+
+# ---------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left behind, without its files."""
+
+    finals: list[dict[str, Any]]
+    """The entries of `per_stage` in summary.json, by stage, of replica 0."""
+    lines: list[Line]
+    """What would be in metrics.jsonl."""
+    tensors: dict[tuple[int, int], dict[str, Tensor]]
+    """(replica, stage) -> weights and buffers, by key."""
+
+    @property
+    def hashes(self) -> list[str]:
+        """weights_sha256 by stage."""
+        return [final["weights_sha256"] for final in self.finals]
+
+    def tests(self) -> list[Line]:
+        """The lines of the last evaluation."""
+        tests = [line for line in self.lines if line.kind == "test"]
+        return [line for line in tests if line.step == tests[-1].step]
+
+
+def train_world(
+    config: Config, layout: Layout | None = None, run_dir: Path | None = None, deadline_s: float = 60
+) -> Trained:
+    """Trains as `dglpipe train` does, in processes of the fork server.
+
+    Args:
+        layout: None: what the configuration asks for.
+        run_dir: where final weights and checkpoints go; None: nowhere.
+    """
+    return train_all([config], layout, run_dir, deadline_s)[0]
+
+
+def train_all(
+    configs: Sequence[Config],
+    layout: Layout | None = None,
+    run_dir: Path | None = None,
+    deadline_s: float = 60,
+) -> list[Trained]:
+    """`train_world` for one configuration after the other, in the same processes."""
+    layout = layout or plan_layout(configs[0].pipeline, cores=1)
+    said = run_world(layout, _train_all, configs, run_dir, deadline_s=deadline_s)
+    return [_gather(layout, [of_rank[at] for of_rank in said]) for at in range(len(configs))]
+
+
+def _gather(layout: Layout, said: Sequence[Any]) -> Trained:
+    finals, lines, _ = said[0]
+    firsts = [rank for rank in range(layout.world_size) if layout.at(rank).replica == 0]
+    stages = [stage for rank in firsts for stage in finals[rank]["stages"]]
+    tensors = {key: value for _, _, own in said for key, value in own.items()}
+    assert [stage["stage"] for stage in stages] == list(range(layout.stages))
+    assert len(tensors) == layout.stages * layout.replicas
+    return Trained(stages, lines, tensors)
+
+
+class _Lines:
+    """A sink that keeps every line."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+
+    def line(self, line: Line) -> None:
+        self.lines.append(line)
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+def _train_all(group: ProcessGroup, configs: Sequence[Config], run_dir: Path | None) -> list[Any]:
+    store, said = group.store, []
+    for number, config in enumerate(configs):
+        group.store = PrefixStore(f"run{number}", store)
+        said.append(_train(group, config, run_dir))
+    group.store = store
+    return said
+
+
+def _train(group: ProcessGroup, config: Config, run_dir: Path | None) -> Any:
+    topology = group.topology
+    worker = make_worker(group, config, run_dir)
+    sink = _Lines()
+    size, replicas = topology.layout.world_size, topology.layout.replicas
+    collector = Collector(group.store, size, replicas, [sink]) if topology.rank == 0 else None
+    worker.run()
+    worker.finish()
+    finals = collector.finals(config.timeout_s) if collector else []
+    tensors = {
+        (topology.replica, stage.index): named_tensors(stage.learner)
+        for stage in worker.chain.stages
+    }
+    return finals, sink.lines, tensors
+
+
+def make_worker(group: ProcessGroup, config: Config, run_dir: Path | None = None) -> Worker:
+    """The worker of this rank, ready to run."""
+    source = open_data(config.data, config.seed, wanted_channels(config.model))
+    return Worker(config, source, CPU, group, RunDir(run_dir) if run_dir else None)
