@@ -46,7 +46,7 @@ from dglpipe.models import wanted_channels
 from dglpipe.process_group import ProcessGroup, rendezvous
 from dglpipe.rundir import RunDir
 from dglpipe.topology import Layout, plan_layout
-from dglpipe.weights import named_tensors
+from dglpipe.weights import named_tensors, sha256
 from dglpipe.worker import Worker
 
 CPU = Device(torch.device("cpu"), "gloo")
@@ -55,7 +55,6 @@ GRACE_S = 5.0
 PRELOAD = ["torch.distributed", "torch._dynamo", "dglpipe.worker", "dglpipe.cli.compose"]
 
 SMALL = (
-    "model.width=4",
     "batch_size=400",
     "epochs=2",
     "optimizer.lr=0.05",
@@ -64,16 +63,18 @@ SMALL = (
     "pipeline.checked=true",
 )
 """Digits in 4 batches an epoch, the last of 237 rows; links look for misuse of buffers."""
+WIDTH = "model.width=4"
 
 
 def make_config(*overrides: str) -> Config:
-    """A small run, with `overrides` as on the command line."""
-    return copy.deepcopy(_composed(overrides))
+    """A small run of `cnn6` (or another `model=`), with `overrides` as on the command line."""
+    other = any(override.startswith("model=") for override in overrides)
+    return copy.deepcopy(_composed((*SMALL, *(() if other else (WIDTH,)), *overrides)))
 
 
 @functools.lru_cache
 def _composed(overrides: tuple[str, ...]) -> Config:
-    return compose(Arguments([*SMALL, *overrides]))
+    return compose(Arguments(list(overrides)))
 
 
 def layout(stages: int, processes: int | None = None, replicas: int = 1) -> Layout:
@@ -288,6 +289,26 @@ def train_all(
     layout = layout or plan_layout(configs[0].pipeline, cores=1)
     said = run_world(layout, _train_all, configs, run_dir, deadline_s=deadline_s)
     return [_gather(layout, [of_rank[at] for of_rank in said]) for at in range(len(configs))]
+
+
+def hash_all(configs: Sequence[Config], layout: Layout, deadline_s: float = 60) -> list[list[str]]:
+    """weights_sha256 by stage, for each configuration.
+
+    Leaves out the last report, which takes longer than such short runs.
+    """
+    said = run_world(layout, _hash_all, configs, deadline_s=deadline_s)
+    firsts = [rank for rank in range(layout.world_size) if layout.at(rank).replica == 0]
+    return [
+        [digest for rank in firsts for digest in said[rank][at]] for at in range(len(configs))
+    ]
+
+
+def _hash_all(group: ProcessGroup, configs: Sequence[Config]) -> list[list[str]]:
+    hashes = []
+    for worker in (make_worker(group, config) for config in configs):
+        worker.run()
+        hashes.append([sha256(named_tensors(stage.learner)) for stage in worker.chain.stages])
+    return hashes
 
 
 def _gather(layout: Layout, said: Sequence[Any]) -> Trained:

@@ -25,7 +25,7 @@ from dglpipe.message import (
 from dglpipe.models import build_network
 from dglpipe.partition import ShapesOnly, boundaries, check_input, cut, trace
 from dglpipe.seeds import derive
-from dglpipe.stage import LocalLearner
+from dglpipe.stage import LocalLearner, admit
 from dglpipe.stream import Phase, StreamPlan
 
 CPU = Device(torch.device("cpu"), "gloo")
@@ -154,7 +154,7 @@ def _record(
         context = ShapesOnly() if meta else CPU.autocast(precision)
         module.eval()
         with torch.no_grad(), context:
-            batch = module(batch)
+            batch = module(batch if meta else admit(batch, precision))
         module.train()
         fields.append(recorded_field(ACTIVATIONS, WIRE[precision], batch))
         batch = batch.to(WIRE[precision]) if not meta else batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import sys
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ class Device:
         """Settings of the whole process; before any process group, whose threads inherit."""
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
+        if deterministic:  # cuBLAS with torch 2.9 wants it; without CUDA nobody reads it.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if self.is_cuda:
             torch.cuda.set_device(self.torch_device)
             torch.backends.cudnn.benchmark = not deterministic
@@ -86,9 +89,8 @@ def choose_backend(backend: str, local_processes: int) -> str:
 
 def select(backend: str, local_rank: int) -> Device:
     """The device of the process `local_rank` of this machine."""
-    if backend == "nccl":
-        return Device(torch.device("cuda", local_rank), backend)
-    return Device(torch.device("cpu"), backend)
+    place = torch.device("cuda", local_rank) if backend == "nccl" else torch.device("cpu")
+    return Device(place, backend)
 
 
 def check_precision(precision: str, backend: str) -> None:

@@ -33,9 +33,11 @@ def evaluate_run(path: Path) -> dict[str, Any]:
         RunDirError: `path` is not the directory of a finished run.
     """
     run_dir = RunDir(path)
-    if run_dir.status() != "finished":
+    status = run_dir.status()
+    if status != "finished":
         raise RunDirError(
-            f"run: {path} holds {run_dir.status() or 'no'} run; give one that is finished"
+            f"run: {path} holds {f'a run that is {status}' if status else 'no run'}; "
+            "give one that is finished"
         )
     config = from_yaml(run_dir.config.read_text())
     result = _evaluate(config, run_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -35,6 +36,7 @@ def launch(config: Config, layout: Layout, run_dir: RunDir) -> dict[str, Any]:
         KeyboardInterrupt: the user stopped the run.
     """
     _set_environment(layout)
+    _quieten()
     status = "failed"
     try:
         with tempfile.TemporaryDirectory(prefix="dglpipe_") as scratch:
@@ -75,6 +77,12 @@ def _set_environment(layout: Layout) -> None:
     os.environ["OMP_NUM_THREADS"] = str(layout.threads)
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+
+
+def _quieten() -> None:
+    """Elastic logs the end of every worker as it sees it; the cause is told first, by us."""
+    for name in ("distributed.elastic.multiprocessing.api", "multiprocessing.spawn"):
+        logging.getLogger(f"torch.{name}").setLevel(logging.CRITICAL)
 
 
 def _entry(config: str, layout: Layout, path: str) -> dict[str, Any] | None:

@@ -26,7 +26,6 @@ from dglpipe.errors import PeerLostError
 from dglpipe.link import Transport, Work
 from dglpipe.topology import Topology
 
-
 LINK_CTAS = 4
 """Thread blocks, of the 100 or so of a device, that one transfer of a link may hold."""
 

@@ -65,6 +65,12 @@ class RunLength:
     steps_per_epoch: int
 
 
+def admit(batch: Tensor, precision: str) -> Tensor:
+    """`batch` as a stage of `precision` takes it: full precision has no autocast that would
+    convert what a stage of half precision handed on."""
+    return batch.float() if precision == "fp32" else batch
+
+
 def _unchanged(module: nn.Module) -> nn.Module:
     return module
 
@@ -135,6 +141,7 @@ class Stage:
             total: rows of the batch over all replicas; None: this one has them all.
         """
         self._device.seed(derive(self._seed, "step", self.index, self._copies.replica, step))
+        batch = admit(batch, self.settings.precision.name)
         with self._device.autocast(self.settings.precision.name):
             logits: Tensor = self._forward(batch, emit)
             loss = self._loss(logits, labels)
@@ -175,6 +182,7 @@ class Stage:
             nonlocal features
             features = output
 
+        batch = admit(batch, self.settings.precision.name)
         with torch.no_grad(), self._device.autocast(self.settings.precision.name):
             logits = self.learner(batch, keep)
             loss = self._loss(logits, labels)

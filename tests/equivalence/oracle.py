@@ -50,7 +50,7 @@ def _train(config, stages):
                 bf16 = settings.precision.name == "bf16"
                 torch.default_generator.manual_seed(derive(config.seed, "step", j, 0, step))
                 with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                    features = learner.segments(x)
+                    features = learner.segments(x if bf16 else x.float())
                     logits = learner.head(features) if learner.head else features
                     loss = cross_entropy(logits, y, label_smoothing=config.label_smoothing)
                 optimizer.zero_grad()

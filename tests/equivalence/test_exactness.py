@@ -1,6 +1,6 @@
 """K stages on P processes compute what one plain loop computes, bit for bit.
 
-| j \ tick | 1 | 2 | 3 | 4 |
+| tick | 1 | 2 | 3 | 4 |
 |---|---|---|---|---|
 | stage 0 | batch 1 | batch 2 | batch 3 | batch 4 |
 | stage 1 | | batch 1 | batch 2 | batch 3 |
@@ -13,13 +13,11 @@ numbers as stage after stage on one batch after the other.
 from __future__ import annotations
 
 import itertools
-import os
-import signal
 
 import oracle
 import pytest
 import torch
-from harness import WorldError, layout, make_config, make_worker, run_world, train_all, train_world
+from harness import hash_all, layout, make_config, train_all
 
 from dglpipe.blueprint import draw
 from dglpipe.data import open_data
@@ -56,3 +54,101 @@ def test_weights_do_not_depend_on_the_number_of_processes(stages):
         for run, hashes in zip(runs, expected, strict=True):
             assert_same_weights(run.hashes, hashes)
             assert {line.step for line in run.lines if line.kind == "test"} == {4, 8}
+
+
+VARIANTS = {
+    "base": "",
+    "adam": "optimizer=adam schedule.warmup_steps=3",
+    "adamw": "optimizer=adamw optimizer.clip=0.1",
+    "constant": "schedule=constant optimizer.nesterov=true",
+    "step": "schedule=step schedule.every=1",
+    "multistep": "schedule=multistep schedule.milestones=[1]",
+    "heads": "label_smoothing=0.1 per_stage=[{head:cnn},{head:linear},{}]",
+    "optimizers": "per_stage=[{},{optimizer:{name:adam,lr:0.001}},{schedule:constant}]",
+    "precisions": "pipeline.split=[1,2] per_stage=[{},{precision:bf16},{}]",
+    "clip": "optimizer.clip=0.1",
+    "max_steps": "max_steps=5",
+    "left_out_row": "batch_size=359",
+    "depth_1": "pipeline.depth=1",
+    "depth_3": "pipeline.depth=3 log_every=1",
+    "test_batch": "evaluate.batch_size=359",
+    "no_tests": "evaluate.every=0",
+}
+CHANGE_NOTHING = ("depth_1", "depth_3", "test_batch", "no_tests")
+KNOWN_TO_ORACLE = ("constant", "heads", "precisions")
+
+
+@pytest.fixture(scope="module")
+def variants():
+    """Every variant of a run of 3 stages, in one process and in three."""
+    texts = VARIANTS.values()
+    configs = [make_config("pipeline.stages=3", DROPOUT, *text.split()) for text in texts]
+    plain, pipeline = (hash_all(configs, layout(3, processes)) for processes in (1, 3))
+    return dict(zip(VARIANTS, zip(configs, plain, pipeline, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_weights_do_not_depend_on_the_number_of_processes_with(name, variants):
+    config, plain, pipeline = variants[name]
+    assert_same_weights(pipeline, plain)
+    base = variants["base"][1]
+    if name in CHANGE_NOTHING:
+        assert_same_weights(plain, base)
+    elif name != "base":
+        assert plain != base, "the setting had no effect, so nothing was tested"
+    if name in KNOWN_TO_ORACLE:
+        assert_same_weights(plain, oracle.train(config, 3))
+
+
+@pytest.mark.parametrize("changed", [1, 2])
+def test_what_a_stage_does_never_changes_those_below(changed):
+    own = ["{}", "{}", "{}"]
+    own[changed] = "{optimizer:{lr:0.01}}"
+    settings = ("pipeline.stages=3", DROPOUT)
+    configs = [make_config(*settings), make_config(*settings, f"per_stage=[{','.join(own)}]")]
+    base, other = hash_all(configs, layout(3))
+    assert_same_weights(other[:changed], base[:changed])
+    for j in range(changed, 3):
+        assert other[j] != base[j]
+
+
+def drawn(stages, *overrides):
+    config = make_config(f"pipeline.stages={stages}", *overrides)
+    return draw(config, open_data(config.data, config.seed).description, stages)
+
+
+def test_initial_weights_of_the_network_do_not_depend_on_the_stages():
+    networks = []
+    for stages in (1, 2, 3, 6):
+        modules = drawn(stages).modules
+        networks.append({key: value for part in modules for key, value in part.state_dict().items()})
+    for network in networks[1:]:
+        assert network.keys() == networks[0].keys()
+        assert all(torch.equal(network[key], networks[0][key]) for key in network)
+    other = drawn(2, "seed=1").modules[0].state_dict()
+    assert any(not torch.equal(other[key], networks[0][key]) for key in other)
+
+
+def test_initial_weights_of_a_head_depend_on_seed_and_boundary_alone():
+    def head(stages, j, *overrides):
+        return drawn(stages, *overrides).learner(j).head.state_dict()
+
+    def equal(one, two):
+        return all(one[key].equal(two[key]) for key in one)
+
+    at_3 = head(2, 0)
+    assert any("weight" in key for key in at_3)
+    assert equal(at_3, head(6, 2))
+    assert equal(at_3, head(3, 1, "pipeline.split=[1,3]"))
+    assert not equal(at_3, head(2, 0, "seed=1"))
+    # Behind layers 3 and 4 features have one shape, so only the boundary can differ.
+    four, five = head(6, 3), head(6, 4)
+    assert four["1.weight"].shape == five["1.weight"].shape
+    assert not equal(four, five)
+
+
+def test_a_seed_gives_the_same_run_and_another_seed_another():
+    configs = [make_config(DROPOUT), make_config(DROPOUT), make_config(DROPOUT, "seed=1")]
+    base, again, other = hash_all(configs, layout(2))
+    assert_same_weights(again, base)
+    assert all(one != two for one, two in zip(base, other, strict=True))

@@ -33,7 +33,8 @@ def suggestion(key: str) -> str:
     group, _, name = key.rpartition(".")
     siblings = {other.rpartition(".")[2]: other for other in homes if _group(other) == group}
     near = [siblings[one] for one in difflib.get_close_matches(name, siblings, n=1)]
-    near = near or difflib.get_close_matches(key, homes, n=1)
+    if not siblings:
+        near = difflib.get_close_matches(key, homes, n=1)
     if near:
         return f"did you mean {near[0]}?"
     tops = {other.partition(".")[0] for other in homes}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -33,16 +34,18 @@ def run(arguments: Sequence[str]) -> int:
     if os.getcwd() not in sys.path:  # noqa: PTH109
         sys.path.append(os.getcwd())  # noqa: PTH109
     if not arguments or arguments[0] in ("-h", "--help"):
-        sys.stdout.write(USAGE)
+        (sys.stdout if arguments else sys.stderr).write(USAGE)
         return DONE if arguments else WRONG
     if arguments[0] == "--version":
         sys.stdout.write(f"dglpipe {dglpipe.__version__}\n")
         return DONE
-    command = _commands().get(arguments[0])
-    if command is None:
-        sys.stderr.write(f"dglpipe: no command {arguments[0]!r}\n{USAGE}")
+    commands = _commands()
+    if arguments[0] not in commands:
+        near = difflib.get_close_matches(arguments[0], commands, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        sys.stderr.write(f"dglpipe: no command {arguments[0]!r}{hint}\n{USAGE}")
         return WRONG
-    return _status(command, arguments[1:])
+    return _status(commands[arguments[0]], arguments[1:])
 
 
 def _commands() -> dict[str, Callable[[Sequence[str]], int]]:

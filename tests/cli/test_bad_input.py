@@ -1,0 +1,408 @@
+"""Every mistake of a user ends with status 2, one clear message, and no run directory."""
+
+from __future__ import annotations
+
+import fcntl
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.io import write_png
+
+import dglpipe.training
+from dglpipe.cli.main import run
+
+PLUG_IN = """
+import torch
+
+class Digits:
+    classes = 3
+
+    def __init__(self, top):
+        self.train = self.test = torch.rand(12, 1, 8, 8), torch.arange(12) % (top + 1)
+
+def build(top=2):
+    return Digits(top)
+
+def text():
+    return "no module"
+"""
+
+
+@dataclass
+class Cli:
+    """Runs `dglpipe` in this process, in an empty folder where nothing may be left."""
+
+    folder: Path
+    capture: pytest.CaptureFixture[str]
+
+    def refuse(self, *arguments: str, command: str = "train") -> str:
+        """What is said about a mistake; asserts everything that holds for all of them."""
+        before = sorted(self.folder.rglob("*"))
+        status = run([command, *arguments])
+        out, err = self.capture.readouterr()
+        assert status == 2, err
+        assert err.startswith("dglpipe: "), err
+        assert not out
+        assert "Traceback" not in err
+        assert sorted(self.folder.rglob("*")) == before, "something was left behind"
+        return err
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    def launch(*_):
+        raise AssertionError("processes were started")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dglpipe.training, "launch", launch)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return Cli(tmp_path, capsys)
+
+
+def write_images(split: Path, *classes: str, count: int = 2) -> None:
+    for name in classes:
+        (split / name).mkdir(parents=True)
+        for index in range(count):
+            image = torch.full((3, 8, 8), 20 * index, dtype=torch.uint8)
+            write_png(image, str(split / name / f"{index}.png"))
+
+
+@pytest.fixture
+def images(tmp_path):
+    root = tmp_path / "images"
+    write_images(root / "train", "cat", "dog")
+    write_images(root / "test", "cat", "dog")
+    return root
+
+
+VALUES = [
+    # what is given, the key that is named, what came, what is allowed
+    ("pipeline.stages=7", "pipeline.stages", "7", "1 to 6, the number of segments"),
+    ("pipeline.processes=3", "pipeline.processes", "3", "1 to 2, the stages"),
+    ("epochs=-1", "epochs", "-1", "a whole number from 1"),
+    ("epochs=two", "epochs", "'two'", "a whole number"),
+    ("epochs=2.5", "epochs", "2.5", "a whole number"),
+    ("epochs=null", "epochs", "None", "a whole number"),
+    ("max_steps=0", "max_steps", "0", "a whole number from 1"),
+    ("batch_size=0", "batch_size", "0", "a whole number from 1"),
+    ("batch_size=1", "batch_size", "1", "at least 2: batch norm"),
+    ("batch_size=2000", "batch_size", "2000", "at most the 1437 training samples"),
+    ("seed=-1", "seed", "-1", "a whole number from 0 to 4294967295"),
+    ("log_every=0", "log_every", "0", "a whole number from 1"),
+    ("label_smoothing=2", "label_smoothing", "2.0", "a number from 0 to 1"),
+    ("timeout_s=0", "timeout_s", "0.0", "a number above 0"),
+    ("deterministic=perhaps", "deterministic", "'perhaps'", "true or false"),
+    ("resume=always", "resume", "'always'", "never, auto"),
+    ("evaluate.every=-1", "evaluate.every", "-1", "a whole number from 0"),
+    ("evaluate.batch_size=0", "evaluate.batch_size", "0", "a whole number from 1"),
+    ("checkpoint.every=-1", "checkpoint.every", "-1", "a whole number from 0"),
+    ("checkpoint.keep=0", "checkpoint.keep", "0", "a whole number from 1"),
+    ("pipeline.stages=0", "pipeline.stages", "0", "a whole number from 1"),
+    ("pipeline.replicas=0", "pipeline.replicas", "0", "a whole number from 1"),
+    ("pipeline.threads=0", "pipeline.threads", "0", "a whole number from 1"),
+    ("pipeline.depth=0", "pipeline.depth", "0", "a whole number from 1"),
+    ("pipeline.backend=mpi", "pipeline.backend", "'mpi'", "auto, gloo, nccl"),
+    ("pipeline.split=odd", "pipeline.split", "'odd'", "even"),
+    ("pipeline.split=[9]", "pipeline.split", "[9]", "numbers from 1 to 5"),
+    ("pipeline.split=[1,2]", "pipeline.split", "[1, 2]", "1 numbers for 2 stages"),
+    ("model.width=0", "model.width", "0", "a whole number from 1"),
+    ("model.dropout=1", "model.dropout", "1.0", "a number from 0 to 0.99"),
+    ("model.widths=[4,8]", "model.widths", "[4, 8]", "6 numbers from 1"),
+    ("model.pools=[3,1]", "model.pools", "[3, 1]", "rising numbers 1..5"),
+    ("data.image_size=0", "data.image_size", "0", "a whole number from 1"),
+    ("optimizer.lr=0", "optimizer.lr", "0.0", "a number above 0"),
+    ("optimizer.lr=fast", "optimizer.lr", "'fast'", "a number"),
+    ("optimizer.momentum=2", "optimizer.momentum", "2.0", "a number from 0 to 1"),
+    ("optimizer.weight_decay=-1", "optimizer.weight_decay", "-1.0", "a number from 0"),
+    ("optimizer.clip=0", "optimizer.clip", "0.0", "a number above 0"),
+    ("schedule.warmup_steps=-1", "schedule.warmup_steps", "-1", "a whole number from 0"),
+    ("method.loss=hinge", "method.loss", "'hinge'", "cross_entropy"),
+    ("per_stage=3", "per_stage", "3", "a list"),
+    ("per_stage=[{}]", "per_stage", "'1 entries'", "a list of 2 entries, one a stage"),
+    ("per_stage=[{},{optimizer:{lr:0}}]", "per_stage[1].optimizer.lr", "0.0", "above 0"),
+    ("per_stage=[{},{head:foo}]", "per_stage[1].head.name", "'foo'", "mlp_sr"),
+    ("per_stage=[{},{batch_size:4}]", "per_stage[1].batch_size", "4", "head, optimizer"),
+]
+
+
+@pytest.mark.parametrize(("override", "key", "got", "allowed"), VALUES)
+def test_value_out_of_range_or_of_the_wrong_type(cli, override, key, got, allowed):
+    message = cli.refuse(override, "run_dir=run")
+    assert f"{key}: got {got}; allowed: " in message
+    assert allowed in message.partition("allowed: ")[2]
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "meant"),
+    [
+        ("model=resnet19", "model", "resnet18"),
+        ("head=mlp_rs", "head", "mlp_sr"),
+        ("data=cifra10", "data", "cifar10"),
+        ("optimizer=sdg", "optimizer", "sgd"),
+        ("schedule=cosin", "schedule", "cosine"),
+        ("precision=bf61", "precision", "bf16"),
+    ],
+)
+def test_unknown_choice_of_a_group(cli, override, key, meant):
+    message = cli.refuse(override, "run_dir=run")
+    got = override.partition("=")[2]
+    assert f"{key}: got '{got}'; allowed: " in message
+    assert f"Did you mean {meant}?" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("pipeline.stage=2", "pipeline.stage: no such key; did you mean pipeline.stages?"),
+        ("pipline.stages=2", "pipline.stages: no such key; did you mean pipeline.stages?"),
+        ("batchsize=2", "batchsize: no such key; did you mean batch_size?"),
+        ("data.samples=9", "data.samples: no such key; it belongs to data=synthetic"),
+        ("schedule.every=2", "schedule.every: no such key; it belongs to schedule=step"),
+        ("pipeline.xyz=2", "pipeline.xyz: no such key; allowed: pipeline.backend, pipeline."),
+        ("+model.widht=2", "model.widht: got 2; allowed: the keys dropout, family"),
+        ("+model.widht=2", "did you mean width?"),
+        ("max_steps=[", "max_steps=[: is not of the form key=value"),
+        ("max_steps", "max_steps: is not of the form key=value"),
+    ],
+)
+def test_unknown_key(cli, override, said):
+    assert said in cli.refuse(override, "run_dir=run")
+
+
+def test_missing_value(cli):
+    assert "data.root: got 'nothing'; allowed: a value" in cli.refuse("data=image_folder")
+
+
+def test_config_folder_that_is_not_there(cli):
+    assert "--config-dir: " in cli.refuse("--config-dir=nowhere", "run_dir=run")
+
+
+def folder(images: Path) -> list[str]:
+    return ["data=image_folder", f"data.root={images}", "batch_size=2", "run_dir=run"]
+
+
+def test_image_folder_that_is_missing(cli, tmp_path):
+    message = cli.refuse(*folder(tmp_path / "nowhere"))
+    assert f"data.root={tmp_path / 'nowhere'}: there is no folder" in message
+
+
+def test_image_folder_that_is_empty(cli, tmp_path):
+    (tmp_path / "empty").mkdir()
+    message = cli.refuse(*folder(tmp_path / "empty"))
+    assert "has no train/" in message
+    assert "expected are train/<class>/" in message
+
+
+def test_class_without_images(cli, images):
+    (images / "train" / "cow").mkdir()
+    (images / "test" / "cow").mkdir()
+    message = cli.refuse(*folder(images))
+    assert f"class {images / 'train' / 'cow'} has no images" in message
+
+
+def test_classes_that_differ(cli, images):
+    write_images(images / "test", "cow")
+    message = cli.refuse(*folder(images))
+    assert "test/ has classes that train/ lacks: cow" in message
+
+
+def test_file_that_is_no_image(cli, images):
+    (images / "train" / "dog" / "1.png").write_text("no picture at all")
+    message = cli.refuse(*folder(images))
+    assert f"{images / 'train' / 'dog' / '1.png'}: begins with" in message
+
+
+def test_cifar10_that_is_not_there(cli, tmp_path):
+    message = cli.refuse("data=cifar10", f"data.root={tmp_path}", "run_dir=run")
+    assert f"data.root={tmp_path}: no CIFAR-10 in it" in message
+    assert "data.download=true" in message
+
+
+@pytest.fixture
+def under_torchrun(monkeypatch):
+    def world(size: int, rank: int = 0) -> None:
+        values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        for key, value in values.items():
+            monkeypatch.setenv(key, str(value))
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+
+    return world
+
+
+def test_world_size_that_the_replicas_do_not_divide(cli, under_torchrun):
+    under_torchrun(3)
+    message = cli.refuse("pipeline.replicas=2", "run_dir=run")
+    assert "pipeline.replicas: got 2; allowed: a divisor of the world size, 3" in message
+
+
+def test_world_size_that_is_not_processes_times_replicas(cli, under_torchrun):
+    under_torchrun(4)
+    message = cli.refuse("pipeline.processes=3", "pipeline.stages=4", "run_dir=run")
+    assert "pipeline.processes: got 3; allowed: world size 4 / replicas 1 = 4" in message
+    assert "Start 3 processes" in message
+
+
+def test_world_of_more_processes_than_segments(cli, under_torchrun):
+    under_torchrun(7)
+    assert "pipeline.stages: got 7; allowed: 1 to 6" in cli.refuse("run_dir=run")
+
+
+def test_other_ranks_say_the_same_a_little_later(cli, under_torchrun, monkeypatch):
+    pauses = []
+    monkeypatch.setattr("dglpipe.cli.train.time.sleep", pauses.append)
+    under_torchrun(3, rank=1)
+    assert "pipeline.replicas: got 2" in cli.refuse("pipeline.replicas=2", "run_dir=run")
+    assert pauses == [2.0]
+
+
+def test_sweep_under_torchrun(cli, under_torchrun):
+    under_torchrun(2)
+    assert "-m under torchrun" in cli.refuse("-m", "pipeline.stages=1,2", "run_dir=run")
+
+
+def test_sweep_with_a_mistake_starts_nothing(cli):
+    assert "model: got 'cnn5'" in cli.refuse("-m", "model=cnn5,cnn6", "run_dir=run")
+    assert "epochs: got 0" in cli.refuse("-m", "epochs=0,1", "run_dir=run")
+
+
+@pytest.fixture
+def plug_in(tmp_path):
+    """A module in the folder where the user stands, under a name of its own."""
+    name = f"plug_in_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(PLUG_IN)
+    yield name
+    sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("nowhere_at_all:build", "There is no module 'nowhere_at_all'"),
+        ("{plug_in}:buidl", "near it: build"),
+        ("just_a_word", "package.module:builder"),
+    ],
+)
+@pytest.mark.parametrize("group", ["model", "head", "data"])
+def test_plug_in_that_cannot_be_imported(cli, plug_in, group, target, reason):
+    target = target.format(plug_in=plug_in)
+    message = cli.refuse(f"{group}=custom", f"{group}.target={target}", "run_dir=run")
+    assert f"{group}.target: got '{target}'; allowed: package.module:builder" in message
+    assert reason in message
+
+
+def test_loss_that_cannot_be_imported(cli):
+    message = cli.refuse("method.loss={target:nowhere_at_all.build}", "run_dir=run")
+    assert "method.loss.target: got 'nowhere_at_all.build'" in message
+
+
+def test_plug_in_whose_module_fails(cli, tmp_path):
+    (tmp_path / "failing_plug_in.py").write_text("import a_module_that_is_not_there\n")
+    message = cli.refuse("model=custom", "model.target=failing_plug_in:build", "run_dir=run")
+    assert "'failing_plug_in' exists and fails while it is imported" in message
+    assert "it needs the module 'a_module_that_is_not_there'" in message
+
+
+@pytest.mark.parametrize("group", ["model", "head"])
+def test_plug_in_that_gives_something_else(cli, plug_in, group):
+    message = cli.refuse(f"{group}=custom", f"{group}.target={plug_in}:text", "run_dir=run")
+    assert f"{group}.target: got '{plug_in}:text'; allowed: a builder of a torch.nn.Mod" in message
+
+
+def test_plug_in_with_the_wrong_arguments(cli, plug_in):
+    data = ["data=custom", f"data.target={plug_in}:build", "+data.args.bottom=1"]
+    message = cli.refuse(*data, "run_dir=run")
+    assert "data.args: got {'bottom': 1}; allowed: arguments of" in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")
+def test_nccl_without_cuda(cli):
+    message = cli.refuse("pipeline.backend=nccl", "run_dir=run")
+    assert "pipeline.backend: got 'nccl'; allowed: gloo" in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")
+@pytest.mark.parametrize("where", ["precision=fp16", "per_stage=[{},{precision:fp16}]"])
+def test_fp16_without_cuda(cli, where):
+    message = cli.refuse(where, "run_dir=run")
+    assert "precision: got 'fp16'; allowed: fp32, bf16" in message
+
+
+def test_images_too_small_for_the_network(cli):
+    message = cli.refuse("model=vgg19_bn", "run_dir=run")
+    assert "data.image_size: got 8; allowed: images that segment 11 (features.36)" in message
+    assert "an input of shape (512, 1, 1)" in message
+
+
+def test_network_for_colour_and_images_with_two_channels(cli):
+    message = cli.refuse("model=resnet18", "data=synthetic", "data.channels=2", "run_dir=run")
+    assert "the images have 2 channels, the network wants 3" in message
+
+
+def make_run(path: Path, status: str | None) -> None:
+    path.mkdir()
+    (path / "config.yaml").write_text("{}\n")
+    if status is not None:
+        (path / "summary.json").write_text(f'{{"status": "{status}"}}')
+
+
+@pytest.mark.parametrize("resume", ["never", "auto"])
+def test_run_directory_that_holds_a_finished_run(cli, tmp_path, resume):
+    make_run(tmp_path / "run", "finished")
+    message = cli.refuse("run_dir=run", f"resume={resume}")
+    assert "run_dir: run holds a finished run" in message
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted", None])
+def test_run_directory_that_holds_an_unfinished_run(cli, tmp_path, status):
+    make_run(tmp_path / "run", status)
+    message = cli.refuse("run_dir=run")
+    assert "run_dir: run holds an unfinished run" in message
+    assert "resume=auto" in message
+
+
+def test_run_directory_in_use(cli, tmp_path):
+    make_run(tmp_path / "run", None)
+    with (tmp_path / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "run_dir: run is in use" in cli.refuse("run_dir=run", "resume=auto")
+
+
+def test_directory_of_something_else(cli, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("")
+    assert "run_dir: run holds thesis.tex but no run" in cli.refuse("run_dir=run")
+
+
+def test_run_directory_that_is_a_file(cli, tmp_path):
+    (tmp_path / "run").write_text("")
+    assert "run_dir: run is a file" in cli.refuse("run_dir=run")
+
+
+def test_run_directory_that_cannot_be_made(cli, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "run_dir: file/run cannot be written to" in cli.refuse("run_dir=file/run")
+
+
+@pytest.mark.parametrize("arguments", [[], ["run="], ["run=a", "run=b"], ["runs=a"]])
+def test_evaluate_without_a_run(cli, arguments):
+    assert "allowed: run=RUN_DIR" in cli.refuse(*arguments, command="evaluate")
+
+
+@pytest.mark.parametrize("path", ["nowhere", "."])
+def test_evaluate_of_a_directory_that_is_no_run(cli, path):
+    message = cli.refuse(f"run={path}", command="evaluate")
+    assert f"run: {path} holds no run; give one that is finished" in message
+
+
+def test_evaluate_of_a_run_that_failed(cli, tmp_path):
+    make_run(tmp_path / "run", "failed")
+    message = cli.refuse("run=run", command="evaluate")
+    assert "run: run holds a run that is failed; give one that is finished" in message
+
+
+def test_models_takes_no_arguments(cli):
+    assert "models: got 'cnn6'" in cli.refuse("cnn6", command="models")

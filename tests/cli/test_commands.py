@@ -1,0 +1,61 @@
+"""The commands that train nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+import dglpipe
+from dglpipe.cli.main import run
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help(capsys, flag):
+    assert run([flag]) == 0
+    assert capsys.readouterr().out.startswith("usage: dglpipe COMMAND")
+
+
+def test_no_command_prints_the_usage(capsys):
+    assert run([]) == 2
+    assert capsys.readouterr().err.startswith("usage: dglpipe COMMAND")
+
+
+def test_unknown_command(capsys):
+    assert run(["trian"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("dglpipe: no command 'trian'; did you mean train?")
+    assert "usage: dglpipe COMMAND" in err
+
+
+def test_version(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"dglpipe {dglpipe.__version__}\n"
+
+
+def test_models_lists_every_choice(capsys):
+    assert run(["models"]) == 0
+    out = capsys.readouterr().out
+    for name in ("cnn6", "vgg19_bn", "resnet152", "mlp_sr", "image_folder", "adamw", "cosine"):
+        assert name in out
+
+
+def test_config_is_printed_and_nothing_started(capsys):
+    assert run(["train", "--cfg", "job", "model.width=7"]) == 0
+    out = capsys.readouterr().out
+    assert "width: 7" in out
+    assert "batch_size: 128" in out
+
+
+def test_help_of_train_lists_groups_and_keys(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(["train", "--help"])
+    assert ended.value.code in (None, 0)
+    out = capsys.readouterr().out
+    assert "model: cnn4, cnn6" in out
+    assert "batch_size: 128" in out

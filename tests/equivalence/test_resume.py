@@ -1,0 +1,86 @@
+"""Nothing is lost: a killed run goes on from its last complete checkpoint to the same weights."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from harness import WorldError, layout, make_config, make_worker, run_world, train_world
+
+STAGES = 3
+SETTINGS = (f"pipeline.stages={STAGES}", "model.dropout=0.2", "optimizer=adam")
+CHECKPOINTS = ("checkpoint.every=3", "checkpoint.keep=1")
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The run of 8 steps that is never interrupted."""
+    return train_world(make_config(*SETTINGS))
+
+
+def train_and_die(group, config, run_dir, dies_before):
+    """Rank r kills itself when it takes the batch of step `dies_before[r]`."""
+    worker = make_worker(group, config, run_dir)
+    train = worker.chain.train
+
+    def train_or_die(arrival):
+        if arrival.item.step == dies_before.get(group.topology.rank):
+            os.kill(os.getpid(), signal.SIGKILL)
+        train(arrival)
+
+    worker.chain.train = train_or_die
+    worker.run()
+
+
+def complete_steps(run_dir):
+    """Steps of the checkpoints that have the file of every stage."""
+    folders = sorted((run_dir / "checkpoints").glob("step_*"))
+    return [
+        int(folder.name[5:])
+        for folder in folders
+        if all((folder / f"stage_{j}.pt").exists() for j in range(STAGES))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "dies_before", "after", "resumed_at"),
+    [
+        (3, {2: 5}, 3, 3),  # the last stage
+        (3, {0: 8}, 1, 6),  # the first stage; goes on in one process
+        (1, {0: 7}, 3, 6),  # all of them; goes on in three
+        (2, {1: 2}, 2, 0),  # before the first checkpoint
+    ],
+)
+def test_killed_and_resumed(before, dies_before, after, resumed_at, whole, run_dir):
+    config = make_config(*SETTINGS, *CHECKPOINTS)
+    with pytest.raises(WorldError, match="exit code -9"):
+        run_world(layout(STAGES, before), train_and_die, config, run_dir, dies_before)
+    assert complete_steps(run_dir) == [resumed_at] * bool(resumed_at)
+    config.resume = "auto"
+    resumed = train_world(config, layout(STAGES, after), run_dir)
+    steps = [line.step for line in resumed.lines if line.kind == "train"]
+    assert steps, "something was left to train"
+    assert min(steps) > resumed_at
+    assert resumed.hashes == whole.hashes
+
+
+def test_without_resume_a_run_begins_anew(whole, run_dir):
+    config = make_config(*SETTINGS, *CHECKPOINTS)
+    first = train_world(config, run_dir=run_dir)
+    assert complete_steps(run_dir) == [6]
+    again = train_world(config, run_dir=run_dir)
+    assert first.hashes == again.hashes == whole.hashes
+    assert [line.step for line in again.lines if line.kind == "train" and line.stage == 0] == [4, 8]
+
+
+def test_a_resumed_run_repeats_the_evaluation_that_followed_its_checkpoint(run_dir):
+    """The checkpoint of step 4 is older than the evaluation behind that step."""
+    config = make_config(*SETTINGS, "checkpoint.every=4")
+    whole = train_world(config, run_dir=run_dir)
+    config.resume = "auto"
+    resumed = train_world(config, run_dir=run_dir)
+    last = {line.stage: line for line in whole.lines if line.kind == "test" and line.step == 8}
+    assert {line.stage: line for line in resumed.lines} == last
+    assert len(last) == STAGES + 1
+    assert resumed.hashes == whole.hashes

@@ -1,0 +1,83 @@
+"""A whole step on an accelerator that does not exist: nothing in it waits for the device.
+
+On CUDA the host runs ahead of the device; a `.item()` or a blocking copy in the step would
+make it wait in every step and hold up all links.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import ghost
+import pytest
+from ghost_steps import FAULTY_LOSSES, run_steps
+
+from harness import PRELOAD
+
+CLIP = "optimizer.clip=1"
+
+
+@pytest.fixture(scope="module")
+def accelerated():
+    """Runs a function in a process that has the device, and gives its result."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    with ProcessPoolExecutor(1, context, initializer=ghost.register) as pool:
+        yield lambda function, *args, **kwargs: pool.submit(function, *args, **kwargs).result(60)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("optimizer=sgd",),
+        ("optimizer=sgd", CLIP, "label_smoothing=0.1"),
+        ("optimizer=adam", CLIP),
+        ("optimizer=adamw",),
+        ("model.dropout=0.1", "head=cnn"),
+        ("precision=bf16",),
+        ("precision=fp16",),
+        ("precision=fp16", CLIP, "optimizer=adam"),
+    ],
+    ids=" ".join,
+)
+def test_nothing_in_a_step_waits_for_the_device(accelerated, overrides):
+    status, sent = accelerated(run_steps, overrides)
+    assert status == "ok", sent
+    sizes = sent.split(", ")
+    assert len(sizes) == 5
+    assert all(size.endswith("on ghost") for size in sizes)
+    assert sizes[0] == sizes[1] == sizes[2] != sizes[3]
+
+
+def test_foreach_optimizer_does_not_wait_either(accelerated):
+    status, sent = accelerated(run_steps, (CLIP,), foreach=True)
+    assert status == "ok", sent
+
+
+READS = "DataDependentOutputException"
+FAULTS = {
+    "loss.item()": READS,
+    "if loss > 0": READS,
+    "labels.tolist()": READS,
+    "size from values": "DynamicOutputShapeException",
+    "blocking .cpu()": "BlockingCopyError",
+    "blocking .to()": "BlockingCopyError",
+    "blocking copy_": "BlockingCopyError",
+    "labels on the CPU": "FakeTensorDeviceMismatchError",
+    "item() in backward": READS,
+    "arrival on the CPU": "FakeTensorDeviceMismatchError",
+    "tally": READS,
+    "header check": READS,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_would_wait_is_found(accelerated, fault):
+    """The net holds; `tally` and `header check` wait on purpose, outside the step."""
+    status, text = accelerated(run_steps, (), fault)
+    assert status == FAULTS[fault], text
+
+
+def test_every_faulty_loss_is_tried():
+    assert FAULTY_LOSSES.keys() <= FAULTS.keys()
