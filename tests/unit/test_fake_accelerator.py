@@ -30,14 +30,11 @@ def accelerated():
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("optimizer=sgd",),
         ("optimizer=sgd", CLIP, "label_smoothing=0.1"),
         ("optimizer=adam", CLIP),
-        ("optimizer=adamw",),
-        ("model.dropout=0.1", "head=cnn"),
-        ("precision=bf16",),
-        ("precision=fp16",),
-        ("precision=fp16", CLIP, "optimizer=adam"),
+        ("optimizer=adamw", "precision=bf16"),
+        ("precision=fp16", "model.dropout=0.1"),
+        ("precision=fp16", CLIP, "optimizer=adam", "head=cnn"),
     ],
     ids=" ".join,
 )
@@ -45,9 +42,8 @@ def test_nothing_in_a_step_waits_for_the_device(accelerated, overrides):
     status, sent = accelerated(run_steps, overrides)
     assert status == "ok", sent
     sizes = sent.split(", ")
-    assert len(sizes) == 5
+    assert len(sizes) == 3
     assert all(size.endswith("on ghost") for size in sizes)
-    assert sizes[0] == sizes[1] == sizes[2] != sizes[3]
 
 
 def test_foreach_optimizer_does_not_wait_either(accelerated):

@@ -1,0 +1,71 @@
+"""The typed schema of every setting, with its unit and its range.
+
+YAML becomes these objects once, at the edge (`parse`), and nothing below reads a raw
+dictionary. Besides `cli/` this is the only module that knows OmegaConf.
+"""
+
+from __future__ import annotations
+
+from dglpipe.config.data import (
+    DATA_SETS,
+    Cifar10Config,
+    DataConfig,
+    DigitsConfig,
+    ImageFolderConfig,
+    SyntheticConfig,
+)
+from dglpipe.config.learning import (
+    OPTIMIZERS,
+    AdamConfig,
+    HeadConfig,
+    MethodConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    ScheduleConfig,
+    SgdConfig,
+)
+from dglpipe.config.model import (
+    MODEL_FAMILIES,
+    CnnConfig,
+    ModelConfig,
+    ResnetCifarConfig,
+    ResnetConfig,
+    VggConfig,
+)
+from dglpipe.config.parse import from_yaml, parse, to_tree, to_yaml
+from dglpipe.config.pipeline import CheckpointConfig, EvaluateConfig, PipelineConfig
+from dglpipe.config.plug_in import PlugInConfig
+from dglpipe.config.schema import Config, StageConfig
+
+__all__ = [
+    "DATA_SETS",
+    "MODEL_FAMILIES",
+    "OPTIMIZERS",
+    "AdamConfig",
+    "CheckpointConfig",
+    "Cifar10Config",
+    "CnnConfig",
+    "Config",
+    "DataConfig",
+    "DigitsConfig",
+    "EvaluateConfig",
+    "HeadConfig",
+    "ImageFolderConfig",
+    "MethodConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PipelineConfig",
+    "PlugInConfig",
+    "PrecisionConfig",
+    "ResnetCifarConfig",
+    "ResnetConfig",
+    "ScheduleConfig",
+    "SgdConfig",
+    "StageConfig",
+    "SyntheticConfig",
+    "VggConfig",
+    "from_yaml",
+    "parse",
+    "to_tree",
+    "to_yaml",
+]

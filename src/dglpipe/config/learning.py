@@ -1,0 +1,121 @@
+"""How stages learn: head, optimizer, schedule, loss, precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dglpipe.config.build import plug_in
+from dglpipe.config.checks import require, require_name, require_number, require_positive
+from dglpipe.config.plug_in import PlugInConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class HeadConfig:
+    """An auxiliary head (paper.md, section 3)."""
+
+    name: str = "mlp_sr"
+
+    def __post_init__(self) -> None:
+        require_name("head.name", self.name, ("mlp_sr", "mlp", "cnn", "linear"))
+
+
+@dataclass(kw_only=True, slots=True)
+class SgdConfig:
+    """Stochastic gradient descent with momentum."""
+
+    name: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    clip: float | None = None
+    """Largest norm of a stage's gradient; null: not clipped."""
+
+    def __post_init__(self) -> None:
+        _check_optimizer(self.lr, self.weight_decay, self.clip)
+        require_number("optimizer.momentum", self.momentum, 0, 1)
+
+
+@dataclass(kw_only=True, slots=True)
+class AdamConfig:
+    """Adam (L2 penalty) or AdamW (decoupled weight decay)."""
+
+    name: str = "adam"
+    lr: float = 1e-3
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float | None = None
+    """Largest norm of a stage's gradient; null: not clipped."""
+
+    def __post_init__(self) -> None:
+        _check_optimizer(self.lr, self.weight_decay, self.clip)
+        fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        require(fits, "optimizer.betas", self.betas, "two numbers from 0 to below 1")
+        require_positive("optimizer.eps", self.eps)
+
+
+def _check_optimizer(lr: float, weight_decay: float, clip: float | None) -> None:
+    require_positive("optimizer.lr", lr)
+    require_number("optimizer.weight_decay", weight_decay, 0)
+    if clip is not None:
+        require_positive("optimizer.clip", clip)
+
+
+OptimizerConfig = SgdConfig | AdamConfig
+OPTIMIZERS: dict[str, type[Any]] = {"sgd": SgdConfig, "adam": AdamConfig, "adamw": AdamConfig}
+
+
+@dataclass(kw_only=True, slots=True)
+class ScheduleConfig:
+    """Learning rate over the run; `schedule.py` has the formulas."""
+
+    name: str = "cosine"
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly to its full value."""
+    every: int = 15
+    """`step`: epochs between two drops."""
+    milestones: list[int] = field(default_factory=list)
+    """`multistep`: epochs, counted from 1, after which the rate drops."""
+    factor: float = 0.2
+    """`step`, `multistep`: what a drop multiplies the rate by."""
+    final: float = 0.0
+    """`cosine`: share of the rate that is left at the end."""
+
+    def __post_init__(self) -> None:
+        require_name("schedule.name", self.name, ("constant", "step", "multistep", "cosine"))
+        require_number("schedule.warmup_steps", self.warmup_steps, 0)
+        require_number("schedule.every", self.every, 1)
+        rising = sorted(set(self.milestones)) == self.milestones
+        inside = all(milestone >= 1 for milestone in self.milestones)
+        require(rising and inside, "schedule.milestones", self.milestones, "rising numbers from 1")
+        require_number("schedule.factor", self.factor, 0, 1)
+        require_number("schedule.final", self.final, 0, 1)
+
+
+@dataclass(kw_only=True, slots=True)
+class MethodConfig:
+    """How the stages learn."""
+
+    name: str = "dgl"
+    loss: Any = "cross_entropy"
+    """The local loss: `cross_entropy`, or a plug-in (`target` and `args`)."""
+
+    def __post_init__(self) -> None:
+        require_name("method.name", self.name, ("dgl",))
+        if isinstance(self.loss, Mapping):
+            self.loss = plug_in("method.loss", self.loss)
+        elif not isinstance(self.loss, PlugInConfig):
+            require_name("method.loss", self.loss, ("cross_entropy",))
+
+
+@dataclass(kw_only=True, slots=True)
+class PrecisionConfig:
+    """Number format of forward and backward; weights stay fp32."""
+
+    name: str = "fp32"
+
+    def __post_init__(self) -> None:
+        require_name("precision.name", self.name, ("fp32", "bf16", "fp16"))

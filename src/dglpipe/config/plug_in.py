@@ -1,0 +1,28 @@
+"""What comes from outside the package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dglpipe.config.checks import require
+
+
+@dataclass(kw_only=True, slots=True)
+class PlugInConfig:
+    """A network, head, loss or data set from outside the package."""
+
+    family: str = "custom"
+    name: str = "custom"
+    target: str = ""
+    """Where the builder is: `package.module:builder` or `package.module.builder`."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the builder."""
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.target),
+            f"{self.name}.target",
+            self.target,
+            "package.module:builder of something importable",
+        )
