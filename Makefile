@@ -14,7 +14,7 @@ OTHER := $(filter-out $(CURDIR),$(shell cat $(VENV)/.dglpipe-checkout 2>/dev/nul
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: quickstart test test-all lint gpu-check clean help FORCE
+.PHONY: quickstart test test-all lint gpu-check install clean help FORCE
 
 quickstart: $(VENV)/.dglpipe-run ## train on the embedded data set in two processes
 	$(BIN)/dglpipe train $(ARGS)
@@ -32,6 +32,8 @@ lint: $(VENV)/.dglpipe-dev ## style, format and types
 
 gpu-check: $(VENV)/.dglpipe-run ## what can only be checked with CUDA devices
 	$(BIN)/python benchmarks/gpu_check/gpu_check.py $(ARGS)
+
+install: $(VENV)/.dglpipe-test $(VENV)/.dglpipe-dev ## nothing but the virtual environment, with all tools
 
 clean: ## remove .venv, build outputs and caches; runs/ stays
 	rm -rf .venv build dist src/dglpipe.egg-info

@@ -21,13 +21,11 @@ import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -52,7 +50,7 @@ from dglpipe.worker import Worker
 CPU = Device(torch.device("cpu"), "gloo")
 GRACE_S = 5.0
 """How long the other ranks may take to tell their story after the first failure."""
-PRELOAD = ["torch.distributed", "torch._dynamo", "dglpipe.worker", "dglpipe.cli.compose"]
+PRELOAD = ["pytest", "torch.distributed", "torch._dynamo", "dglpipe.worker", "dglpipe.cli.compose"]
 
 SMALL = (
     "batch_size=400",
@@ -268,7 +266,10 @@ class Trained:
 
 
 def train_world(
-    config: Config, layout: Layout | None = None, run_dir: Path | None = None, deadline_s: float = 60
+    config: Config,
+    layout: Layout | None = None,
+    run_dir: Path | None = None,
+    deadline_s: float = 60,
 ) -> Trained:
     """Trains as `dglpipe train` does, in processes of the fork server.
 
@@ -298,9 +299,7 @@ def hash_all(configs: Sequence[Config], layout: Layout, deadline_s: float = 60) 
     """
     said = run_world(layout, _hash_all, configs, deadline_s=deadline_s)
     firsts = [rank for rank in range(layout.world_size) if layout.at(rank).replica == 0]
-    return [
-        [digest for rank in firsts for digest in said[rank][at]] for at in range(len(configs))
-    ]
+    return [[digest for rank in firsts for digest in said[rank][at]] for at in range(len(configs))]
 
 
 def _hash_all(group: ProcessGroup, configs: Sequence[Config]) -> list[list[str]]:

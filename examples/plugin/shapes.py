@@ -47,9 +47,9 @@ def head(channels: int, classes: int, hidden: int = 32) -> nn.Module:
     )
 
 
-def loss(smoothing: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
+def loss(margin: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:
     """Logits (B, N) and labels (B,) -> the mean over the batch."""
-    return nn.MultiMarginLoss(margin=1.0 - smoothing)
+    return nn.MultiMarginLoss(margin=margin)
 
 
 @dataclass

@@ -55,15 +55,23 @@ class Checkpoints:
             part.replace(path)
         self._prune()
 
-    def restore(self, stages: Sequence[Stage]) -> int:
-        """Loads the newest complete checkpoint; returns its step, 0 without one."""
+    def newest(self) -> int:
+        """Step of the complete checkpoint to go on from; 0 for a run that begins."""
         steps = self._complete() if self._config.resume == "auto" else []
-        if not steps:
-            return 0
+        return steps[-1] if steps else 0
+
+    def drop_after(self, step: int) -> None:
+        """Drops what a killed run began behind `step`. Its files would make a checkpoint look
+        complete as soon as the last stage to write one has written its own again."""
+        for folder in self._path.glob(f"{PREFIX}*"):
+            if int(folder.name[len(PREFIX) :]) > step:
+                shutil.rmtree(folder)
+
+    def restore(self, step: int, stages: Sequence[Stage]) -> None:
+        """Loads the state of `stages` after `step`."""
         for stage in stages:
-            file = self._file(steps[-1], stage.index, self._replica)
+            file = self._file(step, stage.index, self._replica)
             _load(stage, torch.load(file, map_location="cpu", weights_only=True))
-        return steps[-1]
 
     def _file(self, step: int, stage: int, replica: int) -> Path:
         name = f"stage_{stage}.pt" if self._layout.replicas == 1 else f"stage_{stage}_{replica}.pt"

@@ -70,9 +70,10 @@ def _run(
     config: Config, topology: Topology, run_dir: RunDir, store: Store, holder: list[Worker]
 ) -> dict[str, Any] | None:
     device = open_device(config, topology.layout)
-    group = ProcessGroup.connect(topology, device, store, config.timeout_s, config.pipeline.checked)
     source = open_data(config.data, config.seed, wanted_channels(config.model))
-    check_agreement(group, config, source.description)
+    # First of all: processes that mean different layouts would wait for each other.
+    check_agreement(ProcessGroup.talking(topology, store), config, source.description)
+    group = ProcessGroup.connect(topology, device, store, config.timeout_s, config.pipeline.checked)
     _write_workers(group, run_dir)
     started = time.monotonic()
     worker = Worker(config, source, device, group, run_dir)

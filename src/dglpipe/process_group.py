@@ -5,8 +5,9 @@ Every operation has a meaning for a single process, so that P = 1 needs no case 
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -94,6 +95,11 @@ class ProcessGroup:
     def alone(cls, topology: Topology) -> ProcessGroup:
         """A single process without rendezvous."""
         return cls(topology, HashStore())
+
+    @classmethod
+    def talking(cls, topology: Topology, store: Store) -> ProcessGroup:
+        """The processes before they are connected: they can exchange words, but no tensors."""
+        return cls(topology, PrefixStore("talking", store))
 
     @classmethod
     def connect(
@@ -192,10 +198,11 @@ class ProcessGroup:
         """Replaces floating-point `tensors` by their mean over the replicas."""
         if self.replicas is None:
             return
-        for tensor in tensors:
-            if tensor.is_floating_point():
-                dist.all_reduce(tensor, group=self.replicas)
-                tensor /= self.topology.layout.replicas
+        with lost_peers():
+            for tensor in tensors:
+                if tensor.is_floating_point():
+                    dist.all_reduce(tensor, group=self.replicas)
+                    tensor /= self.topology.layout.replicas
 
     def exchange(self, key: str, value: str) -> list[str]:
         """What every rank said under `key`, by rank."""
@@ -217,6 +224,23 @@ class ProcessGroup:
         self.barrier()
         if dist.is_initialized():
             dist.destroy_process_group()
+        # Rank 0 may be the one that holds the store, so it leaves last.
+        self.store.set(f"left/{self.topology.rank}", "")
+        if self.topology.rank == 0:
+            for rank in range(self.topology.layout.world_size):
+                self.store.get(f"left/{rank}")
+
+
+@contextlib.contextmanager
+def lost_peers() -> Iterator[None]:
+    """Tells errors of the transport as the loss of another process. Replicas meet in the
+    middle of a backward, where nobody else would know them from errors of the computation."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
+            raise
+        raise PeerLostError(f"lost another process: {_first_line(error)}") from error
 
 
 def link_options(timeout: timedelta) -> dist.ProcessGroupNCCL.Options:

@@ -96,7 +96,9 @@ class RunDir:
                 f"run_dir: {self.path} holds an unfinished run; give another directory, delete "
                 "it, or go on with resume=auto"
             )
-        others = [item.name for item in self.path.iterdir() if item.name != ".lock"]
+        # A run that ended before it began leaves its lock and an empty folder of logs.
+        own = {self._lock.name, self.logs.name} if self._lock.exists() else set()
+        others = [item.name for item in self.path.iterdir() if item.name not in own]
         if status is None and others:
             raise RunDirError(
                 f"run_dir: {self.path} holds {sorted(others)[0]} but no run; "

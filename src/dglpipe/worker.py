@@ -18,7 +18,7 @@ from dglpipe.flops import flops_per_sample
 from dglpipe.link import Receiver, Sender
 from dglpipe.metrics import ENSEMBLE, Reporter, Sums
 from dglpipe.objectives import build_loss
-from dglpipe.process_group import ProcessGroup
+from dglpipe.process_group import ProcessGroup, lost_peers
 from dglpipe.rundir import RunDir
 from dglpipe.stage import Copies, RunLength, Stage
 from dglpipe.stream import Item, Phase, StreamPlan
@@ -66,7 +66,7 @@ class Worker:
         self._blueprint = draw(config, source.description, group.topology.layout.stages)
         stages = [self._stage(j) for j in self.topology.stages]
         self._checkpoints = self._open_checkpoints(stages)
-        self.done = self._checkpoints.restore(stages) if self._checkpoints else 0
+        self.done = self._resume(stages)
         self.chain = self._chain(stages)
         self._feed = self._open_feed(source)
         self._testing = False
@@ -85,8 +85,15 @@ class Worker:
             LinkError: a neighbour sent something else than the plan says.
             PeerLostError: a neighbour is gone.
         """
+        with lost_peers():
+            self._run()
+            self.chain.flush()
+        self._feed.check()
+        self._feed.close()
+
+    def _run(self) -> None:
         start = self._clock.snapshot()
-        for item in self._items(self.done):
+        for item in self.plan.items(self.topology.replica, self.done):
             if item.phase is Phase.TEST:
                 self._evaluate(item)
                 continue
@@ -96,9 +103,6 @@ class Worker:
                 self._window_rows = 0
             elif item.step == self.plan.steps:
                 self._window = start, self._clock.snapshot()
-        self.chain.flush()
-        self._feed.check()
-        self._feed.close()
 
     def finish(self) -> None:
         """Saves the final weights and sends the last report."""
@@ -114,9 +118,9 @@ class Worker:
         rate = rows / clock.seconds(spent) if spent and self.plan.steps >= 10 else None
         self._reporter.finish({"samples_per_second": rate, "stages": finals})
 
-    def _items(self, done: int) -> Iterator[Item]:
-        """The items in which this replica has rows."""
-        return (item for item in self.plan.items(self.topology.replica, done) if item.rows)
+    def _arriving(self) -> Iterator[Item]:
+        """The items in which this replica has rows: a last test batch may be too small."""
+        return (item for item in self.plan.items(self.topology.replica, self.done) if item.rows)
 
     def _stage(self, j: int) -> Stage:
         config = self.config
@@ -141,7 +145,7 @@ class Worker:
         return Chain(stages, fields, sender, self._clock, self.topology.layout.stages)
 
     def _open_feed(self, source: DataSource) -> Feed:
-        items = self._items(self.done)
+        items = self._arriving()
         if self._group.previous is None:
             size = source.description.train
             return DataFeed(source.load(), size, items, self.config.seed, self._device)
@@ -167,6 +171,19 @@ class Worker:
             self.topology.replica,
         )
 
+    def _resume(self, stages: list[Stage]) -> int:
+        """Restores the checkpoint that rank 0 names, so that all go on from one step; returns
+        that step, 0 for a run that begins."""
+        if self._checkpoints is None:
+            return 0
+        step = self._checkpoints.newest()
+        if self.topology.rank == 0:
+            self._checkpoints.drop_after(step)
+        step = int(self._group.exchange("resumed step", str(step))[0])
+        if step:
+            self._checkpoints.restore(step, stages)
+        return step
+
     def _train(self, item: Item) -> None:
         first = self.chain.stages[0].index
         self._clock.lap(first, Kind.OTHER)
@@ -191,7 +208,8 @@ class Worker:
             self.chain.eval_mode(True)
             for stage in self.chain.stages:
                 self._group.average(stage.learner.buffers())
-        self.chain.evaluate(self._feed.take())
+        if item.rows:
+            self.chain.evaluate(self._feed.take())
         if item.ends_pass:
             self._log_test(item)
             self.chain.eval_mode(False)

@@ -17,12 +17,12 @@ import itertools
 import oracle
 import pytest
 import torch
-from harness import hash_all, layout, make_config, train_all
 
 from dglpipe.blueprint import draw
 from dglpipe.data import open_data
 from dglpipe.stream import Phase
 from dglpipe.worker import plan_stream
+from harness import hash_all, layout, make_config, train_all
 
 DROPOUT = "model.dropout=0.2"
 
@@ -121,7 +121,9 @@ def test_initial_weights_of_the_network_do_not_depend_on_the_stages():
     networks = []
     for stages in (1, 2, 3, 6):
         modules = drawn(stages).modules
-        networks.append({key: value for part in modules for key, value in part.state_dict().items()})
+        networks.append(
+            {key: part.state_dict()[key] for part in modules for key in part.state_dict()}
+        )
     for network in networks[1:]:
         assert network.keys() == networks[0].keys()
         assert all(torch.equal(network[key], networks[0][key]) for key in network)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from harness import layout, make_config, train_all, train_world
 
 PLAIN = ("model=custom", "model.target=plug_ins:plain_network", "head=linear", "optimizer.clip=1")

@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+
 from harness import WorldError, layout, make_config, make_worker, run_world, train_world
 
 STAGES = 3

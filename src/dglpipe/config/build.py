@@ -35,7 +35,8 @@ def plug_in(group: str, node: Mapping[str, Any]) -> PlugInConfig:
             key: value for key, value in node.items() if key not in ("_target_", "family", "name")
         }
         node = {"target": node["_target_"], "args": args}
-    return build(PlugInConfig, {**node, "family": "custom", "name": "custom"}, group)
+    named = {"family": "custom", "name": "custom", "args": node.get("args") or {}}
+    return build(PlugInConfig, {**node, **named}, group)
 
 
 def refuse_unknown(prefix: str, values: Mapping[str, Any], known: set[str]) -> None:

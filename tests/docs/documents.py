@@ -1,0 +1,53 @@
+"""What the tests of this folder read out of the project's documents."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a document."""
+
+    document: str
+    line: int
+    language: str
+    mark: str
+    """What stands behind the language: `make`, say."""
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.document}:{self.line}"
+
+    def commands(self) -> list[list[str]]:
+        """The words of every line."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [
+            shlex.split(line, comments=True) for line in lines if shlex.split(line, comments=True)
+        ]
+
+
+def blocks(document: Path) -> list[Block]:
+    """All fenced blocks of a document, in order."""
+    text = document.read_text()
+    name = document.relative_to(ROOT).as_posix()
+    found = re.finditer(r"^```(\w*) ?(.*)\n((?:.*\n)*?)```$", text, re.MULTILINE)
+    return [
+        Block(name, text[: match.start()].count("\n") + 1, match[1], match[2], match[3])
+        for match in found
+    ]
+
+
+def anchors(document: Path) -> set[str]:
+    """What `#...` can point to in a document: its headings as GitHub makes anchors of them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {heading.replace(" ", "-") for heading in plain}

@@ -1,0 +1,127 @@
+"""docs/configuration.md has every key, with the default that it really has."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from dglpipe import config as schema
+from dglpipe.cli.compose import Arguments, compose
+from dglpipe.cli.groups import choices, groups
+from dglpipe.config import Config, parse, to_tree
+
+ROOT = Path(__file__).parents[2]
+SELECTORS = {"name", "family"}
+ROW = re.compile(r"^\| `(?P<key>[a-z_.]+)` \| (?P<default>`[^`]*`|required) \| (?P<text>.+) \|$")
+
+
+@cache
+def sections() -> dict[str, dict[str, str]]:
+    """Heading -> key -> default, for the headings that have a table of keys."""
+    found: dict[str, dict[str, str]] = {}
+    heading = ""
+    for line in (ROOT / "docs" / "configuration.md").read_text().splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        row = ROW.match(line)
+        if row:
+            found.setdefault(heading, {})[row["key"]] = row["default"].strip("`")
+    return found
+
+
+def chosen() -> list[tuple[str, dict[str, str]]]:
+    """(`group=choice`, its keys) for every heading that names choices."""
+    lines = (ROOT / "docs" / "configuration.md").read_text().splitlines()
+    headings = [line.lstrip("# ") for line in lines if line.startswith("### `")]
+    return [
+        (choice, sections().get(heading, {}))
+        for heading in headings
+        for choice in re.findall(r"`([a-z_]+=[a-z0-9_]+)`", heading)
+    ]
+
+
+def shipped(choice: str) -> dict[str, object]:
+    """What the file of a choice says, without what only tells the choices apart."""
+    group, _, name = choice.partition("=")
+    tree = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / group / f"{name}.yaml"))
+    return {f"{group}.{key}": value for key, value in tree.items() if key not in SELECTORS}
+
+
+@pytest.mark.parametrize(("choice", "keys"), chosen(), ids=lambda item: str(item)[:40])
+def test_choice_has_these_keys_and_defaults(choice, keys):
+    said = {
+        key: "???" if default == "required" else OmegaConf.to_container(value(default))["v"]
+        for key, default in keys.items()
+    }
+    assert said == shipped(choice)
+
+
+def value(text: str):
+    return OmegaConf.create(f"v: {text}")
+
+
+def test_every_choice_is_described():
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    for group in groups():
+        for name in choices(group) if group != "experiment" else []:
+            assert f"`{group}={name}`" in text or f"`{name}`" in text, f"{group}={name}"
+
+
+@pytest.mark.parametrize("heading", ["Run", "`pipeline`", "`evaluate`", "`checkpoint`"])
+def test_settings_without_choices(heading):
+    tree = to_tree(compose(Arguments()))
+    conf = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "config.yaml"))
+    group = heading.strip("`")
+    if heading == "Run":
+        top = {item.name for item in dataclasses.fields(Config)}
+        expected = {key: conf[key] for key in top if not isinstance(tree[key], dict)}
+    else:
+        expected = {f"{group}.{key}": default for key, default in conf[group].items()}
+    said = {
+        key: OmegaConf.to_container(value(default))["v"]
+        for key, default in sections()[heading].items()
+    }
+    assert said == expected
+
+
+def test_every_field_of_the_schema_appears():
+    documented = {key for keys in sections().values() for key in keys}
+    missing = {
+        f"{group}.{item.name}"
+        for group, kinds in schema_classes().items()
+        for kind in kinds
+        for item in dataclasses.fields(kind)
+        if item.name not in SELECTORS
+    } - documented
+    assert not missing
+
+
+def schema_classes() -> dict[str, tuple[type, ...]]:
+    return {
+        "model": (*schema.MODEL_FAMILIES.values(), schema.PlugInConfig),
+        "head": (schema.HeadConfig, schema.PlugInConfig),
+        "data": (*schema.DATA_SETS.values(), schema.PlugInConfig),
+        "optimizer": tuple(schema.OPTIMIZERS.values()),
+        "schedule": (schema.ScheduleConfig,),
+        "method": (schema.MethodConfig,),
+        "precision": (schema.PrecisionConfig,),
+        "pipeline": (schema.PipelineConfig,),
+        "evaluate": (schema.EvaluateConfig,),
+        "checkpoint": (schema.CheckpointConfig,),
+    }
+
+
+def test_schema_classes_are_all_groups_of_a_run():
+    """A group that is new in the schema has to be looked up in this test too."""
+    tree = to_tree(compose(Arguments()))
+    assert schema_classes().keys() == {key for key, item in tree.items() if isinstance(item, dict)}
+
+
+def test_resolved_configuration_is_read_back():
+    config = compose(Arguments(["model=vgg11_bn", "data=synthetic", "pipeline.stages=3"]))
+    assert parse(to_tree(config)) == config

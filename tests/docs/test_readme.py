@@ -1,0 +1,125 @@
+"""Every command of README.md is run, made small, or checked as far as it can be here.
+
+A block ```sh is run line by line in a folder of its own. A block ```sh make is checked by
+`make -n`. There are no others.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.io import write_png
+
+from dglpipe.cli.compose import compose, take_apart
+from documents import ROOT, Block, blocks
+
+SHELL = [block for block in blocks(ROOT / "README.md") if block.language == "sh"]
+RUN = [block for block in SHELL if not block.mark]
+MAKE = [block for block in SHELL if block.mark == "make"]
+BIN = Path(sys.executable).parent
+
+SMALL = ("max_steps=2", "evaluate.every=0")
+"""Behind every `train`: less of the same."""
+SMALL_MODEL = {
+    "cnn": "model.width=4",
+    "resnet18": "batch_size=4",
+}
+
+
+def shorten(words: list[str]) -> list[str]:
+    """The same command for two steps of a small network."""
+    if "train" not in words or "--help" in words:
+        return words
+    chosen = dict(word.split("=", 1) for word in words if "=" in word)
+    model = chosen.get("model", "cnn6")
+    family = "cnn" if model.startswith("cnn") else model
+    return [*words, *SMALL, *([SMALL_MODEL[family]] if family in SMALL_MODEL else [])]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """What the README stands in: a checkout, and a user's images."""
+    for name in ("examples", "launch", "conf"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for index, place in enumerate(("train/cat", "train/dog", "val/cat", "val/dog")):
+        (tmp_path / "photos" / place).mkdir(parents=True)
+        for number in range(4):
+            image = torch.full((3, 32, 32), 50 * index + number, dtype=torch.uint8)
+            write_png(image, str(tmp_path / "photos" / place / f"{number}.png"))
+    return tmp_path
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Commands by the names that the README gives them, of this very Python."""
+    own = {key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC")}
+    return {**own, "PATH": f"{BIN}{os.pathsep}{own['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("block", RUN, ids=str)
+def test_commands(block: Block, folder, environment):
+    for words in block.commands():
+        done = subprocess.run(
+            shorten(words),
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, f"{block} {words}:\n{done.stdout}\n{done.stderr}"
+        assert done.stdout, f"{block} {words} said nothing"
+
+
+@pytest.mark.parametrize("block", RUN, ids=str)
+def test_settings_are_right_as_they_stand(block: Block, monkeypatch):
+    """Also what the shortened command overrides: every key and value exists."""
+    monkeypatch.chdir(ROOT)
+    for words in block.commands():
+        if "train" in words and "--help" not in words and "-m" not in words[: words.index("train")]:
+            arguments = take_apart(words[words.index("train") + 1 :])
+            if not arguments.sweep:
+                compose(arguments)
+
+
+@pytest.mark.parametrize("block", MAKE, ids=str)
+def test_make_knows_its_targets(block: Block, tmp_path):
+    for words in block.commands():
+        assert words[0] == "make"
+        done = subprocess.run(
+            [*words[:1], "-n", f"VENV={tmp_path / 'venv'}", *words[1:]],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "pip install --editable" in done.stdout
+
+
+def test_every_block_is_of_a_kind_that_is_tested():
+    assert {block.mark for block in SHELL} == {"", "make"}
+    assert {words[0] for block in RUN for words in block.commands()} == {"dglpipe", "torchrun"}
+
+
+def test_python_of_the_readme_is_that_of_the_example():
+    (shown,) = [block for block in blocks(ROOT / "README.md") if block.language == "python"]
+    assert shown.text in (ROOT / "examples" / "plugin" / "shapes.py").read_text()
+
+
+def test_yaml_of_the_readme_is_that_of_the_example():
+    (shown,) = [block for block in blocks(ROOT / "README.md") if block.language == "yaml"]
+    assert shown.text == (ROOT / "examples/plugin/conf/head/shapes.yaml").read_text()
+
+
+def test_commands_are_found_where_the_tests_run():
+    for program in ("dglpipe", "torchrun"):
+        assert shutil.which(program, path=str(BIN)), f"{program} is not beside {sys.executable}"

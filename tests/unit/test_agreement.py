@@ -1,0 +1,31 @@
+import pytest
+
+from dglpipe.agreement import code_version, compare, flatten
+from dglpipe.errors import AgreementError
+
+
+def test_a_difference_names_key_ranks_and_values():
+    said = [{"seed": 0, "epochs": 2}, {"seed": 1, "epochs": 2}, {"seed": 0, "epochs": 2}]
+    with pytest.raises(AgreementError) as caught:
+        compare(said)
+    assert "seed" in str(caught.value)
+    assert "ranks [0, 2] have 0" in str(caught.value)
+    assert "ranks [1] have 1" in str(caught.value)
+
+
+def test_a_key_that_one_has_and_others_lack():
+    with pytest.raises(AgreementError, match=r"head\.name"):
+        compare([{"head.name": "mlp"}, {}])
+
+
+def test_equal_ranks_agree():
+    compare([{"seed": 0, "list": [1, {"a": 2}]}] * 3)
+
+
+def test_nested_settings_get_dotted_keys():
+    assert flatten({"a": {"b": 1, "c": [2]}, "d": None}) == {"a.b": 1, "a.c": [2], "d": None}
+
+
+def test_the_code_has_one_version():
+    assert code_version() == code_version()
+    assert len(code_version()) == 16

@@ -1,0 +1,49 @@
+import time
+
+import pytest
+
+from dglpipe.clock import Clock, Kind, between, seconds, shares
+
+
+def test_a_lap_gives_the_time_since_the_last_one():
+    clock = Clock()
+    time.sleep(0.02)
+    clock.lap(0, Kind.LOADING)
+    time.sleep(0.04)
+    clock.lap(0, Kind.BUSY)
+    spent = clock.snapshot()
+    assert 0.02e9 <= spent[0, Kind.LOADING] < spent[0, Kind.BUSY]
+
+
+def test_shares_of_one_stage():
+    spent = {
+        (0, Kind.BUSY): 60,
+        (0, Kind.WAIT_INPUT): 25,
+        (0, Kind.LOGGING): 5,
+        (0, Kind.OTHER): 10,
+        (0, Kind.EVALUATING): 1000,
+    }
+    assert shares(spent, 0) == pytest.approx(
+        {
+            "busy_fraction": 0.6,
+            "wait_input_fraction": 0.25,
+            "wait_output_fraction": 0.0,
+            "loading_fraction": 0.0,
+            "logging_fraction": 0.05,
+            "other_fraction": 0.1,
+        }
+    )
+
+
+def test_a_stage_waits_while_its_process_works_on_another():
+    spent = {(0, Kind.BUSY): 30, (1, Kind.BUSY): 60, (0, Kind.LOADING): 10}
+    assert shares(spent, 1)["wait_input_fraction"] == pytest.approx(0.4)
+    assert sum(shares(spent, 1).values()) == pytest.approx(1)
+    assert shares(spent, 0)["wait_input_fraction"] == pytest.approx(0.6)
+
+
+def test_a_window_is_the_difference_of_two_snapshots():
+    start = {(0, Kind.BUSY): 100}
+    end = {(0, Kind.BUSY): 300, (0, Kind.EVALUATING): 50, (0, Kind.LOADING): 100}
+    assert between(start, end)[0, Kind.BUSY] == 200
+    assert seconds(between(start, end)) == pytest.approx(300e-9)

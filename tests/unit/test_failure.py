@@ -1,0 +1,49 @@
+import time
+
+from dglpipe import failure
+from dglpipe.errors import ConfigError, PeerLostError
+from dglpipe.rundir import RunDir
+
+
+def raised(error):
+    try:
+        raise error
+    except Exception as caught:
+        return caught
+
+
+def test_the_cause_comes_before_what_it_did_to_the_others(tmp_path):
+    run_dir = RunDir(tmp_path)
+    lost = failure.record(raised(PeerLostError("lost rank 1")), 0, "rank 0 (stage 0)", 4)
+    time.sleep(0.001)
+    cause = failure.record(raised(ZeroDivisionError("by zero")), 1, "rank 1 (stage 1)", 3)
+    for story in (lost, cause):
+        failure.write(story, run_dir)
+    first, second = failure.read(run_dir)
+    assert first == cause
+    assert second == lost
+    assert failure.read_own(run_dir, 1) == cause
+
+
+def test_of_two_causes_the_earlier_one_wins():
+    early = failure.record(raised(ValueError("a")), 1, "rank 1", 3)
+    time.sleep(0.001)
+    late = failure.record(raised(ValueError("b")), 0, "rank 0", 3)
+    assert failure.in_order([late, early]) == [early, late]
+
+
+def test_the_story_has_traceback_place_step_and_log(tmp_path):
+    story = failure.record(raised(ZeroDivisionError("by zero")), 1, "rank 1 (stage 1)", 3)
+    text = story.describe(tmp_path / "rank_1.log")
+    assert text.startswith("Traceback")
+    assert "in raised" in text
+    assert "rank 1 (stage 1) failed at step 3: ZeroDivisionError: by zero" in text
+    assert text.endswith("rank_1.log")
+
+
+def test_a_users_mistake_is_told_without_a_traceback(tmp_path):
+    error = ConfigError("epochs", -1, "a whole number from 1")
+    story = failure.record(raised(error), 0, "rank 0 (stage 0)", 0)
+    assert story.user
+    assert "Traceback" not in story.describe(tmp_path / "rank_0.log")
+    assert "epochs: got -1" in story.describe(tmp_path / "rank_0.log")

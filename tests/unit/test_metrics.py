@@ -1,0 +1,107 @@
+import json
+import time
+
+import pytest
+from torch._C._distributed_c10d import HashStore
+
+from dglpipe.errors import PeerLostError
+from dglpipe.metrics import Collector, JsonLines, Reporter, Sums, combine
+
+
+def sums(**values):
+    defaults = {
+        "kind": "train",
+        "epoch": 1,
+        "step": 10,
+        "stage": 0,
+        "rows": 4,
+        "loss": 2.0,
+        "correct": 1,
+        "learning_rate": 0.1,
+        "seconds": 2.0,
+    }
+    return Sums(**{**defaults, **values})
+
+
+def test_replicas_are_added_up():
+    line = combine([sums(), sums(rows=12, loss=6.0, correct=7, seconds=3.0)])
+    assert line.loss == pytest.approx(8 / 16)
+    assert line.accuracy == pytest.approx(8 / 16)
+    assert line.samples_per_second == pytest.approx(4 / 2 + 12 / 3)
+    assert line.learning_rate == 0.1
+
+
+def test_the_ensemble_has_no_loss():
+    line = combine([sums(kind="test", stage="ensemble", loss=None, learning_rate=None)])
+    assert line.loss is None
+    assert line.accuracy == 0.25
+
+
+class Lines:
+    def __init__(self):
+        self.lines = []
+        self.closed = False
+
+    def line(self, line):
+        self.lines.append(line)
+
+    def close(self):
+        self.closed = True
+
+
+def test_records_of_all_ranks_become_lines():
+    store, sink = HashStore(), Lines()
+    collector = Collector(store, ranks=2, replicas=2, sinks=[sink])
+    for rank in range(2):
+        reporter = Reporter(store, rank)
+        reporter.send(sums(correct=rank))
+        reporter.send(sums(step=20, correct=rank))
+        reporter.finish({"rank": rank})
+    assert collector.finals(5) == [{"rank": 0}, {"rank": 1}]
+    assert [(line.step, line.accuracy) for line in sink.lines] == [(10, 1 / 8), (20, 1 / 8)]
+    assert sink.closed
+
+
+def test_a_silent_rank_is_named():
+    collector = Collector(HashStore(), ranks=2, replicas=1, sinks=[])
+    with pytest.raises(PeerLostError, match=r"ranks \[0, 1\]"):
+        collector.finals(0.05)
+    collector.close()
+
+
+def test_an_error_in_the_thread_is_not_lost():
+    class Broken(Lines):
+        def line(self, line):
+            raise OSError("no space left")
+
+    store = HashStore()
+    collector = Collector(store, ranks=1, replicas=1, sinks=[Broken()])
+    Reporter(store, 0).send(sums())
+    with pytest.raises(OSError, match="no space left"):
+        collector.finals(5)
+
+
+def test_a_line_is_there_as_soon_as_it_is_written(tmp_path):
+    sink = JsonLines(tmp_path / "metrics.jsonl")
+    sink.line(combine([sums()]))
+    (text,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(text) == {
+        "kind": "train",
+        "epoch": 1,
+        "step": 10,
+        "stage": 0,
+        "loss": 0.5,
+        "accuracy": 0.25,
+        "learning_rate": 0.1,
+        "samples_per_second": 2.0,
+    }
+    sink.close()
+
+
+def test_the_collector_sleeps_when_there_is_nothing():
+    """A thread beside the training loop may not eat its core."""
+    collector = Collector(HashStore(), ranks=8, replicas=1, sinks=[])
+    start = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - start < 0.1
+    collector.close()

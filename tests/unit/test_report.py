@@ -1,0 +1,64 @@
+from io import StringIO
+
+from rich.console import Console
+
+from dglpipe.metrics import Line
+from dglpipe.progress import LiveProgress, PlainProgress
+from dglpipe.report import closing_table
+from dglpipe.stream import StreamPlan
+
+PLAN = StreamPlan(8, 4, 4, 4, 1, 2, None, 1)
+LINES = [
+    Line("train", 1, 1, 0, 1.0, 0.25, 0.1, 100.0),
+    Line("train", 1, 2, 0, 0.5, 0.5, 0.1, 100.0),
+    Line("train", 1, 2, 1, 0.4, 0.625, 0.1, 100.0),
+    Line("test", 1, 2, 0, 0.4, 0.75),
+    Line("test", 1, 2, 1, 0.3, 0.8125),
+    Line("test", 1, 2, "ensemble", None, 0.875),
+]
+
+
+def test_plain_lines_show_every_stage_once_an_epoch(capsys):
+    display = PlainProgress(PLAN)
+    for line in LINES:
+        display.line(line)
+    display.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5
+    assert "stage 0: loss 0.5000 accuracy 50.00%" in lines[0]
+    assert "ensemble: loss - accuracy 87.50%" in lines[-1]
+
+
+def test_the_live_table_shows_loss_and_accuracy_of_every_stage():
+    out = StringIO()
+    display = LiveProgress(PLAN, 2, Console(file=out, force_terminal=True, width=100))
+    for line in LINES:
+        display.line(line)
+    display.close()
+    for text in ("0.5000", "62.50%", "75.00%", "81.25%", "2/4"):
+        assert text in out.getvalue()
+
+
+def test_the_closing_table(capsys, tmp_path):
+    stage = {
+        "stage": 0,
+        "process": 0,
+        "segments": ["a", "b"],
+        "parameters": 12345,
+        "busy_fraction": 0.9,
+        "wait_input_fraction": None,
+        "wait_output_fraction": 0.05,
+    }
+    closing_table(
+        {
+            "method": "dgl",
+            "stages": 1,
+            "per_stage": [stage],
+            "test": {"accuracy": [0.9875], "ensemble_accuracy": 0.99},
+            "throughput": {"samples_per_second": 1234.5},
+        },
+        tmp_path,
+    )
+    text = capsys.readouterr().out
+    for part in ("12,345", "98.75%", "90.0%", "5.0%", "99.00%", "1234", str(tmp_path)):
+        assert part in text

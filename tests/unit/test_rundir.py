@@ -1,0 +1,84 @@
+import json
+
+import pytest
+
+from dglpipe.errors import RunDirError
+from dglpipe.rundir import RunDir, default_path, write_json, write_whole
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    return RunDir(tmp_path / "run")
+
+
+def test_a_new_directory_may_be_used(run_dir):
+    run_dir.check("never")
+    assert not run_dir.path.exists()
+    with run_dir.claim("never"):
+        assert run_dir.logs.is_dir()
+
+
+def test_one_run_at_a_time(run_dir):
+    with run_dir.claim("never"), pytest.raises(RunDirError, match="in use"):
+        run_dir.check("auto")
+    run_dir.check("never")
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted", None])
+def test_an_unfinished_run_wants_resume(run_dir, status):
+    run_dir.claim("never").close()
+    write_whole(run_dir.config, "epochs: 1\n")
+    if status:
+        write_json(run_dir.summary, {"status": status})
+    with pytest.raises(RunDirError, match="resume=auto"):
+        run_dir.check("never")
+    run_dir.check("auto")
+
+
+@pytest.mark.parametrize("resume", ["never", "auto"])
+def test_a_finished_run_is_refused(run_dir, resume):
+    run_dir.claim("never").close()
+    write_json(run_dir.summary, {"status": "finished"})
+    with pytest.raises(RunDirError, match="finished"):
+        run_dir.claim(resume)
+
+
+def test_other_peoples_files_are_left_alone(run_dir):
+    run_dir.path.mkdir()
+    (run_dir.path / "thesis.tex").write_text("x")
+    with pytest.raises(RunDirError, match=r"thesis\.tex"):
+        run_dir.claim("never")
+    assert [item.name for item in run_dir.path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_is_no_directory(run_dir):
+    run_dir.path.write_text("x")
+    with pytest.raises(RunDirError, match="is a file"):
+        run_dir.check("never")
+
+
+def test_what_a_resumed_run_writes_anew_is_forgotten(run_dir):
+    run_dir.path.mkdir()
+    lines = [{"kind": kind, "step": step} for step in (5, 10, 15) for kind in ("train", "test")]
+    run_dir.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run_dir.forget_after(10)
+    kept = [json.loads(line) for line in run_dir.metrics.read_text().splitlines()]
+    assert kept == [
+        {"kind": "train", "step": 5},
+        {"kind": "test", "step": 5},
+        {"kind": "train", "step": 10},
+    ]
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    write_whole(tmp_path / "a.txt", "one")
+    write_whole(tmp_path / "a.txt", "two")
+    assert (tmp_path / "a.txt").read_text() == "two"
+    assert [item.name for item in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_default_paths_do_not_collide(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = default_path()
+    first.mkdir(parents=True)
+    assert default_path() != first

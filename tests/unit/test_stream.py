@@ -1,0 +1,98 @@
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dglpipe.errors import ConfigError
+from dglpipe.stream import Phase, StreamPlan
+
+DEFAULTS = {
+    "train": 10,
+    "test": 5,
+    "batch_size": 4,
+    "test_batch_size": 3,
+    "replicas": 1,
+    "epochs": 2,
+    "max_steps": None,
+    "evaluate_every": 1,
+}
+
+
+def plan(**settings):
+    return StreamPlan(**{**DEFAULTS, **settings})
+
+
+def drawn(stream, **where):
+    """T or E, index, first row, rows."""
+    return [
+        f"{'TE'[item.phase]}{item.index}@{item.first}+{item.rows}" for item in stream.items(**where)
+    ]
+
+
+def test_the_drawing():
+    """Two epochs of three batches, the last one uneven, each with an evaluation of two."""
+    first = ["T1@0+4", "T2@4+4", "T3@8+2", "E1@0+3", "E2@3+2"]
+    second = ["T4@0+4", "T5@4+4", "T6@8+2", "E3@0+3", "E4@3+2"]
+    assert drawn(plan()) == first + second
+
+
+def test_a_last_batch_of_one_row_is_left_out():
+    stream = plan(train=9)
+    assert stream.left_out == 1
+    assert stream.steps_per_epoch == 2
+    assert plan(train=10).left_out == 0
+    assert plan(train=8).left_out == 0
+
+
+def test_training_ends_inside_an_epoch_and_is_evaluated_all_the_same():
+    assert drawn(plan(max_steps=4))[-3:] == ["T4@0+4", "E3@0+3", "E4@3+2"]
+
+
+def test_evaluation_at_the_end_only():
+    assert [item.phase for item in plan(evaluate_every=0).items()] == [Phase.TRAIN] * 6 + [
+        Phase.TEST
+    ] * 2
+
+
+@pytest.mark.parametrize("done", range(7))
+def test_a_resumed_plan_is_the_rest_of_the_whole_one(done):
+    whole, rest = drawn(plan()), drawn(plan(), done=done)
+    assert whole[-len(rest) :] == rest
+    assert sum(name.startswith("T") for name in rest) == 6 - done
+    # What follows the last step before the checkpoint is evaluated again.
+    assert rest[0].startswith("E" if done in (3, 6) else "T")
+
+
+@given(
+    st.integers(2, 60),
+    st.integers(1, 20),
+    st.integers(2, 20),
+    st.integers(1, 20),
+    st.integers(1, 3),
+)
+def test_replicas_share_the_rows_of_every_batch(train, test, batch, test_batch, replicas):
+    if batch > train or batch < 2 * replicas:
+        return
+    stream = plan(
+        train=train, test=test, batch_size=batch, test_batch_size=test_batch, replicas=replicas
+    )
+    for items in zip(*(stream.items(replica) for replica in range(replicas)), strict=True):
+        assert len({(item.phase, item.index, item.total, item.ends_pass) for item in items}) == 1
+        assert sum(item.rows for item in items) == items[0].total
+        for item, following in itertools.pairwise(items):
+            assert item.first + item.rows == following.first
+        for item in items:
+            assert item.rows <= stream.largest_rows(item.phase)
+            assert item.phase is Phase.TEST or item.rows >= 2
+
+
+def test_the_window_opens_after_ten_steps_or_a_quarter():
+    assert plan(train=400, batch_size=4, epochs=1).warm_steps == 10
+    assert plan(train=32, batch_size=4, epochs=1).warm_steps == 2
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 11}, {"batch_size": 3, "replicas": 2}])
+def test_a_batch_that_does_not_fit(settings):
+    with pytest.raises(ConfigError, match="batch_size"):
+        plan(**settings)

@@ -1,0 +1,76 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dglpipe.config import PipelineConfig
+from dglpipe.errors import ConfigError
+from dglpipe.topology import Layout, plan_layout, spread
+
+
+@given(st.integers(0, 200), st.integers(1, 40))
+def test_shares_differ_by_at_most_one_and_the_larger_come_first(count, parts):
+    sizes = spread(count, parts)
+    assert sum(sizes) == count
+    assert len(sizes) == parts
+    assert max(sizes) - min(sizes) <= 1
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 3))
+def test_every_stage_has_one_process_in_each_replica(stages, processes, replicas):
+    layout = Layout(stages, min(stages, processes), replicas, 1)
+    for replica in range(replicas):
+        ranks = [layout.at(rank) for rank in range(layout.world_size)]
+        own = [topology for topology in ranks if topology.replica == replica]
+        assert [j for topology in own for j in topology.stages] == list(range(stages))
+        assert own[0].is_first
+        assert own[-1].is_last
+
+
+def test_six_stages_on_four_processes():
+    layout = Layout(6, 4, 1, 1)
+    assert [list(layout.at(rank).stages) for rank in range(4)] == [[0, 1], [2, 3], [4], [5]]
+
+
+def test_peers_run_the_same_stages():
+    layout = Layout(2, 2, 3, 1)
+    assert layout.at(3).peers() == [1, 3, 5]
+    assert layout.at(3).name() == "rank 3 (stage 1 of replica 1)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "world", "expected"),
+    [
+        ({}, None, (2, 2, 1)),
+        ({"stages": 4}, None, (4, 4, 1)),
+        ({"stages": 4, "processes": 2}, None, (4, 2, 1)),
+        ({}, 3, (3, 3, 1)),
+        ({"replicas": 2}, 6, (3, 3, 2)),
+        ({"stages": 5}, 2, (5, 2, 1)),
+    ],
+)
+def test_what_is_left_out_is_filled_in(settings, world, expected):
+    layout = plan_layout(PipelineConfig(**settings), cores=8, world_size=world)
+    assert (layout.stages, layout.processes, layout.replicas) == expected
+
+
+def test_threads_share_the_cores_of_a_machine():
+    assert plan_layout(PipelineConfig(), cores=8).threads == 4
+    assert plan_layout(PipelineConfig(), cores=8, world_size=8, local=4).threads == 2
+    assert plan_layout(PipelineConfig(stages=6), cores=2).threads == 1
+    assert plan_layout(PipelineConfig(threads=3), cores=2).threads == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "world", "key"),
+    [
+        ({"stages": 2, "processes": 3}, None, "pipeline.processes"),
+        ({"stages": 2}, 3, "pipeline.processes"),
+        ({"processes": 2, "stages": 4}, 4, "pipeline.processes"),
+        ({"replicas": 2}, 3, "pipeline.replicas"),
+    ],
+)
+def test_a_layout_that_cannot_be(settings, world, key):
+    with pytest.raises(ConfigError) as caught:
+        plan_layout(PipelineConfig(**settings), cores=2, world_size=world)
+    assert caught.value.key == key
