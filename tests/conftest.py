@@ -4,8 +4,25 @@ from __future__ import annotations
 
 import pytest
 
+import harness
+
 
 @pytest.fixture
 def run_dir(tmp_path):
     """A run directory that does not exist yet."""
     return tmp_path / "run"
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts programs, each in a folder of its own; none of their processes may be left."""
+    commands = []
+
+    def start_command(*words, **environment):
+        folder = tmp_path / f"command_{len(commands)}"
+        commands.append(harness.Command(words, folder, environment))
+        return commands[-1]
+
+    yield start_command
+    left = [pid for command in commands for pid in command.kill()]
+    assert left == [], "processes were left behind"

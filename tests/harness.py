@@ -17,14 +17,17 @@ import contextlib
 import copy
 import faulthandler
 import functools
+import json
 import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -33,7 +36,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from dglpipe.cli.compose import Arguments, compose
 from dglpipe.config import Config
@@ -43,14 +46,16 @@ from dglpipe.metrics import Collector, Line
 from dglpipe.models import wanted_channels
 from dglpipe.process_group import ProcessGroup, rendezvous
 from dglpipe.rundir import RunDir
-from dglpipe.topology import Layout, plan_layout
+from dglpipe.topology import Layout, Topology, plan_layout
 from dglpipe.weights import named_tensors, sha256
 from dglpipe.worker import Worker
 
 CPU = Device(torch.device("cpu"), "gloo")
+TIMEOUT_S = 30.0
+"""How long a rank waits for another one."""
 GRACE_S = 5.0
 """How long the other ranks may take to tell their story after the first failure."""
-PRELOAD = ["pytest", "torch.distributed", "torch._dynamo", "dglpipe.worker", "dglpipe.cli.compose"]
+PRELOAD = ["pytest", "torch._dynamo", "torch.utils.tensorboard", "dglpipe.cli.train"]
 
 SMALL = (
     "batch_size=400",
@@ -113,13 +118,18 @@ class WorldError(AssertionError):
 
 
 def run_world(
-    layout: Layout, function: Callable[..., Any], *args: Any, deadline_s: float = 60
+    layout: Layout,
+    function: Callable[..., Any],
+    *args: Any,
+    deadline_s: float = 60,
+    connected: bool = True,
 ) -> list[Any]:
     """Calls `function(group, *args)` in every rank of `layout`, links checked.
 
     Args:
         function: of a module, so that other processes can import it.
         deadline_s: seconds after which the world is killed.
+        connected: False: `function(topology, store, *args)` connects the rank itself.
 
     Returns:
         What each rank returned.
@@ -128,7 +138,8 @@ def run_world(
         WorldError: a rank raised, died, or was not done in time.
     """
     with tempfile.TemporaryDirectory(prefix="world_") as folder:
-        world = _World(layout, function, args, Path(folder))
+        task = functools.partial(_connected, function) if connected else function
+        world = _World(layout, task, args, Path(folder))
         try:
             return world.wait(deadline_s)
         finally:
@@ -213,6 +224,13 @@ class _World:
             process.join()
 
 
+def _connected(function: Callable[..., Any], topology: Topology, store: Store, *args: Any) -> Any:
+    group = ProcessGroup.connect(topology, CPU, store, TIMEOUT_S, checked=True)
+    result = function(group, *args)
+    group.close()
+    return result
+
+
 def _rank_main(
     end: connection.Connection,
     layout: Layout,
@@ -227,10 +245,8 @@ def _rank_main(
     torch.set_num_threads(layout.threads)
     try:
         where = f"file://{folder}/rendezvous"
-        store = rendezvous(30, where, rank, layout.world_size)
-        group = ProcessGroup.connect(layout.at(rank), CPU, store, 30, checked=True)
-        said: Any = (function(group, *args),)
-        group.close()
+        store = rendezvous(TIMEOUT_S, where, rank, layout.world_size)
+        said: Any = (function(layout.at(rank), store, *args),)
     except BaseException as error:
         trace = "".join(traceback.format_exception(error))
         said = RankFailure(time.time_ns(), rank, type(error).__name__, str(error), trace)
@@ -362,3 +378,170 @@ def make_worker(group: ProcessGroup, config: Config, run_dir: Path | None = None
     """The worker of this rank, ready to run."""
     source = open_data(config.data, config.seed, wanted_channels(config.model))
     return Worker(config, source, CPU, group, RunDir(run_dir) if run_dir else None)
+
+
+# ---------------------------------------------------------------- commands
+
+
+DGLPIPE = (sys.executable, "-m", "dglpipe")
+"""`dglpipe` as users start it."""
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+
+
+def small(*overrides: str) -> list[str]:
+    """The overrides of `make_config`, for a command line."""
+    return [*SMALL, WIDTH, *overrides]
+
+
+class Command:
+    """A program in a session of its own, its output kept in files.
+
+    Args:
+        words: what to run. Without a program in front, the arguments of `dglpipe`: they run
+            in a process of the fork server whose workers are forked in their turn, which
+            spares seconds of importing.
+        folder: where it runs, and where its output is kept.
+        environment: on top of this process's own; the tests' plug-ins can be imported.
+    """
+
+    def __init__(
+        self, words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        own = {"PYTHONPATH": os.fspath(Path(__file__).parent), **(environment or {})}
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | _Forked
+        if words[0] == sys.executable:
+            with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
+                self._process = subprocess.Popen(
+                    words,
+                    cwd=folder,
+                    env={**os.environ, **own},
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    start_new_session=True,
+                )
+        else:
+            self._process = _Forked(words, folder, own)
+        self.pid = self._process.pid
+        self._workers: list[int] = []
+
+    @property
+    def stdout(self) -> str:
+        return (self._folder / "stdout").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return (self._folder / "stderr").read_text()
+
+    def wait(self, seconds: float = 60) -> int:
+        """The exit status; fails if the program takes longer than `seconds`."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            story = f"not done in {seconds:g} s\n{self.stdout}\n{self.stderr}"
+            raise AssertionError(story) from None
+
+    def wait_for(self, holds: Callable[[], Any], seconds: float = 60) -> Any:
+        """Waits until `holds()` gives something true while the program runs, and returns that."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self._process.poll() is None:
+            if result := holds():
+                return result
+            time.sleep(0.02)
+        raise AssertionError(f"waited in vain\n{self.stdout}\n{self.stderr}")
+
+    def wait_for_step(self, run_dir: Path, step: int, seconds: float = 60) -> list[int]:
+        """Waits until `metrics.jsonl` tells of `step`; returns the pids of the workers, by rank."""
+
+        def done() -> bool:
+            lines = RunDir(run_dir).metrics.read_text().splitlines()
+            return any(json.loads(line)["step"] >= step for line in lines)
+
+        self.wait_for(lambda: RunDir(run_dir).metrics.exists() and done(), seconds)
+        workers = json.loads(RunDir(run_dir).workers.read_text())
+        self._workers = [worker["pid"] for worker in workers]
+        return self._workers
+
+    def alive(self) -> list[int]:
+        """Processes of the session, and workers in sessions of their own, that run."""
+        sessions = {self.pid, *self._workers}
+        return [pid for pid, session in _running() if session in sessions]
+
+    def assert_nobody_left(self, seconds: float = 10) -> None:
+        """Within `seconds` no process of the program is left."""
+        deadline = time.monotonic() + seconds
+        while self.alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert self.alive() == []
+
+    def kill(self) -> list[int]:
+        """Kills what is left, and says what that was."""
+        left = self.alive()
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait(10)
+        return left
+
+
+class _Forked:
+    """A process of the fork server, with the methods of a `Popen` that are used here."""
+
+    def __init__(self, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        task = (list(words), os.fspath(folder), dict(environment))
+        self._process = context.Process(target=_command_main, args=task)
+        self._process.start()
+        self.pid = self._process.pid or 0
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, seconds: float) -> int:
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired([], seconds)
+        return self._process.exitcode
+
+
+def _command_main(words: list[str], folder: str, environment: dict[str, str]) -> None:
+    from dglpipe.cli.main import main
+
+    os.setsid()
+    os.chdir(folder)
+    os.environ.update(environment)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    _fork_workers()
+    main(words)
+
+
+def _fork_workers() -> None:
+    """Makes the launcher fork its workers; they get the signal handlers of spawned ones."""
+    from dglpipe import launcher
+
+    configure, enter = launcher._launch_config, launcher._entry
+
+    def configure_fork(*args: Any) -> Any:
+        config = configure(*args)
+        config.start_method = "fork"
+        return config
+
+    def enter_afresh(*args: Any) -> Any:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
+        return enter(*args)
+
+    launcher._launch_config, launcher._entry = configure_fork, enter_afresh
+
+
+def _running() -> Iterator[tuple[int, int]]:
+    """(pid, session) of all processes but those that have ended unreaped."""
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, session = file.read_text().rpartition(")")[2].split()[:4]
+            if state != "Z":
+                yield int(file.parent.name), int(session)

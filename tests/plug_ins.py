@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
 from torch import nn
 
 
@@ -16,3 +22,29 @@ def plain_network(channels, classes, width=4):
         nn.Flatten(),
         nn.Linear(4 * width, classes),
     )
+
+
+class Trouble(nn.CrossEntropyLoss):
+    """A loss that fails at a training step of one rank, once: never again in that folder.
+
+    Args:
+        how: `raise`, `hang` or `kill`.
+        folder: keeps the mark of what has happened.
+    """
+
+    def __init__(self, how, rank, step, folder):
+        super().__init__()
+        self.how, self.left = how, step
+        self.mark = Path(folder) / f"{how}_was_here"
+        self.mine = os.environ.get("RANK") == str(rank) and not self.mark.exists()
+
+    def forward(self, logits, labels):
+        self.left -= torch.is_grad_enabled()
+        if self.mine and self.left == 0:
+            self.mark.touch()
+            if self.how == "raise":
+                raise ZeroDivisionError("trouble on purpose")
+            if self.how == "hang":
+                time.sleep(600)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(logits, labels)

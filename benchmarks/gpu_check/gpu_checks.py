@@ -16,7 +16,7 @@ KILL_LIMIT_S = 10
 GROWTH_LIMIT = 0.05
 """By so much may the host memory at the end of the soak exceed that of its second quarter."""
 COMMON = ("data=synthetic", "epochs=100000", "evaluate.every=0", "log_every=10")
-AFTER_THE_CAUSE = ("Traceback", "lost rank", "Connection closed", "NCCL")
+AFTER_THE_CAUSE = ("Traceback", "lost rank", "Connection closed", "Watchdog caught")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from chain_model import Outcome, run_schedule
 from mutants import MUTANTS
 from streams import GARBAGE, Host, ModelTransport, Operation, PairGroup, Stream, run
 
-SCHEDULES = 40
+SCHEDULES = 30
 """Random schedules of each chain."""
 
 CHAINS = [(processes, depth) for processes in (2, 3, 4) for depth in (1, 2, 3)]

@@ -160,22 +160,22 @@ def test_peak_memory_is_in_bytes(monkeypatch, platform):
 
 class TestPrepare:
     @pytest.fixture(autouse=True)
-    def _restore(self, monkeypatch):
-        threads = torch.get_num_threads()
-        deterministic = torch.are_deterministic_algorithms_enabled()
+    def said(self, monkeypatch):
+        """What torch is told of determinism; telling it takes seconds, the first time."""
+        said, threads = [], torch.get_num_threads()
+        monkeypatch.setattr(torch, "use_deterministic_algorithms", said.append)
         monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-        yield
+        yield said
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
         os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
-    def test_threads_and_determinism(self):
-        CPU.prepare(threads=1, deterministic=True)
-        assert torch.get_num_threads() == 1
-        assert torch.are_deterministic_algorithms_enabled()
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    def test_threads_and_determinism(self, said):
         CPU.prepare(threads=1, deterministic=False)
-        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.get_num_threads() == 1
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+        CPU.prepare(threads=1, deterministic=True)
+        assert said == [False, True]
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
     def test_what_the_user_said_of_cublas_stays(self, monkeypatch):
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")

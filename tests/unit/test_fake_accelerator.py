@@ -31,7 +31,6 @@ def accelerated():
     "overrides",
     [
         ("optimizer=sgd", CLIP, "label_smoothing=0.1"),
-        ("optimizer=adam", CLIP),
         ("optimizer=adamw", "precision=bf16"),
         ("precision=fp16", "model.dropout=0.1"),
         ("precision=fp16", CLIP, "optimizer=adam", "head=cnn"),

@@ -1,0 +1,130 @@
+"""First failure wins: whatever happens to whichever stage, the cause is what is read first."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import pytest
+
+from dglpipe import failure
+from dglpipe.process import run_process
+from dglpipe.rundir import RunDir
+from harness import WorldError, layout, make_config, run_world, small, train_world
+
+STEP = 6
+"""The step of the trouble, in the second epoch; checkpoints are made at 3 and 6."""
+
+
+def trouble(how, rank, folder, step=STEP):
+    """The override that makes `rank` fail at `step`."""
+    args = f"{{how:{how},rank:{rank},step:{step},folder:'{folder}'}}"
+    return f"method.loss={{target:plug_ins.Trouble,args:{args}}}"
+
+
+# ---------------------------------------------------------------- records
+
+
+def run_rank(topology, store, config, run_dir):
+    os.environ["RANK"] = str(topology.rank)
+    run_process(config, topology.layout, RunDir(run_dir), store)
+
+
+@pytest.mark.parametrize(
+    ("rank", "replicas"), [(0, 1), (1, 1), (2, 1), (1, 2)], ids=lambda value: str(value)
+)
+def test_records_of_an_exception(rank, replicas, run_dir, tmp_path):
+    """Every process leaves a record; the first in order is that of the one that raised."""
+    stages = 3 if replicas == 1 else 2
+    config = make_config(
+        f"pipeline.stages={stages}",
+        f"pipeline.replicas={replicas}",
+        trouble("raise", rank, tmp_path),
+    )
+    world = layout(stages, stages, replicas)
+    RunDir(run_dir).claim("never").close()
+    with pytest.raises(WorldError) as caught:
+        run_world(world, run_rank, config, run_dir, connected=False)
+    assert caught.value.failures[0].kind == "ZeroDivisionError"
+    first, *others = failure.read(RunDir(run_dir))
+    assert (first.rank, first.step, first.primary) == (rank, STEP, True)
+    assert first.message == "ZeroDivisionError: trouble on purpose"
+    assert "plug_ins.py" in first.trace
+    assert f"stage {rank}" in first.where
+    assert len(others) == world.world_size - 1
+    assert [(other.primary, other.time_ns > first.time_ns) for other in others] == [
+        (False, True)
+    ] * len(others)
+    told = first.describe(RunDir(run_dir).log(rank))
+    assert told.index("Traceback") == 0
+    assert f"rank {rank} (stage {rank}" in told
+    assert f"failed at step {STEP}: ZeroDivisionError: trouble on purpose" in told
+
+
+# ---------------------------------------------------------------- commands
+
+
+def status(run_dir):
+    return json.loads(RunDir(run_dir).summary.read_text())["status"]
+
+
+def hashes(run_dir):
+    stages = json.loads(RunDir(run_dir).summary.read_text())["per_stage"]
+    return [stage["weights_sha256"] for stage in stages]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """weights_sha256 of the run that nothing happens to."""
+    return train_world(make_config("model.dropout=0.2"), layout(2)).hashes
+
+
+@pytest.mark.parametrize(("how", "rank"), [("raise", 1), ("kill", 0)])
+def test_a_failed_run_tells_the_cause_and_goes_on(how, rank, start, run_dir, tmp_path, whole):
+    settings = small(
+        trouble(how, rank, tmp_path),
+        f"run_dir={run_dir}",
+        "model.dropout=0.2",
+        "checkpoint.every=3",
+        "resume=auto",
+    )
+    run = start("train", *settings)
+    run.wait_for((tmp_path / f"{how}_was_here").exists)
+    began = time.monotonic()
+    assert run.wait() == 1
+    run.assert_nobody_left()
+    assert time.monotonic() - began < 10
+    assert status(run_dir) == "failed"
+    story = run.stderr[run.stderr.index("stage 1: loss") :].split("\n", 1)[1]
+    if how == "raise":
+        cause = story.index("Traceback (most recent call last)")
+        assert "plug_ins.py" in story[cause:]
+        assert "ZeroDivisionError: trouble on purpose\nrank 1 (stage 1) failed at step 6" in story
+    else:
+        cause = story.index("rank 0 (stage 0) was ended by SIGKILL")
+        assert "rank 1 (stage 1) noticed at step" in story
+    for secondary in ("lost rank", "closed by peer", "ChildFailedError"):
+        assert secondary not in story[:cause]
+    last = run.stderr.rstrip().splitlines()[-1]
+    assert last == f"log: {RunDir(run_dir).log(rank)}"
+    # A run right after it works, from the last complete checkpoint to the same weights.
+    assert start("train", *settings).wait() == 0
+    assert status(run_dir) == "finished"
+    assert hashes(run_dir) == whole
+    steps = [json.loads(line)["step"] for line in RunDir(run_dir).metrics.read_text().splitlines()]
+    assert len(steps) == len(set(steps)) * 2 + 2 * 3, "each line once, interrupted or not"
+
+
+def test_a_stage_that_hangs_ends_the_run_after_timeout_s(start, run_dir, tmp_path):
+    settings = small(trouble("hang", 1, tmp_path), f"run_dir={run_dir}", "timeout_s=3")
+    run = start("train", *settings)
+    run.wait_for((tmp_path / "hang_was_here").exists)
+    began = time.monotonic()
+    assert run.wait() == 1
+    run.assert_nobody_left()
+    assert 3 < time.monotonic() - began < 3 + 10
+    assert status(run_dir) == "failed"
+    assert "rank 0 (stage 0) failed at step" in run.stderr
+    assert "lost rank 1 (stage 1): " in run.stderr
+    assert "Timed out waiting 3000ms" in run.stderr
