@@ -10,7 +10,7 @@
 # your tools expect torchrun.
 #
 # TORCHRUN: the program (default torchrun). Exit status: 0 done, 1 anything else.
-# Tested: run by the test suite, two processes on a CPU.
+# Tested: the suite runs this torchrun line, with two processes on a CPU.
 set -euo pipefail
 
 if (($# < 1)) || [[ ! $1 =~ ^[1-9][0-9]*$ ]]; then

@@ -421,6 +421,7 @@ class Command:
                     stdout=out,
                     stderr=err,
                     start_new_session=True,
+                    preexec_fn=_answer_to_ctrl_c,
                 )
         else:
             self._process = _Forked(words, folder, own)
@@ -507,10 +508,16 @@ class _Forked:
         return self._process.exitcode
 
 
+def _answer_to_ctrl_c() -> None:
+    """Programs in the background of a shell inherit that they ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _command_main(words: list[str], folder: str, environment: dict[str, str]) -> None:
     from dglpipe.cli.main import main
 
     os.setsid()
+    _answer_to_ctrl_c()
     os.chdir(folder)
     os.environ.update(environment)
     for number, name in ((1, "stdout"), (2, "stderr")):

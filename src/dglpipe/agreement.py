@@ -22,6 +22,7 @@ def check_agreement(group: ProcessGroup, config: Config, data: DataDescription) 
     """
     mine = {**flatten(to_tree(config)), "data listing": data.fingerprint, "code": code_version()}
     said = [json.loads(text) for text in group.exchange("agreement", json.dumps(mine))]
+    group.see_off("agreement")
     compare(said)
 
 

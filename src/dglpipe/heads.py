@@ -1,4 +1,4 @@
-"""Auxiliary heads: features of a stage -> logits (paper.md, section 3).
+"""Auxiliary heads: features of a stage -> logits, with the layers of the authors' code.
 
 A head reads what crosses the link: the stage's output, behind the pool that belongs to it.
 The authors' heads read the map in front of the pool that follows, 4 times larger; other

@@ -41,7 +41,8 @@ def launch(config: Config, layout: Layout, run_dir: RunDir) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory(prefix="dglpipe_") as scratch:
             start = elastic_launch(_launch_config(layout, scratch), _entry)
-            results: dict[int, dict[str, Any]] = start(to_yaml(config), layout, str(run_dir.path))
+            arguments = to_yaml(config), layout, str(run_dir.path), os.getpid()
+            results: dict[int, dict[str, Any]] = start(*arguments)
         status = "finished"
         return results[0]
     except ChildFailedError as error:
@@ -68,6 +69,8 @@ def _launch_config(layout: Layout, scratch: str) -> LaunchConfig:
         monitor_interval=0.1,
         # Workers that were forked, or served by a fork server, outlive a killed launcher.
         start_method="spawn",
+        # Not SIGINT: elastic hands on the signal that it gets, and the workers ignore that one.
+        signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
         logs_specs=DefaultLogsSpecs(log_dir=scratch),
     )
 
@@ -81,13 +84,17 @@ def _set_environment(layout: Layout) -> None:
 
 def _quieten() -> None:
     """Elastic logs the end of every worker as it sees it; the cause is told first, by us."""
-    for name in ("distributed.elastic.multiprocessing.api", "multiprocessing.spawn"):
+    elastic = "distributed.elastic"
+    for name in (f"{elastic}.multiprocessing.api", f"{elastic}.agent.server.api"):
         logging.getLogger(f"torch.{name}").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.CRITICAL)
 
 
-def _entry(config: str, layout: Layout, path: str) -> dict[str, Any] | None:
+def _entry(config: str, layout: Layout, path: str, launcher: int) -> dict[str, Any] | None:
     """One worker. The launcher alone answers to Ctrl-C and tells of failures."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.getppid() != launcher:
+        os._exit(1)  # It was killed while this process loaded its libraries.
     try:
         return run_process(from_yaml(config), layout, RunDir(Path(path)))
     except Exception:

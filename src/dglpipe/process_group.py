@@ -213,6 +213,14 @@ class ProcessGroup:
         except RuntimeError as error:
             raise PeerLostError(f"no word from another process: {error}") from error
 
+    def see_off(self, key: str) -> None:
+        """Rank 0 returns when every process has come here, the others at once: rank 0 may be
+        the one that holds the store, and they may have to read it before they leave."""
+        self.store.set(f"{key}/off/{self.topology.rank}", "")
+        if self.topology.rank == 0:
+            for rank in range(self.topology.layout.world_size):
+                self.store.get(f"{key}/off/{rank}")
+
     def barrier(self) -> None:
         """Returns when every process has come here."""
         self._barriers += 1
@@ -224,11 +232,7 @@ class ProcessGroup:
         self.barrier()
         if dist.is_initialized():
             dist.destroy_process_group()
-        # Rank 0 may be the one that holds the store, so it leaves last.
-        self.store.set(f"left/{self.topology.rank}", "")
-        if self.topology.rank == 0:
-            for rank in range(self.topology.layout.world_size):
-                self.store.get(f"left/{rank}")
+        self.see_off("close")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +20,8 @@ def _show(value: float | None, form: str = PERCENT) -> str:
 def closing_table(summary: Mapping[str, Any], path: Path) -> None:
     """Prints accuracy exit by exit, the ensemble, speed and waiting, and where it all is."""
     console = Console(width=None if Console().is_terminal else 100)
-    table = Table(title=f"{summary['method']}: {summary['stages']} stages")
+    title = f"{summary['method']}: {summary['stages']} stages"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     columns = ("stage", "process", "segments", "parameters", "test accuracy", "busy")
     for column in (*columns, "waits for input", "waits for output"):
         table.add_column(column, justify="right")

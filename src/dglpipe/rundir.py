@@ -16,7 +16,7 @@ from dglpipe.errors import RunDirError
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
-    """Paths below a run directory (design: the public contract)."""
+    """Paths below a run directory."""
 
     path: Path
 

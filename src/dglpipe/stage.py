@@ -1,6 +1,6 @@
 """A stage: segments, head, local loss and optimizer. It knows nothing of processes.
 
-Takes a batch, hands its output on, learns (paper.md, Algorithm 1):
+Takes a batch, hands its output on, learns (the paper's Algorithm 1):
 
     x_{j+1} = f_j(x_j; theta_j)         forward
     hand on x_{j+1}, detached            before anything else

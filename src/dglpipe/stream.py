@@ -1,7 +1,7 @@
 """The stream plan: every message of a run, in order, before anything has started.
 
 Each process derives the same plan from the configuration and the size of the data set, so
-no size ever travels (paper.md, Algorithm 1: every stage sees the same batches in the same
+no size ever travels (the paper's Algorithm 1: every stage sees the same batches in the same
 order).
 
     epoch 1: train 1, train 2, ..., test 1, test 2, ...

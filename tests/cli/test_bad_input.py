@@ -117,6 +117,7 @@ VALUES = [
     ("optimizer.lr=0", "optimizer.lr", "0.0", "a number above 0"),
     ("optimizer.lr=fast", "optimizer.lr", "'fast'", "a number"),
     ("optimizer.momentum=2", "optimizer.momentum", "2.0", "a number from 0 to 1"),
+    ("optimizer.momentum=0 optimizer.nesterov=true", "optimizer.nesterov", "True", "false"),
     ("optimizer.weight_decay=-1", "optimizer.weight_decay", "-1.0", "a number from 0"),
     ("optimizer.clip=0", "optimizer.clip", "0.0", "a number above 0"),
     ("schedule.warmup_steps=-1", "schedule.warmup_steps", "-1", "a whole number from 0"),
@@ -131,7 +132,7 @@ VALUES = [
 
 @pytest.mark.parametrize(("override", "key", "got", "allowed"), VALUES)
 def test_value_out_of_range_or_of_the_wrong_type(cli, override, key, got, allowed):
-    message = cli.refuse(override, "run_dir=run")
+    message = cli.refuse(*override.split(), "run_dir=run")
     assert f"{key}: got {got}; allowed: " in message
     assert allowed in message.partition("allowed: ")[2]
 
@@ -175,6 +176,12 @@ def test_unknown_key(cli, override, said):
 
 def test_missing_value(cli):
     assert "data.root: got 'nothing'; allowed: a value" in cli.refuse("data=image_folder")
+
+
+@pytest.mark.parametrize("group", ["model", "head", "data"])
+def test_plug_in_without_a_target(cli, group):
+    assert f"{group}.target: got 'nothing'" in cli.refuse(f"{group}=custom")
+    assert f"{group}.target: got ''; allowed: " in cli.refuse(f"{group}=custom", f"{group}.target=")
 
 
 def test_config_folder_that_is_not_there(cli):

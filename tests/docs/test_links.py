@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import pytest
-
 from documents import DOCUMENTS, ROOT, anchors
 
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
@@ -37,6 +36,15 @@ def test_paths_that_are_named_exist(document):
     for path in SOURCE.findall(document.read_text()):
         if path != "conf/GROUP/NAME.yaml":
             assert (ROOT / path).exists() or list(ROOT.glob(f"examples/*/{path}")), path
+
+
+@pytest.mark.parametrize("folder", ["src", "tests", "conf", "launch", "examples"])
+def test_documents_that_sources_name_exist(folder):
+    known = [f"/{document.relative_to(ROOT).as_posix()}" for document in DOCUMENTS]
+    for path in (ROOT / folder).rglob("*"):
+        if path.suffix in (".py", ".sh", ".yaml"):
+            for name in re.findall(r"[\w/-]+\.md\b", path.read_text()):
+                assert any(it.endswith(f"/{name}") for it in known), f"{path} names {name}"
 
 
 def test_links_are_found():

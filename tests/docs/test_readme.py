@@ -1,7 +1,7 @@
 """Every command of README.md is run, made small, or checked as far as it can be here.
 
-A block ```sh is run line by line in a folder of its own. A block ```sh make is checked by
-`make -n`. There are no others.
+A block ```sh of the README is run line by line in a folder of its own; in the other documents
+its settings are looked up. A block ```sh make is checked by `make -n`. There are no others.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from documents import DOCUMENTS, ROOT, Block, blocks
 from torchvision.io import write_png
 
 from dglpipe.cli.compose import compose, take_apart
-from documents import ROOT, Block, blocks
 
-SHELL = [block for block in blocks(ROOT / "README.md") if block.language == "sh"]
-RUN = [block for block in SHELL if not block.mark]
+OWN = [path for path in DOCUMENTS if "benchmarks" not in path.relative_to(ROOT).parts]
+SHELL = [block for path in OWN for block in blocks(path) if block.language == "sh"]
+RUN = [block for block in SHELL if not block.mark and block.document == "README.md"]
+SETTINGS = [block for block in SHELL if not block.mark]
 MAKE = [block for block in SHELL if block.mark == "make"]
 BIN = Path(sys.executable).parent
 
@@ -79,7 +81,7 @@ def test_commands(block: Block, folder, environment):
         assert done.stdout, f"{block} {words} said nothing"
 
 
-@pytest.mark.parametrize("block", RUN, ids=str)
+@pytest.mark.parametrize("block", SETTINGS, ids=str)
 def test_settings_are_right_as_they_stand(block: Block, monkeypatch):
     """Also what the shortened command overrides: every key and value exists."""
     monkeypatch.chdir(ROOT)
@@ -107,7 +109,8 @@ def test_make_knows_its_targets(block: Block, tmp_path):
 
 def test_every_block_is_of_a_kind_that_is_tested():
     assert {block.mark for block in SHELL} == {"", "make"}
-    assert {words[0] for block in RUN for words in block.commands()} == {"dglpipe", "torchrun"}
+    programs = {words[0] for block in SETTINGS for words in block.commands()}
+    assert programs == {"dglpipe", "torchrun"}
 
 
 def test_python_of_the_readme_is_that_of_the_example():

@@ -11,7 +11,7 @@ import pytest
 from dglpipe import failure
 from dglpipe.process import run_process
 from dglpipe.rundir import RunDir
-from harness import WorldError, layout, make_config, run_world, small, train_world
+from harness import TORCHRUN, WorldError, layout, make_config, run_world, small, train_world
 
 STEP = 6
 """The step of the trouble, in the second epoch; checkpoints are made at 3 and 6."""
@@ -40,6 +40,7 @@ def test_records_of_an_exception(rank, replicas, run_dir, tmp_path):
     config = make_config(
         f"pipeline.stages={stages}",
         f"pipeline.replicas={replicas}",
+        "epochs=4",
         trouble("raise", rank, tmp_path),
     )
     world = layout(stages, stages, replicas)
@@ -128,3 +129,18 @@ def test_a_stage_that_hangs_ends_the_run_after_timeout_s(start, run_dir, tmp_pat
     assert "rank 0 (stage 0) failed at step" in run.stderr
     assert "lost rank 1 (stage 1): " in run.stderr
     assert "Timed out waiting 3000ms" in run.stderr
+
+
+def test_under_torchrun_the_first_traceback_is_the_cause(start, run_dir, tmp_path):
+    words = (*TORCHRUN, "--nproc-per-node=2", "-m", "dglpipe", "train")
+    run = start(*words, *small(trouble("raise", 1, tmp_path), f"run_dir={run_dir}"))
+    run.wait_for((tmp_path / "raise_was_here").exists, 100)
+    began = time.monotonic()
+    assert run.wait() == 1
+    run.assert_nobody_left()
+    assert time.monotonic() - began < 10
+    cause = run.stderr.index("Traceback (most recent call last)")
+    told = "ZeroDivisionError: trouble on purpose\nrank 1 (stage 1) failed at step 6"
+    assert 0 < run.stderr.index(told) - cause < 5000
+    for secondary in ("lost rank", "closed by peer", "ChildFailedError"):
+        assert secondary not in run.stderr[:cause]

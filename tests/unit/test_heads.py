@@ -1,4 +1,4 @@
-"""Auxiliary heads against the table of paper.md, section 3."""
+"""Auxiliary heads against those of the authors' code."""
 
 from __future__ import annotations
 

@@ -35,6 +35,9 @@ def plug_in(group: str, node: Mapping[str, Any]) -> PlugInConfig:
             key: value for key, value in node.items() if key not in ("_target_", "family", "name")
         }
         node = {"target": node["_target_"], "args": args}
+    target = node.get("target")
+    allowed = "package.module:builder of something importable"
+    require(bool(target), f"{group}.target", target, allowed)
     named = {"family": "custom", "name": "custom", "args": node.get("args") or {}}
     return build(PlugInConfig, {**node, **named}, group)
 

@@ -13,7 +13,7 @@ from dglpipe.config.plug_in import PlugInConfig
 
 @dataclass(kw_only=True, slots=True)
 class HeadConfig:
-    """An auxiliary head (paper.md, section 3)."""
+    """An auxiliary head; `heads.py` has its layers."""
 
     name: str = "mlp_sr"
 
@@ -36,6 +36,9 @@ class SgdConfig:
     def __post_init__(self) -> None:
         _check_optimizer(self.lr, self.weight_decay, self.clip)
         require_number("optimizer.momentum", self.momentum, 0, 1)
+        hint = "Nesterov needs optimizer.momentum above 0"
+        fits = not self.nesterov or self.momentum > 0
+        require(fits, "optimizer.nesterov", self.nesterov, "false without momentum", hint)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from dglpipe.config.checks import require
-
 
 @dataclass(kw_only=True, slots=True)
 class PlugInConfig:
@@ -18,11 +16,3 @@ class PlugInConfig:
     """Where the builder is: `package.module:builder` or `package.module.builder`."""
     args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the builder."""
-
-    def __post_init__(self) -> None:
-        require(
-            bool(self.target),
-            f"{self.name}.target",
-            self.target,
-            "package.module:builder of something importable",
-        )

@@ -1,4 +1,4 @@
-"""The paper's plain networks: 3x3 convolutions and an MLP (paper.md, sections 2 to 4)."""
+"""The paper's plain networks: 3x3 convolutions and an MLP."""
 
 from __future__ import annotations
 

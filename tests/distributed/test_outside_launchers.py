@@ -1,0 +1,122 @@
+"""Processes that somebody else starts: torchrun, or by hand as a cluster's launcher would."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import pytest
+
+from dglpipe.evaluation import evaluate_run
+from dglpipe.rundir import RunDir
+from harness import TORCHRUN, layout, make_config, small, train_world
+
+DROPOUT = "model.dropout=0.2"
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The run of 2 stages in one process."""
+    return train_world(make_config(DROPOUT), layout(2, 1))
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def start_ranks(start):
+    """Starts a process a rank, each with overrides of its own."""
+
+    def start_all(*overrides):
+        port = str(free_port())
+        return [
+            start(
+                "train",
+                *own,
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(len(overrides)),
+                LOCAL_WORLD_SIZE=str(len(overrides)),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port,
+                TORCHELASTIC_RUN_ID="by-hand",
+            )
+            for rank, own in enumerate(overrides)
+        ]
+
+    return start_all
+
+
+def assert_finished_like(plain, run_dir):
+    """All files are there, and the weights are those of the plain run."""
+    files = RunDir(run_dir)
+    summary = json.loads(files.summary.read_text())
+    assert (summary["status"], summary["stages"], summary["processes"]) == ("finished", 2, 2)
+    assert [stage["weights_sha256"] for stage in summary["per_stage"]] == plain.hashes
+    assert [stage["process"] for stage in summary["per_stage"]] == [0, 1]
+    workers = json.loads(files.workers.read_text())
+    assert [(worker["rank"], worker["stages"]) for worker in workers] == [(0, [0]), (1, [1])]
+    assert files.config.is_file()
+    assert files.manifest.is_file()
+    lines = [json.loads(line) for line in files.metrics.read_text().splitlines()]
+    assert len(lines) == len(plain.lines)
+    evaluated = evaluate_run(run_dir)
+    assert evaluated.keys() == summary["test"].keys()
+    for key, value in evaluated.items():
+        assert value == pytest.approx(summary["test"][key]), key
+
+
+def test_torchrun_gives_the_weights_of_one_process(start, run_dir, plain):
+    """K is the world size where it is left out."""
+    words = (*TORCHRUN, "--nproc-per-node=2", "-m", "dglpipe", "train")
+    run = start(*words, *small(DROPOUT, f"run_dir={run_dir}"))
+    assert run.wait(100) == 0, run.stderr
+    assert_finished_like(plain, run_dir)
+
+
+def test_by_hand(start_ranks, run_dir, plain):
+    """Without an agent rank 0 holds the store, and must not leave before the others."""
+    settings = small(DROPOUT, f"run_dir={run_dir}")
+    runs = start_ranks(settings, settings)
+    assert [run.wait() for run in runs] == [0, 0], [run.stderr for run in runs]
+    assert_finished_like(plain, run_dir)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "values"),
+    [
+        ("seed=1", "seed", (0, 1)),
+        # One means a chain of two processes, the other two replicas: they have no link.
+        ("pipeline.replicas=2", "pipeline.processes", (2, 1)),
+    ],
+)
+def test_ranks_that_mean_different_runs(override, key, values, start_ranks, run_dir):
+    settings = small(f"run_dir={run_dir}", "pipeline.stages=2")
+    runs = start_ranks(settings, [*settings, override])
+    assert [run.wait(20) for run in runs] == [1, 1], [run.stderr for run in runs]
+    for run in runs:
+        assert f"the processes disagree about {key}: " in run.stderr
+        assert f"ranks [0] have {values[0]}; ranks [1] have {values[1]}" in run.stderr
+    assert not RunDir(run_dir).metrics.exists()
+
+
+def test_a_mistake_is_told_by_one_rank(start_ranks, run_dir):
+    wrong = small(f"run_dir={run_dir}", "pipeline.stages=99")
+    runs = start_ranks(wrong, wrong)
+    assert [run.wait(20) for run in runs] == [2, 2]
+    assert "pipeline.stages: got 99; allowed: 1 to 6" in runs[0].stderr
+    assert not run_dir.exists()
+
+
+def test_a_used_directory_is_refused_by_all_ranks(start_ranks, run_dir):
+    run_dir.mkdir()
+    (run_dir / "mine").write_text("keep this")
+    settings = small(f"run_dir={run_dir}")
+    runs = start_ranks(settings, settings)
+    assert [run.wait(20) for run in runs] == [2, 2]
+    for run in runs:
+        assert f"run_dir: {run_dir} holds mine but no run" in run.stderr
+    assert [path.name for path in run_dir.iterdir()] == ["mine"]

@@ -1,0 +1,22 @@
+"""`dglpipe train -m`: a job a value, one after the other."""
+
+from __future__ import annotations
+
+import json
+
+from dglpipe.rundir import RunDir
+from harness import hash_all, layout, make_config, small
+
+
+def test_a_failing_job_does_not_stop_the_others(start, run_dir):
+    run = start("train", "-m", *small(f"run_dir={run_dir}", "epochs=1", "pipeline.stages=1,99,2"))
+    assert run.wait(60) == 1
+    assert sorted(path.name for path in run_dir.iterdir() if path.is_dir()) == ["0", "1", "2"]
+    assert "job 1: pipeline.stages: got 99; allowed: 1 to 6" in run.stderr
+    assert "dglpipe: jobs [1] failed" in run.stderr.splitlines()[-1]
+    for job, stages in (("0", 1), ("2", 2)):
+        summary = json.loads(RunDir(run_dir / job).summary.read_text())
+        assert (summary["status"], summary["stages"]) == ("finished", stages)
+        (expected,) = hash_all([make_config("epochs=1")], layout(stages))
+        assert [stage["weights_sha256"] for stage in summary["per_stage"]] == expected
+    assert RunDir(run_dir / "1").status() is None

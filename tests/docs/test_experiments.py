@@ -1,0 +1,71 @@
+"""Every file of conf/experiment opens with its command, which would start."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.io import write_png
+
+from dglpipe.blueprint import draw
+from dglpipe.cli.compose import compose, take_apart
+from dglpipe.data import open_data
+from dglpipe.models import wanted_channels
+from dglpipe.topology import plan_layout
+from dglpipe.training import check
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
+SEGMENTS = {
+    "cifar10_cnn4": [1, 1, 1, 1],
+    "cifar10_cnn6": [1, 1, 1, 1, 1, 1],
+    "cifar10_resnet110": [27, 28],
+    "debug": [3, 3],
+    "imagenet_resnet152": [26, 25],
+    "imagenet_vgg13": [3, 3, 3, 1],
+    "imagenet_vgg19": [8, 8],
+}
+"""Segments of every stage. With the stem, ResNet-152 has 51 and ResNet-110 has 55."""
+
+
+@pytest.fixture
+def images(tmp_path):
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(160):
+            image = torch.full((3, 32, 32), number, dtype=torch.uint8)
+            write_png(image, str(tmp_path / name / f"{number}.png"), compression_level=0)
+    return tmp_path
+
+
+def test_all_files_are_here():
+    assert [file.stem for file in FILES] == sorted(SEGMENTS)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_command_would_start(file, images):
+    _, line, purpose = file.read_text().splitlines()[:3]
+    words = shlex.split(line.lstrip("# "))
+    assert words[:3] == ["dglpipe", "train", f"experiment={file.stem}"]
+    assert purpose.startswith("# ")
+    small = [word.replace("DIR", str(images)) for word in words[2:]]
+    if "cifar10" in file.stem:  # the files of CIFAR-10 are nowhere near
+        small = [word for word in small if not word.startswith("data.root")]
+        small += ["data=synthetic", "data.samples=256"]
+    if file.stem.startswith("imagenet"):  # no CUDA devices either
+        small += ["precision=fp32"]
+    config = compose(take_apart(small))
+    layout = plan_layout(config.pipeline, cores=64)
+    check(config, layout, layout.world_size)
+    source = open_data(config.data, config.seed, wanted_channels(config.model))
+    blueprint = draw(config, source.description, layout.stages, meta=True)
+    assert [len(names) for names in blueprint.segments] == SEGMENTS[file.stem]
+
+
+def test_heads_of_the_study_read_maps_of_the_sides_that_the_papers_heads_read():
+    config = compose(take_apart(["experiment=cifar10_cnn6", "data=synthetic"]))
+    source = open_data(config.data, config.seed, wanted_channels(config.model))
+    fields = draw(config, source.description, 6, meta=True).fields
+    assert [field.shape[1] for field in fields] == [32, 16, 16, 8, 8]

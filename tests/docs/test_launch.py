@@ -1,0 +1,107 @@
+"""The scripts of launch/."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+SCRIPTS = sorted(LAUNCH.glob("*.sh"))
+TORCHRUN = Path(sys.executable).parent / "torchrun"
+
+
+def start(script: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    own = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
+    return subprocess.Popen(
+        [str(LAUNCH / script), *arguments],
+        cwd=cwd,
+        env={**own, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def stand_in(folder: Path, name: str, text: str) -> Path:
+    """A program of this name that does `text`."""
+    path = folder / name
+    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_script_can_be_run_and_says_how_and_what_was_tested(script):
+    assert script.stat().st_mode & stat.S_IXUSR
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+    header = script.read_text().partition("set -euo pipefail")[0]
+    assert f"launch/{script.name}" in header
+    assert "ested" in header
+
+
+@pytest.mark.parametrize("arguments", [(), ("two",), ("0",)])
+@pytest.mark.parametrize("script", ["torchrun_one_node.sh", "torchrun_nodes.sh"])
+def test_wrong_arguments(script, arguments, tmp_path):
+    process = start(script, *arguments, cwd=tmp_path, HEAD_NODE="localhost", NODES="2")
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert err.startswith("usage: ")
+
+
+def test_one_node_calls_torchrun_as_the_readme_does(tmp_path):
+    """That line is run by the test of the README."""
+    program = stand_in(tmp_path, "torchrun", 'printf "%s\\n" "$@"')
+    arguments = ("2", "run_dir=a b", "model.width=4")
+    process = start("torchrun_one_node.sh", *arguments, cwd=tmp_path, TORCHRUN=str(program))
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    line = ["--standalone", "--nproc-per-node=2", "-m", "dglpipe", "train"]
+    assert out.splitlines() == [*line, "run_dir=a b", "model.width=4"]
+
+
+@pytest.mark.timeout(240)
+def test_two_machines_on_one(tmp_path):
+    settings = ("1", "run_dir=run", "max_steps=2", "model.width=4", "evaluate.every=0")
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    own = {"HEAD_NODE": "localhost", "NODES": "2", "PORT": port, "TORCHRUN": str(TORCHRUN)}
+    machines = [start("torchrun_nodes.sh", *settings, cwd=tmp_path, **own) for _ in range(2)]
+    try:
+        said = [machine.communicate(timeout=200) for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    workers = json.loads((tmp_path / "run" / "workers.json").read_text())
+    assert [worker["stages"] for worker in workers] == [[0], [1]]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+
+
+def test_slurm_starts_one_torchrun_a_node(tmp_path):
+    stand_in(tmp_path, "scontrol", 'echo "node7"; echo "node8"')
+    stand_in(tmp_path, "srun", 'shift; exec "$@"')
+    program = stand_in(tmp_path, "torchrun", 'printf "%s\\n" "$@"')
+    slurm = {
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_ID": "4321",
+        "SLURM_GPUS_ON_NODE": "4",
+        "SLURM_SUBMIT_DIR": str(LAUNCH.parent),
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "TORCHRUN": str(program),
+    }
+    process = start("slurm.sh", "pipeline.stages=8", cwd=tmp_path, **slurm)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert "--nnodes=2\n--nproc-per-node=4\n" in out
+    assert "--rdzv-endpoint=node7:29821\n--rdzv-id=4321\n" in out
+    assert out.endswith("-m\ndglpipe\ntrain\npipeline.stages=8\n")

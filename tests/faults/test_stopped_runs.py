@@ -1,0 +1,98 @@
+"""A run that is stopped from outside: Ctrl-C, a killed launcher, a killed worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from dglpipe.rundir import RunDir
+from harness import DGLPIPE, small
+
+LONG = ("epochs=100000", "evaluate.every=0", "log_every=2", "checkpoint.every=2")
+
+
+def status(run_dir):
+    return RunDir(run_dir).status()
+
+
+def last_words(run):
+    """What a user reads that is not progress."""
+    return [line for line in run.stderr.splitlines() if not line.startswith("epoch ")]
+
+
+def send_to_group(run):
+    """What a terminal does on Ctrl-C."""
+    os.killpg(run.pid, signal.SIGINT)
+
+
+def send_to_launcher(run):
+    os.kill(run.pid, signal.SIGINT)
+
+
+def terminate_launcher(run):
+    """What a cluster does when the time is over."""
+    os.kill(run.pid, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("program", "interrupt"),
+    [(DGLPIPE, send_to_group), ((), send_to_launcher), ((), terminate_launcher)],
+)
+def test_interrupted(program, interrupt, start, run_dir):
+    run = start(*program, "train", *small(*LONG, f"run_dir={run_dir}"))
+    run.wait_for_step(run_dir, 4)
+    began = time.monotonic()
+    interrupt(run)
+    assert run.wait(20) == 130
+    run.assert_nobody_left()
+    assert time.monotonic() - began < 10
+    assert status(run_dir) == "interrupted"
+    name = "SIGTERM" if interrupt is terminate_launcher else "SIGINT"
+    assert last_words(run) == [f"dglpipe: interrupted {name}"]
+
+
+def test_a_killed_launcher_takes_its_workers_along(start, run_dir):
+    run = start(*DGLPIPE, "train", *small(*LONG, f"run_dir={run_dir}"))
+    pids = run.wait_for_step(run_dir, 4)
+    assert set(pids) < set(run.alive())
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    run.assert_nobody_left()
+    # Nobody is left to write a summary, and nobody holds the directory.
+    assert status(run_dir) == "unfinished"
+    RunDir(run_dir).check("auto")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_worker(rank, start, run_dir):
+    run = start("train", *small(*LONG, f"run_dir={run_dir}"))
+    pids = run.wait_for_step(run_dir, 4)
+    began = time.monotonic()
+    os.kill(pids[rank], signal.SIGKILL)
+    assert run.wait(20) == 1
+    run.assert_nobody_left()
+    assert time.monotonic() - began < 10
+    assert status(run_dir) == "failed"
+    words = last_words(run)
+    assert words[0].startswith(f"rank {rank} (stage {rank}) was ended by SIGKILL")
+    assert words[-1] == f"log: {RunDir(run_dir).log(rank)}"
+
+
+def test_a_resumed_run_appends_to_its_metrics(start, run_dir):
+    """Interrupted twice and gone on with: every step is told once."""
+    settings = small(*LONG, f"run_dir={run_dir}", "resume=auto")
+    steps = 4
+    for _ in range(2):
+        run = start("train", *settings)
+        run.wait_for_step(run_dir, steps)
+        os.kill(run.pid, signal.SIGINT)
+        assert run.wait(20) == 130
+        lines = [json.loads(line) for line in RunDir(run_dir).metrics.read_text().splitlines()]
+        told = [line["step"] for line in lines if line["stage"] == 0]
+        assert told == sorted(set(told))
+        assert set(told) >= {2, 4}
+        steps = told[-1] + 10
