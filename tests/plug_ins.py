@@ -24,6 +24,38 @@ def plain_network(channels, classes, width=4):
     )
 
 
+class Residual(nn.Module):
+    """conv, norm, ReLU, conv, norm, plus the input: under autocast the sum is in fp32."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.first_norm = nn.BatchNorm2d(channels)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.second_norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        y = torch.relu(self.first_norm(self.first(x)))
+        return torch.relu(x.float() + self.second_norm(self.second(y)).float())
+
+
+def residual_network(channels, classes, width=4):
+    """Boundaries of fp32 in bf16 too, one of a single channel, and one of a single pixel."""
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1),
+        Residual(width),
+        nn.Conv2d(width, 1, 3, padding=1),
+        nn.MaxPool2d(2),
+        nn.Conv2d(1, width, 3, padding=1),
+        Residual(width),
+        nn.AvgPool2d(4),
+        nn.Conv2d(width, width, 1),
+        nn.BatchNorm2d(width),
+        nn.Flatten(),
+        nn.Linear(width, classes),
+    )
+
+
 class Trouble(nn.CrossEntropyLoss):
     """A loss that fails at a training step of one rank, once: never again in that folder.
 

@@ -94,13 +94,17 @@ def measure(arguments: argparse.Namespace, precision: str) -> dict[str, object]:
 
 def ratios(samples: dict[str, list[float]]) -> dict[str, list[float]]:
     """Ratios, round by round, so that a drift of the machine cancels."""
-    rounds = [dict(zip(samples, values, strict=True)) for values in zip(*samples.values())]
+    rounds = [
+        dict(zip(samples, values, strict=True)) for values in zip(*samples.values(), strict=True)
+    ]
     slowest = [min(one["stage 0"], one["stage 1"]) for one in rounds]
     both = [1 / (1 / one["stage 0"] + 1 / one["stage 1"]) for one in rounds]
     return {
-        "P=2 / slower stage alone": [a["P=2"] / b for a, b in zip(rounds, slowest)],
+        "P=2 / slower stage alone": [a["P=2"] / b for a, b in zip(rounds, slowest, strict=True)],
         "P=2 / P=1": [one["P=2"] / one["P=1"] for one in rounds],
-        "its bound: sum of the stages / slower": [a / b for a, b in zip(slowest, both)],
+        "its bound: sum of the stages / slower": [
+            a / b for a, b in zip(slowest, both, strict=True)
+        ],
         "P=1 / plain loop": [one["P=1"] / one["loop"] for one in rounds],
     }
 

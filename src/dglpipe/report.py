@@ -21,10 +21,10 @@ def closing_table(summary: Mapping[str, Any], path: Path) -> None:
     """Prints accuracy exit by exit, the ensemble, speed and waiting, and where it all is."""
     console = Console(width=None if Console().is_terminal else 100)
     title = f"{summary['method']}: {summary['stages']} stages"
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    columns = ("stage", "process", "segments", "parameters", "test accuracy", "busy")
-    for column in (*columns, "waits for input", "waits for output"):
-        table.add_column(column, justify="right")
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    columns = ("stage", "process", "segments", "parameters", "test\naccuracy", "busy")
+    for column in (*columns, "waits\nfor input", "waits\nfor output"):
+        table.add_column(column, justify="right", no_wrap=True)
     for stage, accuracy in zip(summary["per_stage"], summary["test"]["accuracy"], strict=True):
         table.add_row(
             str(stage["stage"]),

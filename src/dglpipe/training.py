@@ -19,8 +19,9 @@ from dglpipe.launcher import launch
 from dglpipe.models import wanted_channels
 from dglpipe.objectives import build_loss
 from dglpipe.process import run_process
-from dglpipe.process_group import Store, rendezvous, world_of_launcher
-from dglpipe.rundir import RunDir, default_path, write_whole
+from dglpipe.process_group import ProcessGroup, Store, rendezvous, world_of_launcher
+from dglpipe.rundir import RunDir, default_path, write_json, write_whole
+from dglpipe.summary import header
 from dglpipe.topology import Layout, plan_layout
 from dglpipe.worker import plan_stream
 
@@ -65,8 +66,10 @@ def train_under_launcher(config: Config) -> None:
     layout = plan_layout(config.pipeline, _cores(), size, local)
     check(config, layout, local)
     store = rendezvous(config.timeout_s)
+    group = ProcessGroup.talking(layout.at(rank), store)
     if rank:
         said = json.loads(store.get("dglpipe/run_dir"))
+        group.see_off("run_dir")
         if "error" in said:
             raise RunDirError(said["error"])
         run_dir = RunDir(Path(said["path"]))
@@ -80,6 +83,7 @@ def train_under_launcher(config: Config) -> None:
         _settle(config, layout, run_dir)
     except UserError as error:
         store.set("dglpipe/run_dir", json.dumps({"error": str(error)}))
+        group.see_off("run_dir")
         raise
     store.set("dglpipe/run_dir", json.dumps({"path": os.fspath(run_dir.path)}))
     with lock:
@@ -93,11 +97,21 @@ def _run_worker(config: Config, layout: Layout, run_dir: RunDir, store: Store) -
         run_process(config, layout, run_dir, store)
     except UserError:
         raise
+    except KeyboardInterrupt:
+        _conclude("interrupted", config, layout, run_dir)
+        raise
     except Exception:
+        _conclude("failed", config, layout, run_dir)
         story = failure.read_own(run_dir, rank)
         text = story.describe(run_dir.log(rank)) if story.primary else story.line()
         sys.stderr.write(f"{text}\n")
         raise
+
+
+def _conclude(status: str, config: Config, layout: Layout, run_dir: RunDir) -> None:
+    """Leaves the summary of a run that ends too early, unless another rank has done so."""
+    if not run_dir.summary.exists():
+        write_json(run_dir.summary, header(status, config, layout))
 
 
 def check(config: Config, layout: Layout, local: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 
 import pytest
@@ -120,3 +122,17 @@ def test_a_used_directory_is_refused_by_all_ranks(start_ranks, run_dir):
     for run in runs:
         assert f"run_dir: {run_dir} holds mine but no run" in run.stderr
     assert [path.name for path in run_dir.iterdir()] == ["mine"]
+
+
+def test_interrupted_by_its_launcher(start_ranks, run_dir):
+    """torchrun hands the signal that it gets on to every worker."""
+    settings = small(f"run_dir={run_dir}", "epochs=100000", "log_every=2")
+    runs = start_ranks(settings, settings)
+    runs[0].wait_for_step(run_dir, 4)
+    for run in runs:
+        os.kill(run.pid, signal.SIGINT)
+    assert [run.wait(10) for run in runs] == [130, 130]
+    for run in runs:
+        run.assert_nobody_left()
+        assert run.stderr.splitlines()[-1].startswith("dglpipe: interrupted")
+    assert RunDir(run_dir).status() == "interrupted"

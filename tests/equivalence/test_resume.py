@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 
 import pytest
@@ -64,6 +65,23 @@ def test_killed_and_resumed(before, dies_before, after, resumed_at, whole, run_d
     assert steps, "something was left to train"
     assert min(steps) > resumed_at
     assert resumed.hashes == whole.hashes
+
+
+def test_what_a_killed_run_began_completes_no_checkpoint(run_dir):
+    """Files of step 6 that the killed run left are not those of the run that goes on."""
+    config = make_config(*SETTINGS, *CHECKPOINTS)
+    with pytest.raises(WorldError):
+        run_world(layout(STAGES), train_and_die, config, run_dir, {2: 5})
+    left = run_dir / "checkpoints" / "step_00000006"
+    shutil.rmtree(left, ignore_errors=True)
+    left.mkdir()
+    for j in (1, 2):
+        (left / f"stage_{j}.pt").write_bytes(b"left")
+    config.resume = "auto"
+    with pytest.raises(WorldError):
+        run_world(layout(STAGES), train_and_die, config, run_dir, {0: 4})
+    assert complete_steps(run_dir) == [3]
+    assert not left.exists()
 
 
 def test_without_resume_a_run_begins_anew(whole, run_dir):

@@ -144,3 +144,4 @@ def test_under_torchrun_the_first_traceback_is_the_cause(start, run_dir, tmp_pat
     assert 0 < run.stderr.index(told) - cause < 5000
     for secondary in ("lost rank", "closed by peer", "ChildFailedError"):
         assert secondary not in run.stderr[:cause]
+    assert status(run_dir) == "failed"

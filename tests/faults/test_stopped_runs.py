@@ -24,6 +24,13 @@ def last_words(run):
     return [line for line in run.stderr.splitlines() if not line.startswith("epoch ")]
 
 
+def test_a_wrong_setting_starts_nothing(start, run_dir):
+    run = start("train", *small(f"run_dir={run_dir}", "pipeline.stages=99"))
+    assert run.wait(20) == 2
+    assert run.stderr.startswith("dglpipe: pipeline.stages: got 99; allowed: 1 to 6")
+    assert not run_dir.exists()
+
+
 def send_to_group(run):
     """What a terminal does on Ctrl-C."""
     os.killpg(run.pid, signal.SIGINT)
