@@ -408,7 +408,8 @@ class Command:
         self, words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        own = {"PYTHONPATH": os.fspath(Path(__file__).parent), **(environment or {})}
+        paths = [os.fspath(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        own = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), **(environment or {})}
         self._folder = folder
         self._process: subprocess.Popen[bytes] | _Forked
         if words[0] == sys.executable:

@@ -48,6 +48,7 @@ def residual_network(channels, classes, width=4):
         nn.MaxPool2d(2),
         nn.Conv2d(1, width, 3, padding=1),
         Residual(width),
+        Residual(width),
         nn.AvgPool2d(4),
         nn.Conv2d(width, width, 1),
         nn.BatchNorm2d(width),

@@ -181,8 +181,8 @@ def train_with_liar(group, config, run_dir):
 
 
 def test_a_worker_notices_before_the_next_checkpoint_is_whole(run_dir):
-    """Steps 1 to 8, checkpoints at 4 and 8; the message of step 6 is not what was announced."""
-    config = make_config("checkpoint.every=4", "checkpoint.keep=9", "log_every=100")
+    """Checkpoints at steps 3 and 6; the message of step 6 is not what was announced."""
+    config = make_config("checkpoint.every=3", "checkpoint.keep=9", "log_every=100")
     with pytest.raises(WorldError) as caught:
         run_world(layout(2), train_with_liar, config, run_dir)
     first = caught.value.failures[0]
@@ -190,7 +190,7 @@ def test_a_worker_notices_before_the_next_checkpoint_is_whole(run_dir):
     assert "link 0 -> 1: the receiver expected train batch 6 of 400 rows" in first.message
     assert "the sender sent train batch 106 of 400 rows" in first.message
     files = sorted(path.relative_to(run_dir) for path in run_dir.glob("checkpoints/*/stage_1.pt"))
-    assert files == [Path("checkpoints/step_00000004/stage_1.pt")]
+    assert files == [Path("checkpoints/step_00000003/stage_1.pt")]
 
 
 # ---------------------------------------------------------------- lost neighbours

@@ -102,10 +102,10 @@ def test_weights_do_not_depend_on_the_number_of_processes_with(name, variants):
 
 def test_boundaries_of_other_types_and_shapes():
     """Sums in fp32 that go on as bf16, maps of one channel, maps of one pixel."""
-    network = ("model=custom", "model.target=plug_ins:residual_network", "pipeline.stages=6")
+    network = ("model=custom", "model.target=plug_ins:residual_network", "pipeline.stages=7")
     configs = [make_config(*network, f"precision={precision}") for precision in ("fp32", "bf16")]
     fields = [
-        draw(config, open_data(config.data, config.seed).description, 6).fields
+        draw(config, open_data(config.data, config.seed).description, 7).fields
         for config in configs
     ]
     assert [field.shape for field in fields[1]] == [
@@ -113,12 +113,13 @@ def test_boundaries_of_other_types_and_shapes():
         (4, 8, 8),
         (1, 4, 4),
         (4, 4, 4),
+        (4, 4, 4),
         (4, 1, 1),
     ]
     assert {field.dtype for field in fields[1]} == {torch.bfloat16}
-    expected = [oracle.train(config, 6) for config in configs]
-    for processes in (1, 2, 6):
-        hashes = hash_all(configs, layout(6, processes))
+    expected = [oracle.train(config, 7) for config in configs]
+    for processes in (1, 2, 7):
+        hashes = hash_all(configs, layout(7, processes))
         for one, other in zip(hashes, expected, strict=True):
             assert_same_weights(one, other)
 
