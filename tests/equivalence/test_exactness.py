@@ -49,11 +49,13 @@ def test_weights_do_not_depend_on_the_number_of_processes(stages):
     ]
     expected = [oracle.train(config, stages) for config in configs]
     assert len({*expected[0], *expected[1]}) == 2 * stages, "all stages differ from one another"
-    for processes in range(1, stages + 1):
-        runs = train_all(configs, layout(stages, processes))
-        for run, hashes in zip(runs, expected, strict=True):
-            assert_same_weights(run.hashes, hashes)
-            assert {line.step for line in run.lines if line.kind == "test"} == {4, 8}
+    for processes in range(1, stages):
+        hashes = hash_all(configs, layout(stages, processes))
+        for one, other in zip(hashes, expected, strict=True):
+            assert_same_weights(one, other)
+    for run, other in zip(train_all(configs, layout(stages)), expected, strict=True):
+        assert_same_weights(run.hashes, other)
+        assert {line.step for line in run.lines if line.kind == "test"} == {4, 8}
 
 
 VARIANTS = {
@@ -67,8 +69,8 @@ VARIANTS = {
     "optimizers": "per_stage=[{},{optimizer:{name:adam,lr:0.001}},{schedule:constant}]",
     "precisions": "pipeline.split=[1,2] per_stage=[{},{precision:bf16},{}]",
     "clip": "optimizer.clip=0.1",
-    "max_steps": "max_steps=5",
-    "left_out_row": "batch_size=359",
+    "max_steps": "max_steps=3",
+    "left_out_row": "batch_size=718",
     "depth_1": "pipeline.depth=1",
     "depth_3": "pipeline.depth=3 log_every=1",
     "test_batch": "evaluate.batch_size=359",
@@ -82,7 +84,8 @@ KNOWN_TO_ORACLE = ("constant", "heads", "precisions")
 def variants():
     """Every variant of a run of 3 stages, in one process and in three."""
     texts = VARIANTS.values()
-    configs = [make_config("pipeline.stages=3", DROPOUT, *text.split()) for text in texts]
+    base = ("pipeline.stages=3", "batch_size=720", DROPOUT)
+    configs = [make_config(*base, *text.split()) for text in texts]
     plain, pipeline = (hash_all(configs, layout(3, processes)) for processes in (1, 3))
     return dict(zip(VARIANTS, zip(configs, plain, pipeline, strict=True), strict=True))
 
