@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from dglpipe import clock
@@ -65,6 +66,8 @@ class Worker:
         self._reporter = Reporter(group.store, group.topology.rank)
         self._blueprint = draw(config, source.description, group.topology.layout.stages)
         stages = [self._stage(j) for j in self.topology.stages]
+        # The weights of the other processes' stages are of no use from here on.
+        self._blueprint = replace(self._blueprint, modules=())
         self._checkpoints = self._open_checkpoints(stages)
         self.done = self._resume(stages)
         self.chain = self._chain(stages)
