@@ -17,20 +17,18 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.multiprocessing as mp
 
-from dglpipe import link
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.config import Config
 from dglpipe.data import open_data
 from dglpipe.data.memory import InMemory
 from dglpipe.device import Device
-from dglpipe.process_group import PairTransport, ProcessGroup, rendezvous
+from dglpipe.process_group import LostPeerWork, PairTransport, ProcessGroup, rendezvous
 from dglpipe.stage import LocalLearner, Stage
 from dglpipe.topology import Layout
 from dglpipe.worker import Worker
@@ -87,8 +85,14 @@ def watch(stopwatch: Stopwatch, worker: Worker) -> None:
         stopwatch.around(stage, "_loss", "forward")
         stopwatch.around(stage.optimizer, "step", "optimizer")
         stopwatch.around(stage.optimizer, "zero_grad", "optimizer")
+
+
+def watch_classes(stopwatch: Stopwatch) -> None:
+    """The same for what is looked up in a class; before a worker takes hold of it."""
     stopwatch.around(torch.Tensor, "backward", "backward")
-    for operation in ("copy", "isend", "irecv"):
+    stopwatch.around(InMemory, "_answer", "loading")
+    stopwatch.around(LostPeerWork, "wait", "transfer")
+    for operation in ("copy", "fill", "isend", "irecv"):
         stopwatch.around(PairTransport, operation, "transfer")
 
 
@@ -98,10 +102,10 @@ def run(rank: int, config: Config, path: str, answers: Any) -> None:
     device.prepare(1, False)
     store = rendezvous(60, f"file://{path}", rank, 2)
     group = ProcessGroup.connect(layout.at(rank), device, store, 60)
-    worker = Worker(config, open_data(config.data, 0), device, group)
     stopwatch = Stopwatch()
+    watch_classes(stopwatch)
+    worker = Worker(config, open_data(config.data, 0), device, group)
     watch(stopwatch, worker)
-    wait_for_transfers(stopwatch)
     marks: dict[int, float] = {}
     learn = Stage.learn
 
@@ -117,12 +121,6 @@ def run(rank: int, config: Config, path: str, answers: Any) -> None:
     Stage.learn = marked  # type: ignore[method-assign, assignment]
     worker.run()
     group.close()
-
-
-def wait_for_transfers(stopwatch: Stopwatch) -> None:
-    """Loading and waiting have names of their own."""
-    stopwatch.around(InMemory, "_answer", "loading") if hasattr(InMemory, "_answer") else None
-    stopwatch.around(link.Sender, "wait", "transfer")
 
 
 def main() -> None:
@@ -147,6 +145,5 @@ def report(rank: int, steps: int, whole: float, parts: dict[str, float]) -> dict
     return {"rank": rank, "steps": steps, "milliseconds_a_step": row}
 
 
-_: Callable[..., None] = main
 if __name__ == "__main__":
     main()
