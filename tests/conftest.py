@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-import harness
-
 
 @pytest.fixture
 def run_dir(tmp_path):
@@ -16,6 +14,8 @@ def run_dir(tmp_path):
 @pytest.fixture
 def start(tmp_path):
     """Starts programs, each in a folder of its own; none of their processes may be left."""
+    import harness  # it loads torch, which not every test needs
+
     commands = []
 
     def start_command(*words, **environment):

@@ -276,9 +276,11 @@ class Trained:
         return [final["weights_sha256"] for final in self.finals]
 
     def tests(self) -> list[Line]:
-        """The lines of the last evaluation."""
+        """The lines of the last evaluation, by stage, the ensemble's last: they come in the
+        order in which the ranks were heard."""
         tests = [line for line in self.lines if line.kind == "test"]
-        return [line for line in tests if line.step == tests[-1].step]
+        last = max(line.step for line in tests)
+        return sorted((line for line in tests if line.step == last), key=lambda at: str(at.stage))
 
 
 def train_world(

@@ -12,7 +12,7 @@ from dglpipe.weights import load_tensors
 from harness import layout, make_config, train_all
 
 STAGES = 3
-LEARNING = (f"pipeline.stages={STAGES}", "model.width=8", "epochs=2", "batch_size=100")
+LEARNING = (f"pipeline.stages={STAGES}", "model.width=8", "epochs=2", "batch_size=150")
 CASES = [
     # precision, rows of a test batch (of 360: the last has 60, 1 or all), processes
     ("fp32", 360, 3),
@@ -77,7 +77,7 @@ def test_exits_and_ensemble_are_those_of_the_final_weights(case, runs):
         assert lines[j].loss == pytest.approx(loss, rel=rel)
     assert lines["ensemble"].accuracy == pytest.approx(ensemble, abs=abs_)
     assert lines["ensemble"].loss is None
-    assert exits[-1][0] > 0.3, "nothing was learnt, so all exits would be alike"
+    assert exits[-1][0] > 0.2, "nothing was learnt, so all exits would be alike"
     assert len({loss for _, loss in exits}) == STAGES
 
 

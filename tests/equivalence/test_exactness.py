@@ -68,15 +68,12 @@ VARIANTS = {
     "heads": "label_smoothing=0.1 per_stage=[{head:cnn},{head:linear},{}]",
     "optimizers": "per_stage=[{},{optimizer:{name:adam,lr:0.001}},{schedule:constant}]",
     "precisions": "pipeline.split=[1,2] per_stage=[{},{precision:bf16},{}]",
-    "clip": "optimizer.clip=0.1",
     "max_steps": "max_steps=3",
     "left_out_row": "batch_size=718",
-    "depth_1": "pipeline.depth=1",
-    "depth_3": "pipeline.depth=3 log_every=1",
-    "test_batch": "evaluate.batch_size=359",
-    "no_tests": "evaluate.every=0",
+    "depth_1": "pipeline.depth=1 evaluate.batch_size=359",
+    "depth_3": "pipeline.depth=3 evaluate.every=0 log_every=1",
 }
-CHANGE_NOTHING = ("depth_1", "depth_3", "test_batch", "no_tests")
+CHANGE_NOTHING = ("depth_1", "depth_3")
 KNOWN_TO_ORACLE = ("constant", "heads", "precisions")
 
 
@@ -106,12 +103,9 @@ def test_weights_do_not_depend_on_the_number_of_processes_with(name, variants):
 def test_boundaries_of_other_types_and_shapes():
     """Sums in fp32 that go on as bf16, maps of one channel, maps of one pixel."""
     network = ("model=custom", "model.target=plug_ins:residual_network", "pipeline.stages=7")
-    configs = [make_config(*network, f"precision={precision}") for precision in ("fp32", "bf16")]
-    fields = [
-        draw(config, open_data(config.data, config.seed).description, 7).fields
-        for config in configs
-    ]
-    assert [field.shape for field in fields[1]] == [
+    config = make_config(*network, "precision=bf16")
+    fields = draw(config, open_data(config.data, config.seed).description, 7).fields
+    assert [field.shape for field in fields] == [
         (4, 8, 8),
         (4, 8, 8),
         (1, 4, 4),
@@ -119,12 +113,11 @@ def test_boundaries_of_other_types_and_shapes():
         (4, 4, 4),
         (4, 1, 1),
     ]
-    assert {field.dtype for field in fields[1]} == {torch.bfloat16}
-    expected = [oracle.train(config, 7) for config in configs]
-    for processes in (1, 2, 7):
-        hashes = hash_all(configs, layout(7, processes))
-        for one, other in zip(hashes, expected, strict=True):
-            assert_same_weights(one, other)
+    assert {field.dtype for field in fields} == {torch.bfloat16}
+    expected = oracle.train(config, 7)
+    for processes in (1, 7):
+        (hashes,) = hash_all([config], layout(7, processes))
+        assert_same_weights(hashes, expected)
 
 
 @pytest.mark.parametrize("changed", [1, 2])
