@@ -81,3 +81,10 @@ class Trouble(nn.CrossEntropyLoss):
                 time.sleep(600)
             os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(logits, labels)
+
+
+class LabelsOutside:
+    """A data set of 3 classes with a label 3."""
+
+    classes = 3
+    train = test = torch.rand(8, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1, 3, 0, 1])

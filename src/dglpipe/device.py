@@ -48,9 +48,9 @@ class Device:
 
     def put(self, batch: Tensor) -> Tensor:
         """`batch` on this device, by a copy that the host does not wait for."""
-        if self.is_cuda:
-            batch = batch.pin_memory()
-        return batch.to(self.torch_device, non_blocking=True)
+        batch = batch.pin_memory() if self.is_cuda else batch
+        here = batch.device == self.torch_device
+        return batch if here else batch.to(self.torch_device, non_blocking=True)
 
     def peak_memory(self) -> int:
         """High-water mark in bytes: of the process on a CPU, of the allocator on CUDA."""

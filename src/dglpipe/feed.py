@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +18,7 @@ from dglpipe.message import ACTIVATIONS, ENSEMBLE, LABELS
 from dglpipe.stream import Item, Phase
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """One batch for the first stage of a process."""
 
     item: Item
@@ -49,7 +48,7 @@ class DataFeed:
         self, data: DataSet, size: int, items: Iterable[Item], seed: int, device: Device
     ) -> None:
         self._data = data
-        self._pending: list[Item] = []
+        self._pending: deque[Item] = deque()
         self._device = device
         self._batches = data.batches(self._requests(items, seed, size))
 
@@ -67,7 +66,7 @@ class DataFeed:
 
     def take(self) -> Arrival:
         images, labels = next(self._batches)
-        item = self._pending.pop(0)
+        item = self._pending.popleft()
         return Arrival(item, self._device.put(images), self._device.put(labels), None)
 
     def check(self) -> None:

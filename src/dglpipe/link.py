@@ -59,6 +59,7 @@ class Slot:
     def __init__(self, layouts: Layouts, device: torch.device) -> None:
         size = max(layout.nbytes(layout.rows) for layout in layouts.values())
         self.buffer = torch.empty(size, dtype=torch.uint8, device=device)
+        self.header = self.buffer[: 3 * 8].view(torch.int64).unbind()
         self._layouts = layouts
         self._views: dict[tuple[Phase, int], dict[str, Tensor]] = {}
         self._messages: dict[tuple[Phase, int], Tensor] = {}
@@ -96,8 +97,10 @@ class Sender:
         """Copies `parts` (each (rows, ...)) into the slot and issues the transfer."""
         self.wait()
         views = self._slot.views(item)
-        for at, value in enumerate((int(item.phase), item.index, item.rows)):
-            self._transport.fill(views[HEADER][at], value)
+        for word, value in zip(
+            self._slot.header, (item.phase, item.number, item.rows), strict=True
+        ):
+            self._transport.fill(word, int(value))
         for name, tensor in parts.items():
             self._transport.copy(views[name], tensor)
         self._work = self._transport.isend(self._slot.message(item))
@@ -171,22 +174,23 @@ class HeaderLog:
     def __init__(self, name: str, device: torch.device) -> None:
         self._name = name
         self._came = torch.zeros(self.CAPACITY, 3, dtype=torch.int64, device=device)
+        self._rows = self._came.unbind()
         self._expected: list[Item] = []
 
     def add(self, transport: Transport, item: Item, header: Tensor) -> None:
         """Notes `header` (3,) as what came where `item` was expected."""
         if len(self._expected) == self.CAPACITY:
             self.check()
-        transport.copy(self._came[len(self._expected)], header)
+        transport.copy(self._rows[len(self._expected)], header)
         self._expected.append(item)
 
     def check(self) -> None:
         came = self._came[: len(self._expected)].tolist()
         expected, self._expected = self._expected, []
-        for item, (phase, index, rows) in zip(expected, came, strict=True):
-            if (phase, index, rows) != (item.phase, item.index, item.rows):
+        for item, (phase, number, rows) in zip(expected, came, strict=True):
+            if (phase, number, rows) != (item.phase, item.number, item.rows):
                 names = {int(known): known.name.lower() for known in Phase}
-                what = f"{names.get(phase, f'phase {phase}')} batch {index} of {rows} rows"
+                what = f"{names.get(phase, f'phase {phase}')} batch {number} of {rows} rows"
                 raise LinkError(
                     f"{self._name}: the receiver expected {item}, the sender sent {what}. "
                     "The two processes follow different plans or a message was damaged; "

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from dglpipe.config import PlugInConfig
 from dglpipe.errors import ConfigError
 
@@ -82,7 +84,10 @@ def _split(target: str, key: str) -> tuple[str, list[str]]:
 
 def _import(path: str, target: str, key: str) -> ModuleType:
     try:
-        return importlib.import_module(path)
+        # A module that makes tensors must not shift the draws of the network being built, nor
+        # make them where that is drawn on paper: it is imported once, now or by somebody else.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            return importlib.import_module(path)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         own = path == missing or path.startswith(f"{missing}.")

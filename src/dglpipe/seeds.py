@@ -24,8 +24,27 @@ def derive(seed: int, *parts: int | str) -> int:
     Stable over processes, machines and versions of Python. Type, length and order of the
     parts count: (1, "2"), (1, 2), ("1", 2) and (12,) are all different.
     """
-    digest = hashlib.blake2b(b"".join(map(_encode, (seed, *parts))), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> (64 - _BITS)
+    return _number(_hash(seed, *parts))
+
+
+class Seeds:
+    """`derive(seed, *parts, last)` for one `last` after the other."""
+
+    def __init__(self, seed: int, *parts: int | str) -> None:
+        self._hash = _hash(seed, *parts)
+
+    def at(self, last: int) -> int:
+        digest = self._hash.copy()
+        digest.update(_encode(last))
+        return _number(digest)
+
+
+def _hash(*parts: int | str) -> hashlib.blake2b:
+    return hashlib.blake2b(b"".join(map(_encode, parts)), digest_size=8)
+
+
+def _number(digest: hashlib.blake2b) -> int:
+    return int.from_bytes(digest.digest(), "big") >> (64 - _BITS)
 
 
 def _encode(part: int | str) -> bytes:

@@ -20,7 +20,8 @@ from dglpipe.config import StageConfig
 from dglpipe.device import Device
 from dglpipe.optimizer import build_optimizer
 from dglpipe.schedule import rate_factor
-from dglpipe.seeds import derive
+from dglpipe.seeds import Seeds
+from dglpipe.tally import Counter, Tally
 
 Emit = Callable[[Tensor], None]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -46,15 +47,6 @@ class LocalLearner(nn.Module):
             emit(features)
         logits: Tensor = features if self.head is None else self.head(features)
         return logits
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """Sums over the rows of some batches."""
-
-    loss: float
-    correct: int
-    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +107,11 @@ class Stage:
         self._loss = loss
         self._device = device
         self._length = length
-        self._seed = seed
         self._copies = copies or Copies()
+        self._seeds = Seeds(seed, "step", index, self._copies.replica)
         self._parameters = list(self.learner.parameters())
         self._forward = self._copies.wrap(self.learner)
-        self._loss_sum = torch.zeros((), dtype=torch.float64, device=device.torch_device)
-        self._hits = torch.zeros((), dtype=torch.int64, device=device.torch_device)
-        self._rows = 0
+        self._counter = Counter()
 
     def learning_rate(self, step: int) -> float:
         """The rate of `step`, counted from 1."""
@@ -140,12 +130,12 @@ class Stage:
             emit: takes the features, computed with the weights before the step.
             total: rows of the batch over all replicas; None: this one has them all.
         """
-        self._device.seed(derive(self._seed, "step", self.index, self._copies.replica, step))
+        self._device.seed(self._seeds.at(step))
         batch = admit(batch, self.settings.precision.name)
         with self._device.autocast(self.settings.precision.name):
             logits: Tensor = self._forward(batch, emit)
             loss = self._loss(logits, labels)
-        self._count(loss, logits, labels)
+        self._counter.add(loss, logits, labels)
         # The mean over all replicas' rows, although DDP averages replica by replica.
         share = 1.0 if total is None else len(labels) * self._copies.count / total
         self._update(loss if share == 1.0 else loss * share, step)
@@ -186,7 +176,7 @@ class Stage:
         with torch.no_grad(), self._device.autocast(self.settings.precision.name):
             logits = self.learner(batch, keep)
             loss = self._loss(logits, labels)
-        self._count(loss, logits, labels)
+        self._counter.add(loss, logits, labels)
         assert features is not None
         return features, torch.softmax(logits.float(), dim=1)
 
@@ -194,17 +184,6 @@ class Stage:
         """Switches batch norm and dropout to testing or back to training."""
         self.learner.train(not on)
 
-    def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Adds to the sums on the device; the host does not look at them here."""
-        rows = len(labels)
-        self._loss_sum.add_(loss.detach(), alpha=rows)
-        self._hits.add_((logits.argmax(dim=1) == labels).sum())
-        self._rows += rows
-
     def tally(self) -> Tally:
-        """The sums since the last call; waits for the device."""
-        tally = Tally(self._loss_sum.item(), int(self._hits.item()), self._rows)
-        self._loss_sum.zero_()
-        self._hits.zero_()
-        self._rows = 0
-        return tally
+        """Loss and hits since the last call; waits for the device."""
+        return self._counter.take()

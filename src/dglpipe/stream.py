@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
+from typing import NamedTuple
 
 from dglpipe.errors import ConfigError
 from dglpipe.topology import spread
@@ -25,13 +27,12 @@ class Phase(IntEnum):
     TEST = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One batch as one replica sees it."""
 
     phase: Phase
-    index: int
-    """Number of the batch in its phase over the whole run, from 1; of training: the step."""
+    number: int
+    """Of the batch in its phase over the whole run, from 1; of training: the step."""
     epoch: int
     """From 1."""
     step: int
@@ -46,10 +47,10 @@ class Item:
     """Last batch of its epoch or of its evaluation."""
 
     def __str__(self) -> str:
-        return f"{self.phase.name.lower()} batch {self.index} of {self.rows} rows"
+        return f"{self.phase.name.lower()} batch {self.number} of {self.rows} rows"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StreamPlan:
     """The sizes that determine every item.
 
@@ -74,17 +75,17 @@ class StreamPlan:
             allowed = f"at least {2 * self.replicas}: batch norm needs 2 rows a replica"
             raise ConfigError("batch_size", self.batch_size, allowed)
 
-    @property
+    @cached_property
     def left_out(self) -> int:
         """Rows of a last batch too small for batch norm: 2 rows a replica or it is left out."""
         rest = self.train % self.batch_size
         return rest if rest < 2 * self.replicas else 0
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         return -(-(self.train - self.left_out) // self.batch_size)
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """Training steps of the run."""
         steps = self.epochs * self.steps_per_epoch
@@ -140,9 +141,9 @@ class StreamPlan:
             at = batch * self.test_batch_size
             total = min(self.test_batch_size, self.test - at)
             first, rows = _share(total, self.replicas, replica)
-            index = evaluations * self.test_batches + batch + 1
+            number = evaluations * self.test_batches + batch + 1
             ends = batch == self.test_batches - 1
-            yield Item(Phase.TEST, index, self._epoch(step), step, at + first, rows, total, ends)
+            yield Item(Phase.TEST, number, self._epoch(step), step, at + first, rows, total, ends)
 
 
 def _share(total: int, replicas: int, replica: int) -> tuple[int, int]:

@@ -42,7 +42,7 @@ def send_all(group, items, numbers=8, rows=4):
     """Sends messages as fast as the link takes them, counting them in the store."""
     sender = Sender(group.following, layouts(rows, numbers), CPU)
     for one in items:
-        sender.send(one, content(one.index, one.rows, numbers))
+        sender.send(one, content(one.number, one.rows, numbers))
         group.store.add("sent", 1)
     sender.wait()
 
@@ -90,7 +90,7 @@ def uneven(group, sizes):
     link, compared = receiver(group, items), 0
     for one in items:
         came, parts = link.take()
-        expected = content(one.index, one.rows, 8)
+        expected = content(one.number, one.rows, 8)
         assert came == one
         assert all(torch.equal(parts[name], expected[name]) for name in expected)
         compared += parts[ACTIVATIONS].numel()

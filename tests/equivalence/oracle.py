@@ -40,24 +40,25 @@ def _train(config, stages):
     blueprint = draw(config, source.description, stages)
     learners = [blueprint.learner(j).to(memory_format=torch.channels_last) for j in range(stages)]
     optimizers = [_optimizer(learner, config.stage(j)) for j, learner in enumerate(learners)]
-    steps, step = config.epochs * math.ceil(size / config.batch_size), 0
-    for epoch in range(1, config.epochs + 1):
-        for rows in epoch_order(config.seed, epoch, size).split(config.batch_size):
-            step += 1
-            ((x, y),) = data.batches([Request(True, epoch, rows)])
-            for j, (learner, optimizer) in enumerate(zip(learners, optimizers, strict=True)):
-                settings = config.stage(j)
-                bf16 = settings.precision.name == "bf16"
-                torch.default_generator.manual_seed(derive(config.seed, "step", j, 0, step))
-                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                    features = learner.segments(x if bf16 else x.float())
-                    logits = learner.head(features) if learner.head else features
-                    loss = cross_entropy(logits, y, label_smoothing=config.label_smoothing)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.param_groups[0]["lr"] = _rate(settings, step, steps)
-                optimizer.step()
-                x = features.detach().to(torch.bfloat16 if bf16 else torch.float32)
+    epochs = range(1, config.epochs + 1)
+    orders = [(epoch, epoch_order(config.seed, epoch, size)) for epoch in epochs]
+    batches = [(epoch, rows) for epoch, order in orders for rows in order.split(config.batch_size)]
+    batches = batches[: config.max_steps]
+    for step, (epoch, rows) in enumerate(batches, 1):
+        ((x, y),) = data.batches([Request(True, epoch, rows)])
+        for j, (learner, optimizer) in enumerate(zip(learners, optimizers, strict=True)):
+            settings = config.stage(j)
+            bf16 = settings.precision.name == "bf16"
+            torch.default_generator.manual_seed(derive(config.seed, "step", j, 0, step))
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                features = learner.segments(x if bf16 else x.float())
+                logits = learner.head(features) if learner.head else features
+                loss = cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.param_groups[0]["lr"] = _rate(settings, step, len(batches))
+            optimizer.step()
+            x = features.detach().to(torch.bfloat16 if bf16 else torch.float32)
     return learners
 
 

@@ -25,6 +25,8 @@ from dglpipe.worker import plan_stream
 from harness import hash_all, layout, make_config, train_all
 
 DROPOUT = "model.dropout=0.2"
+TINY = ("model.width=2", "batch_size=1000", "max_steps=3", DROPOUT)
+"""Steps of 1000, 437 and 1000 rows, an evaluation behind the second and the third."""
 
 
 def assert_same_weights(first, second):
@@ -34,17 +36,17 @@ def assert_same_weights(first, second):
 
 
 def test_the_plan_has_an_uneven_batch_and_an_evaluation_in_the_middle():
-    config = make_config()
+    config = make_config(*TINY)
     items = list(plan_stream(config, open_data(config.data, config.seed)).items())
     phases = [phase for phase, _ in itertools.groupby(item.phase for item in items)]
     assert phases == [Phase.TRAIN, Phase.TEST, Phase.TRAIN, Phase.TEST]
-    assert [item.rows for item in items if item.phase is Phase.TRAIN] == 2 * [400, 400, 400, 237]
+    assert [item.rows for item in items if item.phase is Phase.TRAIN] == [1000, 437, 1000]
 
 
 @pytest.mark.parametrize("stages", [2, 3, 6])
 def test_weights_do_not_depend_on_the_number_of_processes(stages):
     configs = [
-        make_config(f"pipeline.stages={stages}", DROPOUT, f"precision={precision}")
+        make_config(*TINY, f"pipeline.stages={stages}", f"precision={precision}")
         for precision in ("fp32", "bf16")
     ]
     expected = [oracle.train(config, stages) for config in configs]
@@ -55,12 +57,12 @@ def test_weights_do_not_depend_on_the_number_of_processes(stages):
             assert_same_weights(one, other)
     for run, other in zip(train_all(configs, layout(stages)), expected, strict=True):
         assert_same_weights(run.hashes, other)
-        assert {line.step for line in run.lines if line.kind == "test"} == {4, 8}
+        assert {line.step for line in run.lines if line.kind == "test"} == {2, 3}
 
 
 VARIANTS = {
     "base": "",
-    "adam": "optimizer=adam schedule.warmup_steps=3",
+    "adam": "optimizer=adam schedule.warmup_steps=2",
     "adamw": "optimizer=adamw optimizer.clip=0.1",
     "constant": "schedule=constant optimizer.nesterov=true",
     "step": "schedule=step schedule.every=1",
@@ -68,7 +70,7 @@ VARIANTS = {
     "heads": "label_smoothing=0.1 per_stage=[{head:cnn},{head:linear},{}]",
     "optimizers": "per_stage=[{},{optimizer:{name:adam,lr:0.001}},{schedule:constant}]",
     "precisions": "pipeline.split=[1,2] per_stage=[{},{precision:bf16},{}]",
-    "max_steps": "max_steps=3",
+    "epoch": "max_steps=2",
     "left_out_row": "batch_size=718",
     "depth_1": "pipeline.depth=1 evaluate.batch_size=359",
     "depth_3": "pipeline.depth=3 evaluate.every=0 log_every=1",
@@ -81,7 +83,7 @@ KNOWN_TO_ORACLE = ("constant", "heads", "precisions")
 def variants():
     """Every variant of a run of 3 stages, in one process and in three."""
     texts = VARIANTS.values()
-    base = ("pipeline.stages=3", "batch_size=720", DROPOUT)
+    base = (*TINY, "pipeline.stages=3", "head=mlp")
     configs = [make_config(*base, *text.split()) for text in texts]
     plain, pipeline = (hash_all(configs, layout(3, processes)) for processes in (1, 3))
     return dict(zip(VARIANTS, zip(configs, plain, pipeline, strict=True), strict=True))
@@ -103,7 +105,7 @@ def test_weights_do_not_depend_on_the_number_of_processes_with(name, variants):
 def test_boundaries_of_other_types_and_shapes():
     """Sums in fp32 that go on as bf16, maps of one channel, maps of one pixel."""
     network = ("model=custom", "model.target=plug_ins:residual_network", "pipeline.stages=7")
-    config = make_config(*network, "precision=bf16")
+    config = make_config(*network, "precision=bf16", "batch_size=1000")
     fields = draw(config, open_data(config.data, config.seed).description, 7).fields
     assert [field.shape for field in fields] == [
         (4, 8, 8),
@@ -124,7 +126,7 @@ def test_boundaries_of_other_types_and_shapes():
 def test_what_a_stage_does_never_changes_those_below(changed):
     own = ["{}", "{}", "{}"]
     own[changed] = "{optimizer:{lr:0.01}}"
-    settings = ("pipeline.stages=3", DROPOUT)
+    settings = (*TINY, "pipeline.stages=3")
     configs = [make_config(*settings), make_config(*settings, f"per_stage=[{','.join(own)}]")]
     base, other = hash_all(configs, layout(3))
     assert_same_weights(other[:changed], base[:changed])
@@ -170,7 +172,7 @@ def test_initial_weights_of_a_head_depend_on_seed_and_boundary_alone():
 
 
 def test_a_seed_gives_the_same_run_and_another_seed_another():
-    configs = [make_config(DROPOUT), make_config(DROPOUT), make_config(DROPOUT, "seed=1")]
+    configs = [make_config(*TINY), make_config(*TINY), make_config(*TINY, "seed=1")]
     base, again, other = hash_all(configs, layout(2))
     assert_same_weights(again, base)
     assert all(one != two for one, two in zip(base, other, strict=True))

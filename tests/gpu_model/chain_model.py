@@ -94,7 +94,7 @@ class Batches:
         return {**batch, ACTIVATIONS: batch[ACTIVATIONS] + stage}
 
     def _make(self, item: Item) -> dict[str, Tensor]:
-        code = self._salt + 100 * (2 * item.index + item.phase)
+        code = self._salt + 100 * (2 * item.number + item.phase)
         labels = torch.arange(code, code + item.rows)
         batch = {LABELS: labels, ACTIVATIONS: torch.stack((labels, -labels, labels), 1).float()}
         if item.phase is Phase.TEST:

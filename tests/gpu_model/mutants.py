@@ -87,7 +87,7 @@ class ForgetsAReceive(Receiver):
 
     def _post(self) -> None:
         super()._post()
-        if self._posted and self._posted[-1][0].index == 3:
+        if self._posted and self._posted[-1][0].number == 3:
             self._transport.group.receives.pop()  # type: ignore[attr-defined]
 
 
@@ -95,7 +95,7 @@ class SkipsAMessage(Sender):
     """Leaves one message out, so that the stages are one batch apart."""
 
     def send(self, item: Item, parts: Mapping[str, Tensor]) -> None:
-        if item.index != 2:
+        if item.number != 2:
             super().send(item, parts)
 
 

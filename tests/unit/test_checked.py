@@ -198,7 +198,7 @@ def run_link(link, sender_type=Sender, receiver_type=Receiver, depth=2):
     receiver = receiver_type(link, LAYOUTS, iter(items), depth, CPU, "link 0 -> 1")
     seen = []
     for item in items:
-        labels = torch.arange(2) + item.index
+        labels = torch.arange(2) + item.number
         sender.send(item, {LABELS: labels, ACTIVATIONS: labels[:, None].float()})
         _, parts = receiver.take()
         seen.append((parts[LABELS].tolist(), parts[ACTIVATIONS].flatten().tolist()))

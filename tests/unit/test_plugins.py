@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 import pytest
+import torch
 
 from dglpipe.config import PlugInConfig
 from dglpipe.errors import ConfigError
@@ -51,6 +52,16 @@ def error(target, key="model.target"):
 @pytest.mark.parametrize("target", ["plugged:build", "plugged.build"])
 def test_both_ways_to_write_a_target(folder, target):
     assert load_target(target, "model.target")(1, classes=2) == (1, 2, None)
+
+
+def test_importing_draws_no_random_numbers_and_makes_no_tensors_on_paper(folder):
+    folder("drawing", "import torch\nnoise = torch.rand(3)\ndef build(): return noise")
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        assert load_target("drawing:build", "model.target")().device.type == "cpu"
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(1))
 
 
 def test_names_behind_the_colon_may_have_dots(folder):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dglpipe.seeds import derive
+from dglpipe.seeds import Seeds, derive
 
 PARTS = st.lists(st.integers(-20, 20) | st.text("a1:-", max_size=3), max_size=3)
 """Few letters: parts that could be taken for one another."""
@@ -34,6 +34,13 @@ def test_another_process_derives_the_same():
 def test_only_equal_parts_give_equal_seeds(seed, parts, other_seed, other_parts):
     same = (seed, parts) == (other_seed, other_parts)
     assert (derive(seed, *parts) == derive(other_seed, *other_parts)) == same
+
+
+@given(st.integers(0, 3), PARTS, st.lists(st.integers(0, 99), min_size=1, max_size=3))
+@settings(max_examples=20, deadline=None)
+def test_seeds_of_a_stream_are_the_derived_ones(seed, parts, last):
+    seeds = Seeds(seed, *parts)
+    assert [seeds.at(n) for n in last] == [derive(seed, *parts, n) for n in last]
 
 
 def test_type_and_borders_of_parts_count():

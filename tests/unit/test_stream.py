@@ -26,7 +26,8 @@ def plan(**settings):
 def drawn(stream, **where):
     """T or E, index, first row, rows."""
     return [
-        f"{'TE'[item.phase]}{item.index}@{item.first}+{item.rows}" for item in stream.items(**where)
+        f"{'TE'[item.phase]}{item.number}@{item.first}+{item.rows}"
+        for item in stream.items(**where)
     ]
 
 
@@ -78,7 +79,7 @@ def test_replicas_share_the_rows_of_every_batch(train, test, batch, test_batch, 
         train=train, test=test, batch_size=batch, test_batch_size=test_batch, replicas=replicas
     )
     for items in zip(*(stream.items(replica) for replica in range(replicas)), strict=True):
-        assert len({(item.phase, item.index, item.total, item.ends_pass) for item in items}) == 1
+        assert len({(item.phase, item.number, item.total, item.ends_pass) for item in items}) == 1
         assert sum(item.rows for item in items) == items[0].total
         for item, following in itertools.pairwise(items):
             assert item.first + item.rows == following.first

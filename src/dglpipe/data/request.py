@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """One batch, by the positions of its images in the split."""
 
     training: bool
