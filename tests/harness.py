@@ -93,8 +93,9 @@ def _composed(overrides: tuple[str, ...]) -> Config:
 
 @functools.lru_cache
 def _composed_groups(groups: tuple[str, ...]) -> Config:
-    target = ("model.target=plug_ins:plain_network",) * ("model=custom" in groups)
-    return compose(Arguments([*groups, *target]))
+    custom = [one.removesuffix("=custom") for one in groups if one.endswith("=custom")]
+    targets = [f"{group}.target=plug_ins:plain_network" for group in custom]
+    return compose(Arguments([*groups, *targets]))
 
 
 def layout(stages: int, processes: int | None = None, replicas: int = 1) -> Layout:

@@ -1,6 +1,6 @@
 """Whether the stages below an exit have learnt something that helps it.
 
-    python benchmarks/control/control.py --data digits --output results/digits.json
+    python benchmarks/control/control.py --output FILE.json epochs=20 model.width=8
 
 For each exit j > 0: its test accuracy after ordinary training beside that of the same exit
 when all stages below it stay at their random start (learning rate 1e-30, which changes no
@@ -22,6 +22,8 @@ FROZEN = "{optimizer:{lr:1.0e-30}}"
 
 def main() -> None:
     arguments = parse()
+    if arguments.output:
+        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
     rows = [
         row
         for stages in arguments.stages

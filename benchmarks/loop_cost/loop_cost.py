@@ -1,6 +1,6 @@
 """What the loop itself costs a step: everything but forward, backward, optimizer, transfer.
 
-    python benchmarks/loop_cost/loop_cost.py --output results/NAME.json
+    python benchmarks/loop_cost/loop_cost.py --output FILE.json
 
 Trains a tiny network on two processes and measures, step by step, the whole step of the main
 thread and, inside it, the calls that are the work: segments and head, loss, backward,
@@ -147,6 +147,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", help="JSON file of the results")
     arguments = parser.parse_args()
+    if arguments.output:
+        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
     config = compose(take_apart(OVERRIDES))
     with tempfile.TemporaryDirectory() as folder:
         answers: Any = mp.get_context("spawn").SimpleQueue()

@@ -1,6 +1,6 @@
 """How near two processes come to the best that their stages allow.
 
-    python benchmarks/throughput/throughput.py --repeats 5 --output results/NAME.json
+    python benchmarks/throughput/throughput.py --repeats 5 --output FILE.json
 
 Runs, in turn and repeated: the chain on P = 2 and on P = 1 through `dglpipe train`, each of
 its stages alone and fed from memory, and a plain loop outside the package; one thread a
@@ -30,6 +30,8 @@ PARTS = HERE / "parts.py"
 
 def main() -> None:
     arguments = parse()
+    if arguments.output:
+        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
     result = {
         "command": " ".join(["python", *sys.argv]),
         "environment": environment(),

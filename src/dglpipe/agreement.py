@@ -14,13 +14,23 @@ from dglpipe.errors import AgreementError
 from dglpipe.process_group import ProcessGroup
 
 
-def check_agreement(group: ProcessGroup, config: Config, data: DataDescription) -> None:
+def check_agreement(
+    group: ProcessGroup, config: Config, data: DataDescription, backend: str
+) -> None:
     """Compares this process with all others.
+
+    Args:
+        backend: that `pipeline.backend=auto` has become here.
 
     Raises:
         AgreementError: names the first key that differs, with what each rank has.
     """
-    mine = {**flatten(to_tree(config)), "data listing": data.fingerprint, "code": code_version()}
+    mine = {
+        **flatten(to_tree(config)),
+        "data listing": data.fingerprint,
+        "backend in use": backend,
+        "code": code_version(),
+    }
     said = [json.loads(text) for text in group.exchange("agreement", json.dumps(mine))]
     group.see_off("agreement")
     compare(said)

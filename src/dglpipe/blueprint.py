@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
 
 from dglpipe.config import Config
 from dglpipe.data import DataDescription
@@ -27,6 +30,7 @@ from dglpipe.partition import ShapesOnly, boundaries, check_input, cut, trace
 from dglpipe.seeds import derive
 from dglpipe.stage import LocalLearner, admit
 from dglpipe.stream import Phase, StreamPlan
+from dglpipe.weights import clashes
 
 CPU = Device(torch.device("cpu"), "gloo")
 
@@ -72,13 +76,25 @@ class Blueprint:
         """
         wanted = (2, len(self.data.classes))
         for j in range(len(self.modules)):
+            learner = self.learner(j)
+            key = "model" if learner.head is None else "head"
             batch = torch.zeros(2, *self.input_shape(j), device="meta")
-            with torch.no_grad(), ShapesOnly():
-                logits = self.learner(j)(batch, None)
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            if shape != wanted:
-                key = "model" if j == len(self.modules) - 1 else "head"
-                raise ConfigError(key, shape, f"logits {wanted} for 2 rows (stage {j})")
+            try:
+                with torch.no_grad(), ShapesOnly():
+                    logits = learner(batch, None)
+            except Exception as error:  # whatever a user's head does
+                kind = type(learner.head or learner.segments).__name__
+                shape = self.fields[j].shape if j < len(self.fields) else self.input_shape(j)
+                reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+                allowed = f"one that works on features {shape} a row (stage {j})"
+                raise ConfigError(key, kind, allowed, reason) from error
+            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            if came != wanted:
+                raise ConfigError(key, came, f"logits {wanted} for 2 rows (stage {j})")
+            same = clashes(learner)
+            if same:
+                allowed = "networks whose own keys are not those of a head, `head.` + key"
+                raise ConfigError("model", f"the key {same[0]} in stage {j}", allowed)
 
     def input_shape(self, j: int) -> tuple[int, ...]:
         """Shape of one row at the entrance of stage `j`."""
@@ -161,18 +177,37 @@ def _record(
     return tuple(fields)
 
 
-class _building:  # noqa: N801
-    """Builds modules from `seed`, leaving the caller's random state as it was."""
+@contextlib.contextmanager
+def _building(meta: bool, seed: int) -> Iterator[None]:
+    """Builds modules from `seed`, leaving the caller's random state as it was.
 
-    def __init__(self, meta: bool, seed: int) -> None:
-        self._device = torch.device("meta" if meta else "cpu")
-        self._seed = seed
-        self._state = torch.default_generator.get_state()
+    Args:
+        meta: weights move to the meta device as they are registered, before anything fills
+            them. Other tensors stay real, for some builders compute with them (RegNet).
+    """
+    hooks = []
+    if meta:
+        # The hooks' type says None, their documentation and their code a new value.
+        on_parameter: Any = _parameter_on_meta
+        on_buffer: Any = _buffer_on_meta
+        hooks.append(module_hooks.register_module_parameter_registration_hook(on_parameter))
+        hooks.append(module_hooks.register_module_buffer_registration_hook(on_buffer))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
-    def __enter__(self) -> None:
-        torch.default_generator.manual_seed(self._seed)
-        self._device.__enter__()
 
-    def __exit__(self, *error: object) -> None:
-        self._device.__exit__(*error)
-        torch.default_generator.set_state(self._state)
+def _parameter_on_meta(
+    _module: nn.Module, _name: str, parameter: nn.Parameter | None
+) -> nn.Parameter | None:
+    if parameter is None or parameter.is_meta:
+        return parameter
+    return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+
+
+def _buffer_on_meta(_module: nn.Module, _name: str, buffer: Tensor | None) -> Tensor | None:
+    return buffer if buffer is None else buffer.to("meta")

@@ -34,15 +34,31 @@ class Failure:
     message: str
     trace: str
 
-    def describe(self, log: Path) -> str:
-        """The whole story, the cause first."""
+    def describe(self, log: Path, checkpoints: bool) -> str:
+        """The whole story, the cause first; then what to do, and where the log is.
+
+        Args:
+            checkpoints: whether the run was to write any.
+        """
         when = f"at step {self.step}" if self.step else "before the first step"
         body = self.message if self.user else self.trace.rstrip()
-        return f"{body}\n{self.where} failed {when}: {self.message}\nlog: {log}"
+        return (
+            f"{body}\n{self.where} failed {when}: {self.message}\n{advice(checkpoints)}\nlog: {log}"
+        )
 
     def line(self) -> str:
         """What a process says that failed because another one did."""
         return f"{self.where} stopped at step {self.step}: {self.message}"
+
+
+def advice(checkpoints: bool) -> str:
+    """How to go on after a failure."""
+    if checkpoints:
+        return "the same command with resume=auto goes on from the last complete checkpoint"
+    return (
+        "to train again give another run_dir, or this one with resume=auto; with "
+        "checkpoint.every=STEPS such a run goes on where it was"
+    )
 
 
 def record(error: BaseException, rank: int, where: str, step: int) -> Failure:

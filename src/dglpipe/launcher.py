@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dglpipe import failure
@@ -22,6 +22,8 @@ from dglpipe.process import run_process
 from dglpipe.rundir import RunDir, write_json
 from dglpipe.summary import header
 from dglpipe.topology import Layout
+
+SHOW_CURSOR = "\x1b[?25h"
 
 
 def launch(config: Config, layout: Layout, run_dir: RunDir) -> dict[str, Any]:
@@ -46,12 +48,14 @@ def launch(config: Config, layout: Layout, run_dir: RunDir) -> dict[str, Any]:
         status = "finished"
         return results[0]
     except ChildFailedError as error:
-        raise _explain(error, layout, run_dir) from None
+        raise _explain(error, layout, run_dir, config.checkpoint.every > 0) from None
     except (SignalException, KeyboardInterrupt) as error:
         status = "interrupted"
         number = getattr(error, "sigval", signal.SIGINT)
         raise KeyboardInterrupt(signal.Signals(number).name) from None
     finally:
+        if sys.stderr.isatty():
+            sys.stderr.write(SHOW_CURSOR)  # a worker that is killed leaves its display as it is
         if status != "finished":
             write_json(run_dir.summary, header(status, config, layout))
 
@@ -102,27 +106,24 @@ def _entry(config: str, layout: Layout, path: str, launcher: int) -> dict[str, A
         os._exit(1)
 
 
-def _explain(error: ChildFailedError, layout: Layout, run_dir: RunDir) -> Exception:
+def _explain(
+    error: ChildFailedError, layout: Layout, run_dir: RunDir, checkpoints: bool
+) -> Exception:
     """The error to show: the earliest cause, not the first process that was seen to exit."""
     stories = failure.read(run_dir)
-    killed = [one for one in error.failures.items() if _was_killed(one[1])]
+    killed = [one for one in error.failures.items() if one[1].exitcode < 0]
     if stories and stories[0].primary:
         first = stories[0]
         if first.user and first.step == 0:
             return UserError(first.message)
-        return RunFailedError(first.describe(run_dir.log(first.rank)))
+        return RunFailedError(first.describe(run_dir.log(first.rank), checkpoints))
     if killed:
         rank, how = killed[0]
         name = layout.at(rank).name()
         text = f"{name} was ended by {signal.Signals(-how.exitcode).name}"
         if stories:
             text += f"; {stories[0].where} noticed at step {stories[0].step}"
-        return RunFailedError(f"{text}\nlog: {run_dir.log(rank)}")
+        return RunFailedError(f"{text}\n{failure.advice(checkpoints)}\nlog: {run_dir.log(rank)}")
     if stories:
-        return RunFailedError(stories[0].describe(run_dir.log(stories[0].rank)))
+        return RunFailedError(stories[0].describe(run_dir.log(stories[0].rank), checkpoints))
     return RunFailedError(f"a worker ended without a word: {error}\nlogs: {run_dir.logs}")
-
-
-def _was_killed(failed: ProcessFailure) -> bool:
-    """Ended by a signal that is not the one by which elastic ends the others."""
-    return failed.exitcode < 0 and failed.exitcode != -signal.SIGTERM

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dglpipe.errors import PeerLostError
+from dglpipe.rundir import finite
 
 ENSEMBLE = "ensemble"
 POLL_SECONDS = 0.1
@@ -194,7 +195,7 @@ class JsonLines:
         self._file = path.open("a", buffering=1)
 
     def line(self, line: Line) -> None:
-        self._file.write(json.dumps(asdict(line)) + "\n")
+        self._file.write(json.dumps(finite(asdict(line)), allow_nan=False) + "\n")
 
     def close(self) -> None:
         self._file.close()

@@ -373,6 +373,10 @@ def _unfit(
     traced: Traced, at: int, incoming: Sequence[int], shape: Sequence[int], reason: str
 ) -> ConfigError:
     name = traced.segments[at].name
+    if at == 0 and "channels" in reason:
+        got, wanted = f"images of {shape[1]} channels", "images of the network's own channels"
+        raise_hint = f"Segment 0 ({name}): {reason.partition(chr(10))[0]}"
+        return ConfigError("model", got, wanted, raise_hint)
     allowed = f"images that segment {at} ({name}) of the network can work on"
     first_line = reason.partition("\n")[0]
     hint = f"It fails on an input of shape {tuple(incoming[1:])} a row: {first_line}"

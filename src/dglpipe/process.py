@@ -60,7 +60,7 @@ def run_process(
         step = worker[0].step if worker else 0
         story = failure.record(error, rank, topology.name(), step)
         failure.write(story, run_dir)
-        logger.error("%s", story.describe(run_dir.log(rank)))
+        logger.error("%s", story.describe(run_dir.log(rank), config.checkpoint.every > 0))
         if not story.primary:
             time.sleep(PEER_PAUSE_S)
         raise
@@ -72,7 +72,8 @@ def _run(
     device = open_device(config, topology.layout)
     source = open_data(config.data, config.seed, wanted_channels(config.model))
     # First of all: processes that mean different layouts would wait for each other.
-    check_agreement(ProcessGroup.talking(topology, store), config, source.description)
+    talking = ProcessGroup.talking(topology, store)
+    check_agreement(talking, config, source.description, device.backend)
     group = ProcessGroup.connect(topology, device, store, config.timeout_s, config.pipeline.checked)
     _write_workers(group, run_dir)
     started = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Protocol
 
 from rich.console import Console
@@ -13,7 +14,7 @@ from rich.table import Table
 from dglpipe.metrics import Line
 from dglpipe.stream import StreamPlan
 
-PLAIN_SECONDS = 2.0
+PLAIN_SECONDS = 30.0
 
 
 class Display(Protocol):
@@ -33,15 +34,19 @@ def _value(value: float | None, form: str) -> str:
 
 
 class PlainProgress:
-    """A line on standard error for each stage, at the end of every epoch."""
+    """A line on standard error for each stage, at the end of every epoch and, in a long one,
+    every `PLAIN_SECONDS`."""
 
     def __init__(self, plan: StreamPlan) -> None:
         self._plan = plan
+        self._told: dict[int | str, float] = {}
 
     def line(self, line: Line) -> None:
         ends_epoch = line.step % self._plan.steps_per_epoch == 0 or line.step == self._plan.steps
-        if not ends_epoch:
+        now = time.monotonic()
+        if not ends_epoch and now - self._told.setdefault(line.stage, now) < PLAIN_SECONDS:
             return
+        self._told[line.stage] = now
         name = line.stage if isinstance(line.stage, str) else f"stage {line.stage}"
         sys.stderr.write(
             f"epoch {line.epoch} step {line.step}/{self._plan.steps} {line.kind:5} {name}: "

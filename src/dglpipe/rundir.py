@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -135,9 +136,12 @@ class RunDir:
                 "give another directory"
             ) from None
         self._take(lock)
+        return lock
+
+    def forget_end(self) -> None:
+        """Removes what tells of the end of the run that goes on."""
         for old in (*self.logs.glob("failure_*.json"), self.summary):
             old.unlink(missing_ok=True)
-        return lock
 
     def discard(self) -> None:
         """Removes the directory of a run that was claimed and ended before it began."""
@@ -177,4 +181,15 @@ def write_whole(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """`write_whole` of `value` as JSON."""
-    write_whole(path, json.dumps(value, indent=2) + "\n")
+    write_whole(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """`value` with null where a number is none: JSON knows neither NaN nor infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value

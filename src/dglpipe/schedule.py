@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from dglpipe.config import ScheduleConfig
+from dglpipe.config import CosineConfig, MultistepConfig, ScheduleConfig, StepConfig
 
 
 def rate_factor(config: ScheduleConfig, step: int, steps: int, steps_per_epoch: int) -> float:
@@ -16,17 +16,13 @@ def rate_factor(config: ScheduleConfig, step: int, steps: int, steps_per_epoch: 
     """
     if step <= config.warmup_steps:
         return step / (config.warmup_steps + 1)
-    if config.name == "cosine":
+    if isinstance(config, CosineConfig):
         length = max(1, steps - config.warmup_steps)
         share = (step - config.warmup_steps - 1) / length
         return config.final + (1 - config.final) * (1 + math.cos(math.pi * share)) / 2
-    return config.factor ** _drops(config, (step - 1) // steps_per_epoch)
-
-
-def _drops(config: ScheduleConfig, epochs_done: int) -> int:
-    """How often the rate has dropped after `epochs_done` whole epochs."""
-    if config.name == "step":
-        return epochs_done // config.every
-    if config.name == "multistep":
-        return sum(milestone <= epochs_done for milestone in config.milestones)
-    return 0
+    if isinstance(config, StepConfig):
+        return config.factor ** ((step - 1) // steps_per_epoch // config.every)
+    if isinstance(config, MultistepConfig):
+        done = (step - 1) // steps_per_epoch
+        return config.factor ** sum(milestone <= done for milestone in config.milestones)
+    return 1.0

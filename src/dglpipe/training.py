@@ -14,7 +14,7 @@ from dglpipe.blueprint import draw
 from dglpipe.config import Config, from_yaml, to_tree, to_yaml
 from dglpipe.data import open_data
 from dglpipe.device import check_precision, choose_backend
-from dglpipe.errors import ConfigError, RunDirError, UserError
+from dglpipe.errors import ConfigError, RunDirError, RunFailedError, UserError
 from dglpipe.launcher import launch
 from dglpipe.models import wanted_channels
 from dglpipe.objectives import build_loss
@@ -78,6 +78,7 @@ def train_under_launcher(config: Config) -> None:
         _run_worker(config, layout, run_dir, store)
         return
     run_dir = RunDir(Path(config.run_dir) if config.run_dir else default_path())
+    is_new = run_dir.status() is None
     try:
         lock = run_dir.claim(config.resume)
         _settle(config, layout, run_dir)
@@ -87,15 +88,30 @@ def train_under_launcher(config: Config) -> None:
         raise
     store.set("dglpipe/run_dir", json.dumps({"path": os.fspath(run_dir.path)}))
     with lock:
-        _run_worker(config, layout, run_dir, store)
+        _run_worker(config, layout, run_dir, store, is_new)
 
 
-def _run_worker(config: Config, layout: Layout, run_dir: RunDir, store: Store) -> None:
-    """Runs the worker; what went wrong is told here, for nobody else will."""
+def _run_worker(
+    config: Config, layout: Layout, run_dir: RunDir, store: Store, is_new: bool = False
+) -> None:
+    """Runs the worker; what went wrong is told here, for nobody else will.
+
+    Args:
+        is_new: whether this process made the run directory, and removes it again when the
+            user's mistake is found before the first step.
+    """
     rank = int(os.environ["RANK"])
     try:
         run_process(config, layout, run_dir, store)
     except UserError:
+        story = failure.read_own(run_dir, rank)
+        if story.step:
+            _conclude("failed", config, layout, run_dir)
+            raise RunFailedError(
+                story.describe(run_dir.log(rank), config.checkpoint.every > 0)
+            ) from None
+        if is_new:
+            run_dir.discard()
         raise
     except KeyboardInterrupt:
         _conclude("interrupted", config, layout, run_dir)
@@ -103,7 +119,11 @@ def _run_worker(config: Config, layout: Layout, run_dir: RunDir, store: Store) -
     except Exception:
         _conclude("failed", config, layout, run_dir)
         story = failure.read_own(run_dir, rank)
-        text = story.describe(run_dir.log(rank)) if story.primary else story.line()
+        text = (
+            story.describe(run_dir.log(rank), config.checkpoint.every > 0)
+            if story.primary
+            else story.line()
+        )
         sys.stderr.write(f"{text}\n")
         raise
 
@@ -128,7 +148,7 @@ def check(config: Config, layout: Layout, local: int) -> None:
     for j in range(layout.stages):
         check_precision(config.stage(j).precision.name, backend)
     cores = _cores()
-    if layout.threads * local > cores:
+    if layout.threads * local > cores and os.environ.get("RANK", "0") == "0":
         sys.stderr.write(
             f"dglpipe: warning: {local} processes x {layout.threads} threads "
             f"(pipeline.threads) on {cores} cores: they will be in each other's way\n"
@@ -141,6 +161,7 @@ def _settle(config: Config, layout: Layout, run_dir: RunDir) -> None:
     _resolve(config, layout)
     if run_dir.config.is_file():
         _check_same(from_yaml(run_dir.config.read_text()), config)
+    run_dir.forget_end()
     write_whole(run_dir.config, to_yaml(config))
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dglpipe.stage import LocalLearner
 
@@ -17,20 +17,47 @@ HEAD = "head."
 
 def named_tensors(learner: LocalLearner) -> dict[str, Tensor]:
     """Parameters and buffers of a stage: the network's under its own keys, the head's under
-    `head.` + key; contiguous, on the CPU."""
+    `head.` + key; contiguous, on the CPU, no two in the same memory."""
     tensors = dict(learner.segments.state_dict())
     if learner.head is not None:
         tensors |= {HEAD + key: value for key, value in learner.head.state_dict().items()}
-    return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    memory: set[int] = set()
+    result = {}
+    for key, value in tensors.items():
+        tensor = value.detach().cpu().contiguous()
+        address = tensor.untyped_storage().data_ptr()
+        result[key] = tensor.clone() if address in memory else tensor
+        memory.add(address)
+    return result
+
+
+def clashes(learner: LocalLearner) -> list[str]:
+    """Keys of the network that are also those of the stage's head, in the stage's file."""
+    head = learner.head.state_dict() if learner.head is not None else {}
+    return sorted({HEAD + key for key in head} & set(learner.segments.state_dict()))
 
 
 def load_tensors(learner: LocalLearner, tensors: Mapping[str, Tensor]) -> None:
     """Puts back what `named_tensors` gave, every key exactly once."""
-    head = {key[len(HEAD) :]: value for key, value in tensors.items() if key.startswith(HEAD)}
-    own = {key: value for key, value in tensors.items() if not key.startswith(HEAD)}
+    own, head = apart(tensors, set(learner.segments.state_dict()))
     learner.segments.load_state_dict(own, strict=True)
-    if learner.head is not None:
-        learner.head.load_state_dict(head, strict=True)
+    if learner.head is not None or head:
+        module = nn.Module() if learner.head is None else learner.head
+        module.load_state_dict(head, strict=True)
+
+
+def apart(
+    tensors: Mapping[str, Tensor], network_keys: Set[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of the network and those of the head, under their own keys.
+
+    Args:
+        network_keys: of the stage's part of the network, whose classifier may well be called
+            `head` itself.
+    """
+    own = {key: value for key, value in tensors.items() if key in network_keys}
+    rest = {key: value for key, value in tensors.items() if key not in network_keys}
+    return own, {key.removeprefix(HEAD): value for key, value in rest.items()}
 
 
 def save(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -72,6 +72,8 @@ class Worker:
         self.done = self._resume(stages)
         self.chain = self._chain(stages)
         self._feed = self._open_feed(source)
+        on_paper = draw(config, source.description, self.topology.layout.stages, meta=True)
+        self._flops = {stage.index: flops_per_sample(on_paper, stage.index) for stage in stages}
         self._testing = False
         self._logged: dict[int, float] = {}
         self._window: tuple[clock.Spent, clock.Spent] | None = None
@@ -95,7 +97,10 @@ class Worker:
         self._feed.close()
 
     def _run(self) -> None:
+        # Building the network and decoding the images are no part of any step.
+        self._clock.lap(self.topology.stages[0], Kind.OTHER)
         start = self._clock.snapshot()
+        self._logged = dict.fromkeys(self.topology.stages, clock.seconds(start))
         for item in self.plan.items(self.topology.replica, self.done):
             if item.phase is Phase.TEST:
                 self._evaluate(item)
@@ -110,13 +115,11 @@ class Worker:
     def finish(self) -> None:
         """Saves the final weights and sends the last report."""
         finals = []
-        on_paper = draw(self.config, self._blueprint.data, self.topology.layout.stages, meta=True)
         for stage in self.chain.stages:
             tensors = named_tensors(stage.learner)
             if self._run_dir is not None and self.topology.replica == 0:
                 save(self._run_dir.final(stage.index), tensors)
-            flops = flops_per_sample(on_paper, stage.index)
-            finals.append(self._final(stage, flops, sha256(tensors)))
+            finals.append(self._final(stage, sha256(tensors)))
         rows, spent = self._window_rows, self._spent()
         rate = rows / clock.seconds(spent) if spent and self.plan.steps >= 10 else None
         self._reporter.finish({"samples_per_second": rate, "stages": finals})
@@ -233,7 +236,7 @@ class Worker:
                 loss=tally.loss,
                 correct=tally.correct,
                 learning_rate=stage.learning_rate(item.step),
-                seconds=now - self._logged.get(stage.index, 0.0),
+                seconds=now - self._logged[stage.index],
             )
             self._logged[stage.index] = now
             self._reporter.send(sums)
@@ -256,7 +259,7 @@ class Worker:
     def _spent(self) -> clock.Spent | None:
         return None if self._window is None else clock.between(*self._window)
 
-    def _final(self, stage: Stage, flops: int, digest: str) -> dict[str, Any]:
+    def _final(self, stage: Stage, digest: str) -> dict[str, Any]:
         """The entry of `per_stage` in `summary.json`."""
         j, blueprint, spent = stage.index, self._blueprint, self._spent()
         head = stage.learner.head
@@ -266,7 +269,7 @@ class Worker:
             "segments": list(blueprint.segments[j]),
             "parameters": _count(stage.learner.segments),
             "head_parameters": 0 if head is None else _count(head),
-            "flops_per_sample": flops,
+            "flops_per_sample": self._flops[j],
             "link_bytes_per_sample": 0 if head is None else blueprint.fields[j].row_bytes,
             **(clock.shares(spent, j) if spent else dict.fromkeys(clock.SHARE_NAMES)),
             "peak_memory_bytes": self._device.peak_memory(),

@@ -19,7 +19,7 @@ def agree(group, configs, other_data=None):
     if other_data == rank:
         data = dataclasses.replace(data, fingerprint="0" * 32)
     try:
-        check_agreement(group, config, data)
+        check_agreement(group, config, data, "gloo")
     except AgreementError as error:
         return str(error)
     return None

@@ -8,6 +8,8 @@ import signal
 import socket
 
 import pytest
+import torch
+from torchvision.io import write_png
 
 from dglpipe.evaluation import evaluate_run
 from dglpipe.rundir import RunDir
@@ -136,3 +138,19 @@ def test_interrupted_by_its_launcher(start_ranks, run_dir):
         run.assert_nobody_left()
         assert run.stderr.splitlines()[-1].startswith("dglpipe: interrupted")
     assert RunDir(run_dir).status() == "interrupted"
+
+
+def test_a_mistake_in_the_data_leaves_nothing_behind(start_ranks, run_dir, tmp_path):
+    """Found by a worker, before its first step."""
+    for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(2):
+            path = tmp_path / "images" / name / f"{number}.png"
+            write_png(torch.zeros(3, 8, 8, dtype=torch.uint8), str(path))
+            path.write_bytes(path.read_bytes()[:50])
+    data = ("data=image_folder", f"data.root={tmp_path / 'images'}", "data.image_size=8")
+    words = ("train", *data, "model.width=4", "batch_size=2", f"run_dir={run_dir}")
+    (run,) = start_ranks(words[1:])
+    assert run.wait(60) == 2
+    assert "cannot be decoded as an image" in run.stderr
+    assert not run_dir.exists()

@@ -107,7 +107,7 @@ def schema_classes() -> dict[str, tuple[type, ...]]:
         "head": (schema.HeadConfig, schema.PlugInConfig),
         "data": (*schema.DATA_SETS.values(), schema.PlugInConfig),
         "optimizer": tuple(schema.OPTIMIZERS.values()),
-        "schedule": (schema.ScheduleConfig,),
+        "schedule": tuple(schema.SCHEDULES.values()),
         "method": (schema.MethodConfig,),
         "precision": (schema.PrecisionConfig,),
         "pipeline": (schema.PipelineConfig,),
@@ -120,6 +120,15 @@ def test_schema_classes_are_all_groups_of_a_run():
     """A group that is new in the schema has to be looked up in this test too."""
     tree = to_tree(compose(Arguments()))
     assert schema_classes().keys() == {key for key, item in tree.items() if isinstance(item, dict)}
+
+
+@pytest.mark.parametrize("group", ["optimizer", "schedule"])
+def test_a_choice_has_the_same_defaults_by_command_line_and_by_per_stage(group):
+    kinds = schema.OPTIMIZERS if group == "optimizer" else schema.SCHEDULES
+    for name in kinds:
+        whole = compose(Arguments([f"{group}={name}"]))
+        single = compose(Arguments([f"per_stage=[{{}},{{{group}:{name}}}]"])).stage(1)
+        assert getattr(whole, group) == getattr(single, group)
 
 
 def test_resolved_configuration_is_read_back():

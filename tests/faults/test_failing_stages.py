@@ -55,7 +55,7 @@ def test_records_of_an_exception(rank, replicas, run_dir, tmp_path):
     assert [(other.primary, other.time_ns > first.time_ns) for other in others] == [
         (False, True)
     ] * len(others)
-    told = first.describe(RunDir(run_dir).log(rank))
+    told = first.describe(RunDir(run_dir).log(rank), checkpoints=True)
     assert told.index("Traceback") == 0
     assert f"rank {rank} (stage {rank}" in told
     assert f"failed at step {STEP}: ZeroDivisionError: trouble on purpose" in told

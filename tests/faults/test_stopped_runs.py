@@ -74,18 +74,19 @@ def test_a_killed_launcher_takes_its_workers_along(start, run_dir):
     RunDir(run_dir).check("auto")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_worker(rank, start, run_dir):
+@pytest.mark.parametrize(("rank", "how"), [(0, "SIGTERM"), (1, "SIGKILL")])
+def test_a_killed_worker(rank, how, start, run_dir):
     run = start("train", *small(*LONG, f"run_dir={run_dir}"))
     pids = run.wait_for_step(run_dir, 4)
     began = time.monotonic()
-    os.kill(pids[rank], signal.SIGKILL)
+    os.kill(pids[rank], signal.Signals[how])
     assert run.wait(20) == 1
     run.assert_nobody_left()
     assert time.monotonic() - began < 10
     assert status(run_dir) == "failed"
     words = last_words(run)
-    assert words[0].startswith(f"rank {rank} (stage {rank}) was ended by SIGKILL")
+    assert words[0].startswith(f"rank {rank} (stage {rank}) was ended by {how}")
+    assert "resume=auto" in words[-2]
     assert words[-1] == f"log: {RunDir(run_dir).log(rank)}"
 
 

@@ -34,7 +34,7 @@ def test_of_two_causes_the_earlier_one_wins():
 
 def test_the_story_has_traceback_place_step_and_log(tmp_path):
     story = failure.record(raised(ZeroDivisionError("by zero")), 1, "rank 1 (stage 1)", 3)
-    text = story.describe(tmp_path / "rank_1.log")
+    text = story.describe(tmp_path / "rank_1.log", True)
     assert text.startswith("Traceback")
     assert "in raised" in text
     assert "rank 1 (stage 1) failed at step 3: ZeroDivisionError: by zero" in text
@@ -45,5 +45,5 @@ def test_a_users_mistake_is_told_without_a_traceback(tmp_path):
     error = ConfigError("epochs", -1, "a whole number from 1")
     story = failure.record(raised(error), 0, "rank 0 (stage 0)", 0)
     assert story.user
-    assert "Traceback" not in story.describe(tmp_path / "rank_0.log")
-    assert "epochs: got -1" in story.describe(tmp_path / "rank_0.log")
+    assert "Traceback" not in story.describe(tmp_path / "rank_0.log", False)
+    assert "epochs: got -1" in story.describe(tmp_path / "rank_0.log", False)

@@ -35,6 +35,25 @@ def test_an_unfinished_run_wants_resume(run_dir, status):
     run_dir.check("auto")
 
 
+def test_a_claim_touches_nothing_of_the_run_that_may_go_on(run_dir):
+    run_dir.claim("never").close()
+    write_whole(run_dir.config, "epochs: 1\n")
+    write_json(run_dir.summary, {"status": "failed"})
+    write_json(run_dir.failure(0), {})
+    with run_dir.claim("auto"):
+        assert run_dir.status() == "failed"
+        assert run_dir.failure(0).is_file()
+        run_dir.forget_end()
+        assert run_dir.status() == "unfinished"
+        assert not run_dir.failure(0).exists()
+
+
+def test_json_has_null_where_a_number_is_none(tmp_path):
+    write_json(tmp_path / "a.json", {"loss": [float("nan"), 1.0, (float("inf"), "nan", 3)]})
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == {"loss": [None, 1.0, [None, "nan", 3]]}
+
+
 @pytest.mark.parametrize("resume", ["never", "auto"])
 def test_a_finished_run_is_refused(run_dir, resume):
     run_dir.claim("never").close()

@@ -1,4 +1,6 @@
+import copy
 import hashlib
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from safetensors import safe_open
 from torch import nn
 
 from dglpipe.stage import LocalLearner
-from dglpipe.weights import load, load_tensors, named_tensors, save, sha256
+from dglpipe.weights import clashes, load, load_tensors, named_tensors, save, sha256
 
 
 def learner():
@@ -41,6 +43,24 @@ def test_a_missing_key_is_an_error():
     del tensors["0.weight"]
     with pytest.raises(RuntimeError, match=r"0\.weight"):
         load_tensors(learner(), tensors)
+
+
+def test_the_classifier_of_a_network_may_be_called_head(tmp_path):
+    segments = nn.Sequential(OrderedDict(body=nn.Linear(3, 3), head=nn.Linear(3, 2)))
+    one, other = LocalLearner(segments, None), LocalLearner(copy.deepcopy(segments), None)
+    nn.init.zeros_(other.segments.head.weight)
+    load_tensors(other, named_tensors(one))
+    assert sha256(named_tensors(one)) == sha256(named_tensors(other))
+    assert clashes(one) == []
+    assert clashes(LocalLearner(segments, nn.Linear(3, 2))) == ["head.bias", "head.weight"]
+
+
+def test_tied_weights_are_written_under_both_names(tmp_path):
+    segments = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    segments[1].weight = segments[0].weight
+    save(tmp_path / "stage.safetensors", named_tensors(LocalLearner(segments, None)))
+    tensors = load(tmp_path / "stage.safetensors")
+    assert torch.equal(tensors["0.weight"], tensors["1.weight"])
 
 
 def test_anyone_can_compute_the_fingerprint(tmp_path):

@@ -97,19 +97,25 @@ def to_plain(tree: Any) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}  # type: ignore[union-attr]
 
 
-def first_of_sweep(arguments: Arguments) -> Arguments:
-    """`arguments` with the first value in place of every list of a sweep."""
+def samples_of_sweep(arguments: Arguments) -> list[Arguments]:
+    """`arguments` for single runs: the first value of every list of a sweep, then each other
+    value once, beside the first ones of the other lists."""
     try:
         parsed = OverridesParser.create().parse_overrides(arguments.overrides)
     except HydraException as error:
         raise _readable(error) from None
-    single = []
-    for text, override in zip(arguments.overrides, parsed, strict=True):
-        if override.is_sweep_override():
-            first = next(iter(override.sweep_string_iterator()))
-            text = f"{override.get_key_element()}={first}"
-        single.append(text)
-    return Arguments(single, [], arguments.run_dir, arguments.config_dir, arguments.config_name)
+    values = [
+        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        if override.is_sweep_override()
+        else [text]
+        for text, override in zip(arguments.overrides, parsed, strict=True)
+    ]
+    first = [several[0] for several in values]
+    samples = [first]
+    for at, several in enumerate(values):
+        samples += [[*first[:at], choice, *first[at + 1 :]] for choice in several[1:]]
+    where = arguments.run_dir, arguments.config_dir, arguments.config_name
+    return [Arguments(words, [], *where) for words in samples]
 
 
 def _readable(error: HydraException) -> UserError:

@@ -12,7 +12,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from dglpipe.cli.compose import Arguments, compose, first_of_sweep, take_apart, to_plain
+from dglpipe.cli.compose import Arguments, compose, samples_of_sweep, take_apart, to_plain
 from dglpipe.cli.groups import CONFIG_MODULE
 from dglpipe.config import Config, parse
 from dglpipe.errors import DglpipeError, UserError
@@ -64,7 +64,8 @@ def _ask_hydra(arguments: Sequence[str]) -> int:
 
 def _sweep(parts: Arguments) -> int:
     """Runs one job after the other; a failed job does not stop the others."""
-    compose(first_of_sweep(parts))
+    for sample in samples_of_sweep(parts):
+        compose(sample)
     path = Path(parts.run_dir) if parts.run_dir else default_path()
     failed: list[int] = []
 

@@ -21,7 +21,7 @@ def choose(group: str, node: Any, selector: str, schemas: Mapping[str, type[Any]
     """Builds the schema that `node[selector]` names; `target` means a plug-in."""
     require(isinstance(node, Mapping), group, node, "a group of settings, by name")
     if "_target_" in node or node.get(selector) == "custom":
-        require(group != "optimizer", group, "custom", ", ".join(schemas))
+        require(group not in ("optimizer", "schedule"), group, "custom", ", ".join(schemas))
         return plug_in(group, node)
     choice = node.get(selector)
     require_name(f"{group}.{selector}", str(choice), tuple(schemas))

@@ -43,7 +43,7 @@ class SgdConfig:
 
 @dataclass(kw_only=True, slots=True)
 class AdamConfig:
-    """Adam (L2 penalty) or AdamW (decoupled weight decay)."""
+    """Adam: weight decay as an L2 penalty."""
 
     name: str = "adam"
     lr: float = 1e-3
@@ -60,6 +60,14 @@ class AdamConfig:
         require_positive("optimizer.eps", self.eps)
 
 
+@dataclass(kw_only=True, slots=True)
+class AdamWConfig(AdamConfig):
+    """AdamW: decoupled weight decay."""
+
+    name: str = "adamw"
+    weight_decay: float = 0.01
+
+
 def _check_optimizer(lr: float, weight_decay: float, clip: float | None) -> None:
     require_positive("optimizer.lr", lr)
     require_number("optimizer.weight_decay", weight_decay, 0)
@@ -68,34 +76,85 @@ def _check_optimizer(lr: float, weight_decay: float, clip: float | None) -> None
 
 
 OptimizerConfig = SgdConfig | AdamConfig
-OPTIMIZERS: dict[str, type[Any]] = {"sgd": SgdConfig, "adam": AdamConfig, "adamw": AdamConfig}
+OPTIMIZERS: dict[str, type[Any]] = {"sgd": SgdConfig, "adam": AdamConfig, "adamw": AdamWConfig}
 
 
 @dataclass(kw_only=True, slots=True)
-class ScheduleConfig:
-    """Learning rate over the run; `schedule.py` has the formulas."""
+class ConstantConfig:
+    """The same learning rate in every step; `schedule.py` has the formulas."""
 
-    name: str = "cosine"
+    name: str = "constant"
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly to its full value."""
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup_steps)
+
+
+@dataclass(kw_only=True, slots=True)
+class StepConfig:
+    """A drop every so many epochs."""
+
+    name: str = "step"
     warmup_steps: int = 0
     """Steps over which the rate rises linearly to its full value."""
     every: int = 15
-    """`step`: epochs between two drops."""
-    milestones: list[int] = field(default_factory=list)
-    """`multistep`: epochs, counted from 1, after which the rate drops."""
+    """Epochs between two drops."""
     factor: float = 0.2
-    """`step`, `multistep`: what a drop multiplies the rate by."""
-    final: float = 0.0
-    """`cosine`: share of the rate that is left at the end."""
+    """What a drop multiplies the rate by."""
 
     def __post_init__(self) -> None:
-        require_name("schedule.name", self.name, ("constant", "step", "multistep", "cosine"))
-        require_number("schedule.warmup_steps", self.warmup_steps, 0)
+        _check_warmup(self.warmup_steps)
         require_number("schedule.every", self.every, 1)
+        require_number("schedule.factor", self.factor, 0, 1)
+
+
+@dataclass(kw_only=True, slots=True)
+class MultistepConfig:
+    """A drop after each of the given epochs."""
+
+    name: str = "multistep"
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly to its full value."""
+    milestones: list[int] = field(default_factory=list)
+    """Epochs, counted from 1, after which the rate drops."""
+    factor: float = 0.1
+    """What a drop multiplies the rate by."""
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup_steps)
         rising = sorted(set(self.milestones)) == self.milestones
         inside = all(milestone >= 1 for milestone in self.milestones)
         require(rising and inside, "schedule.milestones", self.milestones, "rising numbers from 1")
         require_number("schedule.factor", self.factor, 0, 1)
+
+
+@dataclass(kw_only=True, slots=True)
+class CosineConfig:
+    """Half a cosine wave over the run."""
+
+    name: str = "cosine"
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly to its full value."""
+    final: float = 0.0
+    """Share of the rate that is left at the end."""
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup_steps)
         require_number("schedule.final", self.final, 0, 1)
+
+
+def _check_warmup(steps: int) -> None:
+    require_number("schedule.warmup_steps", steps, 0)
+
+
+ScheduleConfig = ConstantConfig | StepConfig | MultistepConfig | CosineConfig
+SCHEDULES: dict[str, type[Any]] = {
+    "constant": ConstantConfig,
+    "step": StepConfig,
+    "multistep": MultistepConfig,
+    "cosine": CosineConfig,
+}
 
 
 @dataclass(kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from dglpipe.config.build import build, choose, refuse_unknown
 from dglpipe.config.checks import require
 from dglpipe.config.data import DATA_SETS
-from dglpipe.config.learning import OPTIMIZERS
+from dglpipe.config.learning import OPTIMIZERS, SCHEDULES
 from dglpipe.config.model import MODEL_FAMILIES
 from dglpipe.config.schema import HEADS, SINGLE, STAGE_GROUPS, Config
 from dglpipe.errors import ConfigError
@@ -34,6 +34,7 @@ def parse(tree: Mapping[str, Any]) -> Config:
         "head": choose("head", values.pop("head"), "name", HEADS),
         "data": choose("data", values.pop("data"), "name", DATA_SETS),
         "optimizer": choose("optimizer", values.pop("optimizer"), "name", OPTIMIZERS),
+        "schedule": choose("schedule", values.pop("schedule"), "name", SCHEDULES),
     }
     for group, schema in SINGLE.items():
         groups[group] = build(schema, values.pop(group), group)

@@ -12,6 +12,7 @@ from dglpipe.config.checks import require, require_name, require_number, require
 from dglpipe.config.data import DataConfig
 from dglpipe.config.learning import (
     OPTIMIZERS,
+    SCHEDULES,
     HeadConfig,
     MethodConfig,
     OptimizerConfig,
@@ -23,7 +24,6 @@ from dglpipe.config.pipeline import CheckpointConfig, EvaluateConfig, PipelineCo
 from dglpipe.config.plug_in import PlugInConfig
 
 SINGLE: dict[str, type[Any]] = {
-    "schedule": ScheduleConfig,
     "method": MethodConfig,
     "precision": PrecisionConfig,
     "pipeline": PipelineConfig,
@@ -31,6 +31,12 @@ SINGLE: dict[str, type[Any]] = {
     "checkpoint": CheckpointConfig,
 }
 HEADS: dict[str, type[Any]] = dict.fromkeys(("mlp_sr", "mlp", "cnn", "linear"), HeadConfig)
+NAMED: dict[str, dict[str, type[Any]]] = {
+    "head": HEADS,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+}
+"""Groups whose choices have keys of their own."""
 STAGE_GROUPS = ("optimizer", "schedule", "head", "precision")
 
 
@@ -114,6 +120,6 @@ def overlay(group: str, base: Any, own: Any, path: str) -> Any:
     require(isinstance(node, Mapping), path, own, "a name or a group of settings")
     same = node.get("name", base.name) == base.name
     merged = {**dataclasses.asdict(base), **node} if same else dict(node)
-    if group in ("optimizer", "head"):
-        return choose(group, merged, "name", OPTIMIZERS if group == "optimizer" else HEADS)
+    if group in NAMED:
+        return choose(group, merged, "name", NAMED[group])
     return build(SINGLE[group], merged, group)

@@ -41,6 +41,9 @@ class CustomSource:
             DataError: the object is not of the described form.
         """
         train, test = (part.shape for part in self._parts)
+        for part in self._parts:
+            if part.is_pair:  # the rows of others are read once, when they are loaded
+                part.require_labels(len(self._classes))
         if train[1:] != test[1:]:
             raise self._error(f"images of train are {train[1:]}, those of test {test[1:]} (C,H,W)")
         return DataDescription(

@@ -30,7 +30,7 @@ class Part:
         Raises:
             DataError: neither form, empty, or images that are not (C,H,W) uint8 or float.
         """
-        if self._is_pair:
+        if self.is_pair:
             shape = tuple(self._pair[0].shape)
         elif hasattr(self.raw, "__len__") and hasattr(self.raw, "__getitem__"):
             self._require(len(self.raw) > 0, "is empty")
@@ -49,7 +49,7 @@ class Part:
         Raises:
             DataError: as `shape`; rows that differ, labels that are not whole numbers.
         """
-        images, labels = self._pair if self._is_pair else self._read_rows(self.shape)
+        images, labels = self._pair if self.is_pair else self._read_rows(self.shape)
         self._require_images(images, "")
         integers = labels.dtype in _INTEGERS and labels.dim() == 1
         kind = f"labels of shape {tuple(labels.shape)} and type {labels.dtype}"
@@ -83,7 +83,7 @@ class Part:
         self._require(fits, f"has images{which} of {images.dtype}, expected uint8 or float")
 
     @property
-    def _is_pair(self) -> bool:
+    def is_pair(self) -> bool:
         # A list of two rows is no pair: its first element is a row, not an array.
         is_two = isinstance(self.raw, tuple | list) and len(self.raw) == 2
         return is_two and hasattr(self.raw[0], "ndim")
