@@ -479,7 +479,8 @@ class Command:
 
         def done() -> bool:
             lines = RunDir(run_dir).metrics.read_text().splitlines()
-            return any(json.loads(line)["step"] >= step for line in lines)
+            told = [json.loads(line) for line in lines]
+            return {0, 1} <= {line["stage"] for line in told if line["step"] >= step}
 
         self.wait_for(lambda: RunDir(run_dir).metrics.exists() and done(), seconds)
         workers = json.loads(RunDir(run_dir).workers.read_text())

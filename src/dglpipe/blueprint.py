@@ -11,11 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
+from dglpipe.balance import Costs, balanced
 from dglpipe.config import Config
+from dglpipe.costs import flop_costs
 from dglpipe.data import DataDescription
 from dglpipe.device import Device
 from dglpipe.errors import ConfigError
-from dglpipe.heads import build_head
+from dglpipe.features import Features, channels_at
+from dglpipe.flops import count_flops
+from dglpipe.heads import head_on
 from dglpipe.message import (
     ACTIVATIONS,
     ENSEMBLE,
@@ -26,7 +30,7 @@ from dglpipe.message import (
     recorded_field,
 )
 from dglpipe.models import build_network
-from dglpipe.partition import ShapesOnly, boundaries, check_input, cut, trace
+from dglpipe.partition import ShapesOnly, Traced, boundaries, check_input, cut, trace
 from dglpipe.seeds import derive
 from dglpipe.stage import LocalLearner, admit
 from dglpipe.stream import Phase, StreamPlan
@@ -47,6 +51,7 @@ class Blueprint:
         segments: names of the segments, by stage.
         modules: the stages' parts of the network, under the network's own keys.
         fields: what each stage but the last hands on.
+        channels_at: which dimension of a row of it holds the channels.
     """
 
     config: Config
@@ -55,6 +60,7 @@ class Blueprint:
     segments: tuple[tuple[str, ...], ...]
     modules: tuple[nn.Module, ...]
     fields: tuple[Field, ...]
+    channels_at: tuple[int, ...]
     meta: bool
 
     def learner(self, j: int) -> LocalLearner:
@@ -62,11 +68,19 @@ class Blueprint:
         cut is, not on the number of stages."""
         if j == len(self.modules) - 1:
             return LocalLearner(self.modules[j], None)
-        shape = self.fields[j].shape
-        side = (shape[1], shape[2]) if len(shape) == 3 else None
+        features = Features(self.fields[j].shape, self.channels_at[j])
         with _building(self.meta, derive(self.config.seed, "head", self.bounds[j + 1])):
-            head = build_head(self.config.stage(j).head, shape[0], side, len(self.data.classes))
+            head = head_on(self.config.stage(j).head, features, len(self.data.classes))
         return LocalLearner(self.modules[j], head)
+
+    def precision(self, j: int) -> str:
+        """Of stage `j`, by name."""
+        return self.config.stage(j).precision.name
+
+    def flops(self, j: int) -> int:
+        """Of forward and backward of stage `j` with its head, for one sample; only on meta."""
+        learner = self.learner(j)
+        return count_flops(lambda batch: learner(batch, None), self.input_shape(j))
 
     def check_logits(self) -> None:
         """Sends two rows through every stage and head, on paper.
@@ -133,20 +147,59 @@ def draw(config: Config, data: DataDescription, stages: int, meta: bool = False)
     network = network.to(memory_format=torch.channels_last)
     traced = trace(network)
     names = [segment.name for segment in traced.segments]
-    bounds = boundaries(config.pipeline.split, len(names), stages)
+    bounds = _bounds(config, data, stages, traced, meta)
     modules = cut(traced, bounds)
     if meta:
         check_input(traced, (2, *image_shape(data)))
     ends = [*bounds[1:], len(names)]
+    fields = _record(config, modules, image_shape(data), meta)
     return Blueprint(
         config=config,
         data=data,
         bounds=tuple(bounds),
         segments=tuple(tuple(names[a:b]) for a, b in zip(bounds, ends, strict=True)),
         modules=tuple(modules),
-        fields=_record(config, modules, image_shape(data), meta),
+        fields=fields,
+        channels_at=tuple(
+            channels_at(traced.operations, traced.starts[bound], field.shape)
+            for bound, field in zip(bounds[1:], fields, strict=True)
+        ),
         meta=meta,
     )
+
+
+def _bounds(
+    config: Config, data: DataDescription, stages: int, traced: Traced, meta: bool
+) -> list[int]:
+    """First segment of every stage, as `pipeline.split` wants it."""
+    names = [segment.name for segment in traced.segments]
+    split = config.pipeline.split
+    if split != "auto":
+        return boundaries(split, len(names), stages, names)
+    boundaries("even", len(names), stages, names)  # refuses too many stages
+    if not meta:
+        return list(draw(config, data, stages, meta=True).bounds)
+    bounds = balanced(network_costs(config, data, traced), stages)
+    assert bounds is not None, "without a memory limit every cut fits"
+    return bounds
+
+
+def network_costs(config: Config, data: DataDescription, traced: Traced) -> Costs:
+    """FLOPs of every segment and of the head of every cut.
+
+    Args:
+        traced: on meta. The heads are those of `head`; `per_stage` is left aside, for it
+            belongs to stages that are not there yet.
+    """
+    shape = image_shape(data)
+    shapes = [shape, *(one[1:] for one in check_input(traced, (2, *shape))[:-1])]
+
+    def head_at(segment: int, row: tuple[int, ...]) -> nn.Module:
+        at = channels_at(traced.operations, traced.starts[segment], row)
+        with _building(True, 0):
+            return head_on(config.head, Features(row, at), len(data.classes))
+
+    return flop_costs(traced, shapes, head_at, WIRE[config.precision.name].itemsize)
 
 
 def _check_per_stage(config: Config, stages: int) -> None:

@@ -1,26 +1,126 @@
-"""Work of a stage, counted without doing it."""
+"""Work and memory counted without spending them, on the meta device."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
 import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from dglpipe.blueprint import Blueprint
+Function = Callable[[Tensor], Tensor]
+ROWS = 2
+"""Of the batch that is counted: batch norm wants more than one."""
 
 
-def flops_per_sample(blueprint: Blueprint, j: int) -> int:
-    """Floating-point operations of forward and backward of stage `j` with its head, for one
-    sample; a multiply-add counts as 2.
+def count_flops(module: Function, shape: Sequence[int], input_gradient: bool = False) -> int:
+    """Floating-point operations of forward and backward for one sample; a multiply-add is 2.
+
+    Matrix products, convolutions and attention count, as `torch.utils.flop_counter` does.
 
     Args:
-        blueprint: drawn on meta.
+        module: its weights on meta; (B, *shape) -> one tensor.
+        shape: of one row.
+        input_gradient: whether the gradient of the batch is made too.
     """
-    # Loads a compiler; nothing before the end of a run needs it.
+    # Loads a compiler; nothing before the end of a run, or an automatic cut, needs it.
     from torch.utils.flop_counter import FlopCounterMode
 
-    rows = 2
-    batch = torch.zeros(rows, *blueprint.input_shape(j), device="meta")
-    learner = blueprint.learner(j)
-    with FlopCounterMode(display=False) as counter:
-        logits = learner(batch, None)
-        logits.sum().backward()
-    return int(counter.get_total_flops()) // rows
+    batch = torch.zeros(ROWS, *shape, device="meta", requires_grad=input_gradient)
+    counter = FlopCounterMode(
+        display=False,
+        custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward},
+    )
+    with counter, _LightNorms():
+        output = module(batch)
+        if output.requires_grad:
+            output.sum().backward()  # type: ignore[no-untyped-call]
+    return int(counter.get_total_flops()) // ROWS
+
+
+def _convolution_backward(
+    gradient: Any,
+    batch: Any,
+    weights: Any,
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: int,
+    output_mask: Sequence[bool],
+    **_: Any,
+) -> int:
+    """Gradients of input and weights each cost what the forward does, whatever the groups.
+
+    The library counts the gradient of grouped weights once for every group.
+    """
+    from torch.utils.flop_counter import conv_flop_count
+
+    forward = conv_flop_count(batch, weights, gradient, transposed=transposed)
+    return int(forward) * (bool(output_mask[0]) + bool(output_mask[1]))
+
+
+def on_meta(module: nn.Module) -> Function:
+    """`module` with meta tensors in the place of its own, which stay as they are."""
+    named = itertools.chain(
+        module.named_parameters(remove_duplicate=False),
+        module.named_buffers(remove_duplicate=False),
+    )
+    tensors = {
+        name: torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
+        for name, tensor in named
+    }
+    return lambda batch: cast(
+        Tensor, torch.func.functional_call(module, tensors, (batch,), tie_weights=False)
+    )
+
+
+def saved_bytes(module: nn.Module, shape: Sequence[int], input_too: bool = False) -> int:
+    """Bytes a sample that autograd keeps from forward to backward, in full precision.
+
+    Args:
+        module: on meta; (B, *shape) -> one tensor.
+        input_too: whether the batch itself counts where it is kept.
+    """
+    batch = torch.zeros(ROWS, *shape, device="meta")
+    own = [batch] if not input_too else []
+    known = {tensor.untyped_storage()._cdata for tensor in (*own, *module.parameters())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _LightNorms():
+        output = module(batch)  # alive until all is counted, so that no address is used twice
+        total = sum(kept.values())
+    del output
+    return total // ROWS
+
+
+class _LightNorms(TorchFunctionMode):
+    """Batch norm as a copy that keeps its input: it has no FLOPs, and is slow on meta."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in (torch.nn.functional.batch_norm, torch.batch_norm):
+            return _KeepsInput.apply(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+class _KeepsInput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, batch: Tensor) -> Tensor:
+        ctx.save_for_backward(batch)
+        return batch.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]

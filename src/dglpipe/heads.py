@@ -16,6 +16,7 @@ from torch import nn
 
 from dglpipe.config import HeadConfig, PlugInConfig
 from dglpipe.errors import ConfigError
+from dglpipe.features import Features
 from dglpipe.models.blocks import average_pool, mlp
 from dglpipe.plugins import build_plug_in
 
@@ -24,6 +25,17 @@ Side = tuple[int, int]
 
 _SMALL = (2, 2)
 """All built-in heads end on maps of this side; smaller ones stay as they are."""
+
+
+def head_on(config: HeadConfig | PlugInConfig, features: Features, classes: int) -> nn.Module:
+    """The head of a stage that hands on `features`: a batch of them -> logits (B, N).
+
+    Raises:
+        ConfigError: as `build_head`; features of more dimensions than a map has.
+    """
+    adapter = features.adapter()
+    head = build_head(config, features.channels, features.side, classes)
+    return head if adapter is None else nn.Sequential(adapter, head)
 
 
 def build_head(

@@ -49,19 +49,36 @@ class Segment:
     output: Argument
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Traced:
     """A network and its segments.
 
     Attributes:
         network: as it was given; its modules are shared by the stages that `cut` makes.
-        entry: the node that stands for the network's input.
+        operations: what it does, in order.
         segments: in order of execution; at least one.
     """
 
     network: nn.Module
-    entry: fx.Node
+    operations: Operations
     segments: tuple[Segment, ...]
+
+    @property
+    def entry(self) -> fx.Node:
+        """The node that stands for the network's input."""
+        entry: fx.Node = self.operations.entry
+        return entry
+
+    @property
+    def starts(self) -> list[int]:
+        """First operation of every segment."""
+        sizes = [len(segment.nodes) for segment in self.segments]
+        return [0, *itertools.accumulate(sizes[:-1])]
+
+    @functools.cached_property
+    def pieces(self) -> list[fx.GraphModule]:
+        """Every segment as a module of its own, to look at; none of them owns its weights."""
+        return [_stage(self, at, at + 1) for at in range(len(self.segments))]
 
 
 def trace(network: nn.Module) -> Traced:
@@ -74,7 +91,7 @@ def trace(network: nn.Module) -> Traced:
             in evaluation.
     """
     operations = Operations(network, symbolic_graph(network))
-    return Traced(network, operations.entry, _segments(operations))
+    return Traced(network, operations, _segments(operations))
 
 
 def _segments(operations: Operations) -> tuple[Segment, ...]:
@@ -322,8 +339,7 @@ def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
     """
     batch = torch.empty(*shape, device="meta")
     shapes = []
-    for at, segment in enumerate(traced.segments):
-        stage = _stage(traced, at, at + 1)
+    for at, (segment, stage) in enumerate(zip(traced.segments, traced.pieces, strict=True)):
         try:
             output = _run_on_meta(stage, batch)
         except Exception as error:  # shape errors come as RuntimeError, ValueError, IndexError

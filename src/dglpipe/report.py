@@ -1,14 +1,16 @@
-"""The table that closes a run."""
+"""The tables of a run: what it will take, and what it gave."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from dglpipe.estimate import StageEstimate, speed_up
 
 PERCENT = ".2%"
 
@@ -41,3 +43,28 @@ def closing_table(summary: Mapping[str, Any], path: Path) -> None:
     ensemble = summary["test"]["ensemble_accuracy"]
     console.print(f"ensemble {_show(ensemble)}   samples/s {_show(rate, '.0f')}")
     console.print(f"results in {path}", soft_wrap=True, highlight=False)
+
+
+def plan_table(stages: Sequence[StageEstimate], rows: int) -> None:
+    """Prints what each stage will take, and the speed-up that the cut promises."""
+    console = Console(width=None if Console().is_terminal else 120)
+    table = Table(title=f"plan: {len(stages)} stages", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    columns = ("stage", "segments", "parameters", "of head", "GFLOPs\na sample", "share\nof head")
+    for column in (*columns, "output\na row", "KiB a row\non link", f"MiB at\n{rows} rows"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for stage in stages:
+        names = stage.segments
+        shape = stage.output_shape
+        table.add_row(
+            str(stage.stage),
+            f"{names[0]} .. {names[-1]}" if len(names) > 1 else names[0],
+            f"{stage.parameters:,}",
+            f"{stage.head_parameters:,}",
+            f"{stage.flops_per_sample / 1e9:.3f}",
+            _show(stage.head_flops_per_sample / max(stage.flops_per_sample, 1), ".1%"),
+            "x".join(map(str, shape)) if shape else "-",
+            f"{stage.link_bytes_per_sample / 1024:.1f}" if shape else "-",
+            f"{stage.memory_bytes / 2**20:.0f}",
+        )
+    console.print(table)
+    console.print(f"predicted speed-up over one process, by FLOPs: {speed_up(stages):.2f}")

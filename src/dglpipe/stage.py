@@ -110,7 +110,9 @@ class Stage:
         self._copies = copies or Copies()
         self._seeds = Seeds(seed, "step", index, self._copies.replica)
         self._parameters = list(self.learner.parameters())
-        self._forward = self._copies.wrap(self.learner)
+        # Without copies the learner has no hooks, and the way around them is the shorter one.
+        wrapped = self._copies.wrap(self.learner)
+        self._forward = self.learner.forward if wrapped is self.learner else wrapped
         self._counter = Counter()
 
     def learning_rate(self, step: int) -> float:
@@ -132,23 +134,33 @@ class Stage:
         """
         self._device.seed(self._seeds.at(step))
         batch = admit(batch, self.settings.precision.name)
+        # The mean over all replicas' rows, although DDP averages replica by replica.
+        share = 1.0 if total is None else len(labels) * self._copies.count / total
+        # Nobody keeps the loss, so its graph is freed before the optimizer works.
+        self._backward(self._local_loss(batch, labels, emit), share)
+        self._step(step)
+
+    def _local_loss(self, batch: Tensor, labels: Tensor, emit: Emit | None) -> Tensor:
         with self._device.autocast(self.settings.precision.name):
             logits: Tensor = self._forward(batch, emit)
             loss = self._loss(logits, labels)
         self._counter.add(loss, logits, labels)
-        # The mean over all replicas' rows, although DDP averages replica by replica.
-        share = 1.0 if total is None else len(labels) * self._copies.count / total
-        self._update(loss if share == 1.0 else loss * share, step)
+        return loss
 
-    def _update(self, loss: Tensor, step: int) -> None:
+    def _backward(self, loss: Tensor, share: float) -> None:
+        if share != 1.0:
+            loss = loss * share
+        if self.scaler is not None:
+            loss = self.scaler.scale(loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def _step(self, step: int) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         if self.scaler is None:
-            loss.backward()  # type: ignore[no-untyped-call]
             self._clip()
             self.optimizer.step()
         else:
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             if self.settings.optimizer.clip is not None:
                 self.scaler.unscale_(self.optimizer)
                 self._clip()

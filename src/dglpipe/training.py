@@ -15,12 +15,14 @@ from dglpipe.config import Config, from_yaml, to_tree, to_yaml
 from dglpipe.data import open_data
 from dglpipe.device import check_precision, choose_backend
 from dglpipe.errors import ConfigError, RunDirError, RunFailedError, UserError
+from dglpipe.estimate import StageEstimate, estimate
 from dglpipe.launcher import launch
 from dglpipe.models import wanted_channels
 from dglpipe.objectives import build_loss
 from dglpipe.process import run_process
 from dglpipe.process_group import ProcessGroup, Store, rendezvous, world_of_launcher
 from dglpipe.rundir import RunDir, default_path, write_json, write_whole
+from dglpipe.stream import Phase
 from dglpipe.summary import header
 from dglpipe.topology import Layout, plan_layout
 from dglpipe.worker import plan_stream
@@ -137,12 +139,17 @@ def _conclude(status: str, config: Config, layout: Layout, run_dir: RunDir) -> N
 def check(config: Config, layout: Layout, local: int) -> None:
     """All that can be known to be wrong before anything is started.
 
+    `pipeline.split=auto` becomes the list that it stands for.
+
     Raises:
         UserError: with the key, what came, what is allowed and what to do.
     """
     source = open_data(config.data, config.seed, wanted_channels(config.model))
     plan_stream(config, source)
-    draw(config, source.description, layout.stages, meta=True).check_logits()
+    blueprint = draw(config, source.description, layout.stages, meta=True)
+    blueprint.check_logits()
+    if config.pipeline.split == "auto":
+        config.pipeline.split = list(blueprint.bounds[1:])
     build_loss(config.method.loss, config.label_smoothing)
     backend = choose_backend(config.pipeline.backend, local)
     for j in range(layout.stages):
@@ -153,6 +160,20 @@ def check(config: Config, layout: Layout, local: int) -> None:
             f"dglpipe: warning: {local} processes x {layout.threads} threads "
             f"(pipeline.threads) on {cores} cores: they will be in each other's way\n"
         )
+
+
+def plan(config: Config) -> tuple[list[StageEstimate], int]:
+    """What the stages of `config` will take, and for how many rows, without training.
+
+    Raises:
+        UserError: as `train` does.
+    """
+    layout = plan_layout(config.pipeline, _cores())
+    source = open_data(config.data, config.seed, wanted_channels(config.model))
+    rows = plan_stream(config, source).largest_rows(Phase.TRAIN)
+    blueprint = draw(config, source.description, layout.stages, meta=True)
+    blueprint.check_logits()
+    return estimate(blueprint, rows), rows
 
 
 def _settle(config: Config, layout: Layout, run_dir: RunDir) -> None:

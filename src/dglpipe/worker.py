@@ -15,7 +15,6 @@ from dglpipe.config import Config
 from dglpipe.data import DataSource
 from dglpipe.device import Device
 from dglpipe.feed import DataFeed, Feed, LinkFeed
-from dglpipe.flops import flops_per_sample
 from dglpipe.link import Receiver, Sender
 from dglpipe.metrics import ENSEMBLE, Reporter, Sums
 from dglpipe.objectives import build_loss
@@ -73,7 +72,7 @@ class Worker:
         self.chain = self._chain(stages)
         self._feed = self._open_feed(source)
         on_paper = draw(config, source.description, self.topology.layout.stages, meta=True)
-        self._flops = {stage.index: flops_per_sample(on_paper, stage.index) for stage in stages}
+        self._flops = {stage.index: on_paper.flops(stage.index) for stage in stages}
         self._testing = False
         self._logged: dict[int, float] = {}
         self._window: tuple[clock.Spent, clock.Spent] | None = None

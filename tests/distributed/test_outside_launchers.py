@@ -13,7 +13,7 @@ from torchvision.io import write_png
 
 from dglpipe.evaluation import evaluate_run
 from dglpipe.rundir import RunDir
-from harness import TORCHRUN, layout, make_config, small, train_world
+from harness import layout, make_config, small, train_world
 
 DROPOUT = "model.dropout=0.2"
 
@@ -71,14 +71,6 @@ def assert_finished_like(plain, run_dir):
     assert evaluated.keys() == summary["test"].keys()
     for key, value in evaluated.items():
         assert value == pytest.approx(summary["test"][key]), key
-
-
-def test_torchrun_gives_the_weights_of_one_process(start, run_dir, plain):
-    """K is the world size where it is left out."""
-    words = (*TORCHRUN, "--nproc-per-node=2", "-m", "dglpipe", "train")
-    run = start(*words, *small(DROPOUT, f"run_dir={run_dir}"))
-    assert run.wait(100) == 0, run.stderr
-    assert_finished_like(plain, run_dir)
 
 
 def test_by_hand(start_ranks, run_dir, plain):

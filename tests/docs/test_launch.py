@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from dglpipe.config import from_yaml
+from harness import layout, train_world
+
 LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 TORCHRUN = Path(sys.executable).parent / "torchrun"
@@ -69,7 +72,8 @@ def test_one_node_calls_torchrun_as_the_readme_does(tmp_path):
 
 @pytest.mark.timeout(240)
 def test_two_machines_on_one(tmp_path):
-    settings = ("1", "run_dir=run", "max_steps=2", "model.width=4", "evaluate.every=0")
+    """Its weights are those of one process; K is the world size where it is left out."""
+    settings = ("1", "run_dir=run", "max_steps=2", "model.width=4", "pipeline.threads=1")
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
@@ -83,7 +87,11 @@ def test_two_machines_on_one(tmp_path):
     assert [machine.returncode for machine in machines] == [0, 0], said
     workers = json.loads((tmp_path / "run" / "workers.json").read_text())
     assert [worker["stages"] for worker in workers] == [[0], [1]]
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["stages"], summary["processes"]) == ("finished", 2, 2)
+    config = from_yaml((tmp_path / "run" / "config.yaml").read_text())
+    plain = train_world(config, layout(2, 1))
+    assert [stage["weights_sha256"] for stage in summary["per_stage"]] == plain.hashes
 
 
 def test_slurm_starts_one_torchrun_a_node(tmp_path):

@@ -102,7 +102,6 @@ def test_a_failed_run_tells_the_cause_and_goes_on(how, rank, start, run_dir, tmp
         assert "ZeroDivisionError: trouble on purpose\nrank 1 (stage 1) failed at step 6" in story
     else:
         cause = story.index("rank 0 (stage 0) was ended by SIGKILL")
-        assert "rank 1 (stage 1) noticed at step" in story
     for secondary in ("lost rank", "closed by peer", "ChildFailedError"):
         assert secondary not in story[:cause]
     last = run.stderr.rstrip().splitlines()[-1]

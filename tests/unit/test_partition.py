@@ -193,7 +193,8 @@ def check_exact(network, shape=(2, 3, 4, 4)):
     parts = cut(traced, range(len(traced.segments)))
     images = torch.randn(*shape)
     for training in (True, False):
-        network.train(training)
+        for module in (network, *parts):
+            module.train(training)
         assert torch.equal(run(parts, images), whole(network, images))
     assert_partition(network, parts)
     return parts
@@ -381,11 +382,35 @@ def error(call, key):
     return str(caught.value)
 
 
-def test_functional_dropout_is_refused():
+def test_functional_dropout_follows_the_mode_of_the_stage():
     block = Net(lambda net, x: F.dropout(net.a(x), 0.5, net.training), a=conv())
-    text = error(lambda: trace(nn.Sequential(block, conv())), "model")
-    assert "got 'dropout in 0'" in text
-    assert "nn.Dropout" in text
+    (first, second) = check_exact(nn.Sequential(block, conv()))
+    images = torch.randn(2, 3, 4, 4)
+    assert not torch.equal(first.train()(images), first.eval()(images))
+    assert second.state_dict().keys() == {"1.weight", "1.bias"}
+
+
+def with_auxiliary(net, x):
+    x = net.a(x)
+    if net.training:
+        auxiliary = F.relu(net.aux(x.mean(dim=(2, 3))), inplace=True)
+        return {"logits": net.b(x), "auxiliary": auxiliary}
+    return net.b(x)
+
+
+def test_the_first_of_several_outputs_is_the_logits():
+    """What only the others need is not run, but its weights stay."""
+    network = Net(with_auxiliary, a=conv(), b=conv(), aux=nn.Linear(3, 3))
+    parts = cut(trace(network), [0, 1])
+    images = torch.randn(2, 3, 4, 4)
+    for training in (True, False):
+        for module in (network, *parts):
+            module.train(training)
+        expected = whole(network, images)
+        expected = expected["logits"] if training else expected
+        assert torch.equal(run(parts, images), expected)
+    assert_partition(network, parts)
+    assert not any(node.target == "aux" for part in parts for node in part.graph.nodes)
 
 
 def test_an_operation_only_in_training_is_refused():
@@ -535,7 +560,7 @@ def test_a_classifier_that_does_not_fit_is_refused():
     assert "segment 0 (0)" in text
 
 
-@pytest.mark.parametrize("spoil", [lambda x: (x, x), lambda x: x.sum(), lambda x: x.flatten(0, 1)])
+@pytest.mark.parametrize("spoil", [lambda x: x.sum(), lambda x: x.flatten(0, 1)])
 def test_outputs_without_a_row_for_each_row_are_refused(spoil):
     traced = trace(Net(lambda net, x: spoil(net.b(net.a(x))), a=conv(), b=conv()))
     text = error(lambda: check_input(traced, (2, 3, 4, 4)), "model")

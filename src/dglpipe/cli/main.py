@@ -15,7 +15,10 @@ USAGE = """usage: dglpipe COMMAND ...
 commands:
   train [OVERRIDES]      train; `dglpipe train --help` lists the settings
   train -m [OVERRIDES]   a sweep: key=value1,value2 makes a run of each
+  plan [OVERRIDES]       the cut and what each stage takes, without training
   evaluate run=RUN_DIR   accuracy of every exit of a finished run
+  export run=RUN_DIR output=FILE.safetensors [exits=true]
+                         the trained network under its own state_dict keys
   models                 networks, heads, data sets and the other choices
   --version              the version
 """
@@ -50,10 +53,12 @@ def run(arguments: Sequence[str]) -> int:
 
 def _commands() -> dict[str, Callable[[Sequence[str]], int]]:
     from dglpipe.cli.evaluate import evaluate
+    from dglpipe.cli.export import export
     from dglpipe.cli.models import models
+    from dglpipe.cli.plan import plan
     from dglpipe.cli.train import train
 
-    return {"train": train, "evaluate": evaluate, "models": models}
+    return {"train": train, "plan": plan, "evaluate": evaluate, "export": export, "models": models}
 
 
 def _status(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:

@@ -36,6 +36,8 @@ from dglpipe.config.model import (
     ModelConfig,
     ResnetCifarConfig,
     ResnetConfig,
+    TimmConfig,
+    TorchvisionConfig,
     VggConfig,
 )
 from dglpipe.config.parse import from_yaml, parse, to_tree, to_yaml
@@ -75,6 +77,8 @@ __all__ = [
     "StageConfig",
     "StepConfig",
     "SyntheticConfig",
+    "TimmConfig",
+    "TorchvisionConfig",
     "VggConfig",
     "from_yaml",
     "parse",

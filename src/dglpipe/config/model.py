@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dglpipe.config.checks import require, require_name, require_number
@@ -79,10 +79,48 @@ class ResnetCifarConfig:
         require_name("model.name", self.name, names)
 
 
-ModelConfig = CnnConfig | VggConfig | ResnetConfig | ResnetCifarConfig | PlugInConfig
+@dataclass(kw_only=True, slots=True)
+class TorchvisionConfig:
+    """Any classification network of torchvision, by its builder's name."""
+
+    family: str = "torchvision"
+    name: str = ""
+    """As `torchvision.models.list_models(module=torchvision.models)` has it."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of the builder."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.name), "model.name", self.name, "the name of a network of torchvision")
+
+
+@dataclass(kw_only=True, slots=True)
+class TimmConfig:
+    """Any network of timm (extra `timm` of the package)."""
+
+    family: str = "timm"
+    name: str = ""
+    """As `timm.list_models()` has it."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of `timm.create_model`."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.name), "model.name", self.name, "the name of a network of timm")
+
+
+ModelConfig = (
+    CnnConfig
+    | VggConfig
+    | ResnetConfig
+    | ResnetCifarConfig
+    | TorchvisionConfig
+    | TimmConfig
+    | PlugInConfig
+)
 MODEL_FAMILIES: dict[str, type[Any]] = {
     "cnn": CnnConfig,
     "vgg": VggConfig,
     "resnet": ResnetConfig,
     "resnet_cifar": ResnetCifarConfig,
+    "torchvision": TorchvisionConfig,
+    "timm": TimmConfig,
 }

@@ -20,7 +20,8 @@ class PipelineConfig:
     replicas: int = 1
     """R, data-parallel copies of the whole chain."""
     split: Any = "even"
-    """`even`, or the list of the first segment of every stage but the first."""
+    """`even` (sizes differ by at most 1), `auto` (by FLOPs: the slowest stage as fast as can
+    be), or the list of the first segment of every stage but the first."""
     threads: int | None = None
     """CPU threads a process; null: max(1, cores // (P x R))."""
     depth: int = 2
@@ -43,8 +44,8 @@ class PipelineConfig:
             numbers = all(isinstance(at, int) and not isinstance(at, bool) for at in self.split)
             require(numbers, "pipeline.split", list(self.split), "a list of whole numbers")
         else:
-            allowed = "even, or the list of the first segment of every stage but the first"
-            require(self.split == "even", "pipeline.split", self.split, allowed)
+            allowed = "even, auto, or the list of the first segment of every stage but the first"
+            require(self.split in ("even", "auto"), "pipeline.split", self.split, allowed)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -15,10 +15,12 @@ from dglpipe.config import (
     PlugInConfig,
     ResnetCifarConfig,
     ResnetConfig,
+    TimmConfig,
+    TorchvisionConfig,
     VggConfig,
 )
 from dglpipe.errors import ConfigError
-from dglpipe.models import cnn, resnet, resnet_cifar, vgg
+from dglpipe.models import cnn, resnet, resnet_cifar, vgg, zoo
 from dglpipe.plugins import build_plug_in
 
 __all__ = ["Entry", "build_network", "catalogue", "wanted_channels"]
@@ -34,9 +36,12 @@ class Entry(NamedTuple):
 
 def catalogue() -> list[Entry]:
     """Every network, family by family."""
-    families = (cnn, vgg, resnet, resnet_cifar)
+    families = (cnn, vgg, resnet, resnet_cifar, zoo)
     known = [Entry(*item) for family in families for item in family.NETWORKS.items()]
     return [*known, Entry("custom", "yours: model.target=package.module:builder, model.args")]
+
+
+_COLOUR = VggConfig | ResnetConfig | ResnetCifarConfig | TorchvisionConfig
 
 
 def wanted_channels(config: ModelConfig) -> int | None:
@@ -44,7 +49,7 @@ def wanted_channels(config: ModelConfig) -> int | None:
 
     The data layer repeats gray images up to it.
     """
-    return 3 if isinstance(config, VggConfig | ResnetConfig | ResnetCifarConfig) else None
+    return 3 if isinstance(config, _COLOUR) else None
 
 
 def build_network(config: ModelConfig, channels: int, classes: int, image_size: int) -> nn.Module:
@@ -73,6 +78,10 @@ def build_network(config: ModelConfig, channels: int, classes: int, image_size: 
         return resnet.build(config, classes)
     if isinstance(config, ResnetCifarConfig):
         return resnet_cifar.build(config, classes)
+    if isinstance(config, TorchvisionConfig):
+        return zoo.build_torchvision(config, classes)
+    if isinstance(config, TimmConfig):
+        return zoo.build_timm(config, channels, classes)
     return _custom(config, channels=channels, classes=classes, image_size=image_size)
 
 

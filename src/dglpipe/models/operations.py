@@ -65,6 +65,7 @@ class Operations:
 
     def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
         # A reference to weights is no operation: every stage makes its own where it needs it.
+        self.entry: fx.Node
         self.entry, *nodes, end = (node for node in graph.nodes if node.op != "get_attr")
         self.nodes: list[fx.Node] = nodes
         self.output: Argument = end.args[0]

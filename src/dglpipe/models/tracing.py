@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import itertools
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.node import Argument, map_aggregate
 
 from dglpipe.errors import ConfigError
 
@@ -21,12 +22,15 @@ from dglpipe.errors import ConfigError
 def symbolic_graph(network: nn.Module) -> fx.Graph:
     """Traces `network`, on any device, meta included, without running it.
 
-    Only the first argument of its forward is an input; the others keep their defaults.
-    Tensors that the forward makes become plain attributes of the network.
+    Only the first argument of its forward is an input; the others keep their defaults. Of an
+    output that is a tuple, a list or a dict, the first entry is the logits; what only the
+    others need (auxiliary classifiers) is left out. An argument that is `self.training` in
+    the forward reads that of the module which runs the graph. Tensors that the forward makes
+    become plain attributes of the network.
 
     Raises:
         ConfigError: the network cannot be traced, or does other operations in training than
-            in evaluation (functional dropout, say: one trace would be wrong in one of them).
+            in evaluation.
     """
     modes = [(module, module.training) for module in network.modules()]
     try:
@@ -35,8 +39,7 @@ def symbolic_graph(network: nn.Module) -> fx.Graph:
     finally:
         for module, training in modes:
             module.training = training
-    _refuse_difference(learning, testing)
-    return testing.graph
+    return _merged(learning, testing)
 
 
 class _Tracer(fx.Tracer):
@@ -54,8 +57,8 @@ class _Tracer(fx.Tracer):
 @dataclass(frozen=True, slots=True)
 class _Trace:
     graph: fx.Graph
-    lines: list[str]
-    """One a node, with all its arguments."""
+    constants: dict[str, str]
+    """Values of the tensors that the forward makes, by the name of their attribute."""
 
 
 _CONSTANT = "_tensor_constant"
@@ -84,12 +87,44 @@ def _trace(network: nn.Module) -> _Trace:
     device = next((weights.device for weights in network.parameters()), None)
     for name in constants:
         setattr(network, name, getattr(network, name).to(device))
-    return _Trace(graph, [_line(node, constants) for node in graph.nodes])
+    _leave_logits(graph)
+    return _Trace(graph, constants)
 
 
-def _line(node: fx.Node, constants: dict[str, str]) -> str:
-    value = constants.get(str(node.target), "")
-    return f"{node.op} {node.target} {node.args} {node.kwargs} {value}"
+def _leave_logits(graph: fx.Graph) -> None:
+    """Reduces an output of several values to the first, and drops what only others need."""
+    end = next(node for node in reversed(graph.nodes) if node.op == "output")
+    others = _needed(end.all_input_nodes)
+    parts = _parts(end.args[0])
+    while parts:
+        end.args = (parts[0],)
+        parts = _parts(parts[0])
+    spare = others - _needed(end.all_input_nodes)
+    for node in reversed(graph.nodes):
+        if node in spare and not node.users:
+            graph.erase_node(node)
+
+
+def _parts(value: Any) -> list[Any]:
+    """What a tuple, a list, a dict, or an operation that makes a named tuple, is made of."""
+    if isinstance(value, fx.Node):
+        named = isinstance(value.target, type) and issubclass(value.target, tuple)
+        return [*value.args, *value.kwargs.values()] if named else []
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, tuple | list) else []
+
+
+def _needed(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """`nodes`, and all that they are computed from."""
+    needed: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting += node.all_input_nodes
+    return needed
 
 
 def _scene(error: Exception, network: nn.Module) -> str:
@@ -107,14 +142,87 @@ def name_of(node: fx.Node) -> str:
     return name
 
 
-def _refuse_difference(learning: _Trace, testing: _Trace) -> None:
-    lines = itertools.zip_longest(learning.lines, testing.lines)
-    differing = next((at for at, (one, other) in enumerate(lines) if one != other), None)
-    if differing is None:
-        return
-    longer = max(learning, testing, key=lambda trace: len(trace.lines))
-    node = list(longer.graph.nodes)[differing]
+def _merged(learning: _Trace, testing: _Trace) -> fx.Graph:
+    """The graph of `testing`, with the mode in the place of arguments that are True in
+    training and False in evaluation."""
+    graph = testing.graph
+    modes = _Modes(graph)
+    same: dict[fx.Node, fx.Node] = {}
+    for one, other in itertools.zip_longest(learning.graph.nodes, list(graph.nodes)):
+        if one is None or other is None or not _is_same(one, other, learning, testing):
+            raise _differing(one or other)
+        try:
+            args = modes.blend(one.args, other.args, same)
+            kwargs = modes.blend(one.kwargs, other.kwargs, same)
+        except _DifferenceError:
+            raise _differing(one) from None
+        other.args, other.kwargs = args, kwargs
+        same[one] = other
+    return graph
+
+
+def _is_same(one: fx.Node, other: fx.Node, learning: _Trace, testing: _Trace) -> bool:
+    """Whether two nodes do the same, their arguments aside."""
+    values = [
+        trace.constants.get(str(node.target)) for trace, node in ((learning, one), (testing, other))
+    ]
+    if None not in values:
+        return values[0] == values[1]
+    return (one.op, one.target) == (other.op, other.target)
+
+
+_MISSING = object()
+
+
+class _DifferenceError(Exception):
+    """Two arguments differ otherwise than by the mode."""
+
+
+class _Modes:
+    """Writes the mode of the module that runs the graph into arguments.
+
+    Args:
+        graph: gets a node that reads `training` where one is needed.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._graph = graph
+        self._node: fx.Node | None = None
+
+    def blend(self, learning: Argument, testing: Argument, same: Mapping[fx.Node, fx.Node]) -> Any:
+        """`testing`, with the mode where `learning` says True and it says False.
+
+        Args:
+            same: nodes of the one graph, and those of the other that do the same.
+        """
+        values: list[Any] = []
+        map_aggregate(learning, values.append)
+        left = iter(values)
+
+        def blended(value: Any) -> Any:
+            other = next(left, _MISSING)
+            if isinstance(other, fx.Node):
+                other = same.get(other)
+            if other is True and value is False:
+                return self._mode()
+            if type(other) is not type(value) or other != value:
+                raise _DifferenceError
+            return value
+
+        result = map_aggregate(testing, blended)
+        if next(left, _MISSING) is not _MISSING:
+            raise _DifferenceError
+        return result
+
+    def _mode(self) -> fx.Node:
+        if self._node is None:
+            with self._graph.inserting_after(next(iter(self._graph.nodes))):
+                self._node = self._graph.get_attr("training")
+        return self._node
+
+
+def _differing(node: fx.Node) -> ConfigError:
     where = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
     got = f"{name_of(node)}{f' in {where[-1]}' if where else ''}"
-    hint = "Use a module (nn.Dropout, say) in place of an operation that reads self.training"
-    raise ConfigError("model", got, "the same operations in training and evaluation", hint)
+    hint = "An argument may be self.training; what is done may not depend on it otherwise"
+    return ConfigError("model", got, "the same operations in training and evaluation", hint)

@@ -1,0 +1,77 @@
+"""What a program may call: `train`, `load`, `split`, under these names in `dglpipe`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dglpipe.balance import balanced
+from dglpipe.config import Config, parse
+from dglpipe.costs import flop_costs
+from dglpipe.partition import boundaries, check_input, cut, trace
+from dglpipe.trained import Trained, load_run
+from dglpipe.training import train as train_config
+
+
+def train(config: Config | Mapping[str, Any]) -> dict[str, Any]:
+    """Trains as `dglpipe train` does, with processes of its own on this machine.
+
+    Args:
+        config: as `dglpipe.cli.compose` makes it from overrides, or the tree of a
+            `config.yaml`.
+
+    Returns:
+        The summary, as in `summary.json`.
+
+    Raises:
+        UserError: nothing was trained.
+        RunFailedError: a process failed.
+    """
+    return train_config(config if isinstance(config, Config) else parse(config))
+
+
+def load(run_dir: str | os.PathLike[str]) -> Trained:
+    """The network of a finished run with its exits, in evaluation mode, on the CPU.
+
+    `network(x)` are its logits, `network(x, exit=j)` those of stage j, which run no stage
+    above it, `network.ensemble(x)` the weighted softmax of all exits.
+
+    Raises:
+        RunDirError: not the directory of a finished run.
+    """
+    return load_run(Path(run_dir))
+
+
+def split(
+    network: nn.Module, stages: int, input_shape: Sequence[int], at: Sequence[int] | None = None
+) -> list[nn.Module]:
+    """Cuts `network` into modules that, one after the other, are the network, bit for bit.
+
+    They share its parameters and buffers and keep its `state_dict` keys.
+
+    Args:
+        stages: K.
+        input_shape: of one row, (C, H, W).
+        at: first segment of every module but the first; None: the cut whose dearest module
+            has the fewest FLOPs.
+
+    Raises:
+        ConfigError: a network that cannot be traced, more stages than segments, or images
+            that do not fit.
+    """
+    traced = trace(network)
+    count = len(traced.segments)
+    names = [segment.name for segment in traced.segments]
+    if at is not None:
+        return [*cut(traced, boundaries(list(at), count, stages, names))]
+    boundaries("even", count, stages, names)  # refuses too many stages
+    shapes = check_input(traced, (2, *input_shape))
+    rows = [tuple(input_shape), *(shape[1:] for shape in shapes[:-1])]
+    costs = flop_costs(traced, rows, lambda _at, _row: nn.Identity(), item_bytes=4)
+    bounds = balanced(costs, stages)
+    assert bounds is not None, "every cut fits"
+    return [*cut(traced, bounds)]

@@ -1,0 +1,45 @@
+"""`dglpipe plan`: the cut, and what its stages take, without training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dglpipe.cli.compose import compose, take_apart
+from dglpipe.errors import UserError
+from dglpipe.estimate import speed_up
+from dglpipe.report import plan_table
+from dglpipe.training import plan as plan_run
+
+
+def plan(arguments: Sequence[str]) -> int:
+    """Prints a line a stage and writes them to `output` if that is given."""
+    output = [word.partition("=")[2] for word in arguments if word.startswith("output=")]
+    parts = take_apart([word for word in arguments if not word.startswith("output=")])
+    if parts.sweep or parts.flags or parts.run_dir or len(output) > 1:
+        raise UserError(f"plan: got {' '.join(arguments)!r}; allowed: OVERRIDES [output=FILE.json]")
+    stages, rows = plan_run(compose(parts))
+    plan_table(stages, rows)
+    if output:
+        _write(
+            Path(output[0]),
+            {
+                "rows": rows,
+                "predicted_speed_up": speed_up(stages),
+                "per_stage": [
+                    {**dataclasses.asdict(stage), "memory_bytes": stage.memory_bytes}
+                    for stage in stages
+                ],
+            },
+        )
+    return 0
+
+
+def _write(path: Path, tree: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(tree, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"output: got {path}; it cannot be written: {error.strerror}") from error

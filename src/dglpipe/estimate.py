@@ -1,0 +1,111 @@
+"""What a run will take, stage by stage, known before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from dglpipe.blueprint import Blueprint
+from dglpipe.config import SgdConfig
+from dglpipe.flops import count_flops, saved_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StageEstimate:
+    """One stage with its head.
+
+    Attributes:
+        segments: names.
+        parameters: of the segments; `head_parameters` of the head.
+        flops_per_sample: forward and backward, head included; `head_flops_per_sample` is the
+            head's part. A multiply-add is 2.
+        output_shape: of a row on the link; None for the last stage.
+        link_bytes_per_sample: of such a row; 0 for the last stage.
+        weight_bytes: of parameters, their gradients and buffers.
+        optimizer_bytes: of its state.
+        activation_bytes: what a step keeps for backward, and the buffers of the links.
+    """
+
+    stage: int
+    segments: tuple[str, ...]
+    parameters: int
+    head_parameters: int
+    flops_per_sample: int
+    head_flops_per_sample: int
+    output_shape: tuple[int, ...] | None
+    link_bytes_per_sample: int
+    weight_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+
+    @property
+    def memory_bytes(self) -> int:
+        """All three; a process starts at some hundred megabytes of libraries besides."""
+        return self.weight_bytes + self.optimizer_bytes + self.activation_bytes
+
+
+def estimate(blueprint: Blueprint, rows: int) -> list[StageEstimate]:
+    """Every stage.
+
+    Args:
+        blueprint: drawn on meta.
+        rows: of a step on one replica.
+    """
+    return [_stage(blueprint, j, rows) for j in range(len(blueprint.modules))]
+
+
+def speed_up(stages: Sequence[StageEstimate]) -> float:
+    """Of a process a stage over one process for all, if FLOPs were time and links free: sum /
+    slowest."""
+    work = [stage.flops_per_sample for stage in stages]
+    return sum(work) / max(*work, 1)
+
+
+def _stage(blueprint: Blueprint, j: int, rows: int) -> StageEstimate:
+    last = j == len(blueprint.modules) - 1
+    learner = blueprint.learner(j)
+    own, head = _count(learner.segments), _count(learner.head) if learner.head else 0
+    shape = blueprint.input_shape(j)
+    flops = blueprint.flops(j)
+    head_flops = 0
+    if learner.head is not None:
+        read = blueprint.fields[j].shape
+        # The head's own forward and backward, and the gradient that the stage learns from.
+        head_flops = count_flops(learner.head, read, input_gradient=True)
+    whole = nn.Sequential(learner.segments, *filter(None, [learner.head]))
+    narrow = blueprint.precision(j) != "fp32"
+    activations = saved_bytes(whole, shape) // (2 if narrow else 1)
+    return StageEstimate(
+        stage=j,
+        segments=blueprint.segments[j],
+        parameters=own,
+        head_parameters=head,
+        flops_per_sample=flops,
+        head_flops_per_sample=head_flops,
+        output_shape=None if last else blueprint.fields[j].shape,
+        link_bytes_per_sample=0 if last else blueprint.fields[j].row_bytes,
+        weight_bytes=2 * 4 * (own + head) + sum(b.nbytes for b in whole.buffers()),
+        optimizer_bytes=4 * (own + head) * _states(blueprint, j),
+        activation_bytes=rows * (activations + _buffers(blueprint, j)),
+    )
+
+
+def _states(blueprint: Blueprint, j: int) -> int:
+    """Numbers that the optimizer keeps for each weight."""
+    optimizer = blueprint.config.stage(j).optimizer
+    if isinstance(optimizer, SgdConfig):
+        return int(optimizer.momentum > 0)
+    return 2
+
+
+def _buffers(blueprint: Blueprint, j: int) -> int:
+    """Bytes a sample of the link's buffers: D to receive into, one to send from."""
+    received = blueprint.fields[j - 1].row_bytes * blueprint.config.pipeline.depth if j else 0
+    sent = blueprint.fields[j].row_bytes if j < len(blueprint.fields) else 0
+    return received + sent
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,124 @@
+"""A trained network with its exits, from a run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from dglpipe.blueprint import Blueprint, draw
+from dglpipe.config import from_yaml
+from dglpipe.data import open_data
+from dglpipe.errors import ConfigError, RunDirError
+from dglpipe.models import wanted_channels
+from dglpipe.rundir import RunDir
+from dglpipe.stage import LocalLearner, admit
+from dglpipe.weights import apart, load, load_tensors, save
+
+EXITS = "exits."
+
+
+class Trained(nn.Module):
+    """All stages of a run, in evaluation mode: logits from any exit.
+
+    Attributes:
+        stages: `LocalLearner`s in order, with segments and head each.
+    """
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(blueprint.learner(j) for j in range(len(blueprint.modules)))
+        self._precisions = [blueprint.precision(j) for j in range(len(self.stages))]
+
+    def forward(self, batch: Tensor, exit: int | None = None) -> Tensor:
+        """Logits (B, N) of `batch` (B, C, H, W), normalised as in training.
+
+        Args:
+            exit: j; the stages above it are not run. None: the last, the network itself.
+
+        Raises:
+            ConfigError: there is no such exit.
+        """
+        count = len(self.stages)
+        end = count - 1 if exit is None else exit
+        if not 0 <= end < count:
+            raise ConfigError("exit", exit, f"0 to {count - 1}")
+        for j in range(end):
+            batch = self._learner(j).segments(self._admit(j, batch))
+        logits: Tensor = self._learner(end)(self._admit(end, batch), None)
+        return logits
+
+    def exits(self, batch: Tensor) -> list[Tensor]:
+        """Logits (B, N) of every exit, in one pass."""
+        logits = []
+        for j in range(len(self.stages)):
+            learner = self._learner(j)
+            batch = learner.segments(self._admit(j, batch))
+            logits.append(batch if learner.head is None else learner.head(batch))
+        return logits
+
+    def _learner(self, j: int) -> LocalLearner:
+        return cast(LocalLearner, self.stages[j])
+
+    def _admit(self, j: int, batch: Tensor) -> Tensor:
+        return admit(batch, self._precisions[j])
+
+    def ensemble(self, batch: Tensor) -> Tensor:
+        """Mean of the softmax (B, N) of all exits, weighted 2^j (the paper's section 4.2)."""
+        found = self.exits(batch)
+        weights = [2.0**j for j in range(len(found))]
+        parts = [
+            w * torch.softmax(one.float(), dim=1) for w, one in zip(weights, found, strict=True)
+        ]
+        return torch.stack(parts).sum(dim=0) / sum(weights)
+
+
+def load_run(path: Path) -> Trained:
+    """The network of a finished run with its final weights, on the CPU, in evaluation mode.
+
+    Raises:
+        RunDirError: `path` is not the directory of a finished run.
+    """
+    blueprint, run_dir = _open(path)
+    trained = Trained(blueprint)
+    for j, stage in enumerate(trained.stages):
+        load_tensors(cast(LocalLearner, stage), load(run_dir.final(j)))
+    return trained.eval()
+
+
+def export_run(path: Path, output: Path, exits: bool = False) -> int:
+    """Writes the trained network as safetensors under its own `state_dict` keys.
+
+    Args:
+        exits: the heads too, under `exits.<j>.` + key.
+
+    Returns:
+        How many tensors were written.
+
+    Raises:
+        RunDirError: `path` is not the directory of a finished run.
+    """
+    blueprint, run_dir = _open(path, meta=True)
+    tensors: dict[str, Tensor] = {}
+    for j, module in enumerate(blueprint.modules):
+        own, head = apart(load(run_dir.final(j)), set(module.state_dict()))
+        tensors |= own
+        if exits:
+            tensors |= {f"{EXITS}{j}.{key}": value for key, value in head.items()}
+    save(output, tensors)
+    return len(tensors)
+
+
+def _open(path: Path, meta: bool = False) -> tuple[Blueprint, RunDir]:
+    run_dir = RunDir(path)
+    status = run_dir.status()
+    if status != "finished":
+        raise RunDirError(
+            f"run: {path} holds {f'a run that is {status}' if status else 'no run'}; "
+            "give one that is finished"
+        )
+    config = from_yaml(run_dir.config.read_text())
+    source = open_data(config.data, config.seed, wanted_channels(config.model))
+    return draw(config, source.description, config.pipeline.stages or 1, meta=meta), run_dir

@@ -1,0 +1,144 @@
+"""What a finished run gives: exits, and the network under its own keys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torchvision.models import resnet18
+
+import dglpipe
+from dglpipe.config import to_tree
+from dglpipe.data import Request, open_data
+from dglpipe.errors import ConfigError, RunDirError
+from dglpipe.rundir import RunDir
+from harness import make_config, small
+
+STAGES = 3
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The directory of a run of ResNet-18 in one process."""
+    path = tmp_path_factory.mktemp("trained") / "run"
+    config = make_config(
+        "model=resnet18", f"pipeline.stages={STAGES}", "pipeline.processes=1", "max_steps=2"
+    )
+    config.run_dir = str(path)
+    dglpipe.train(to_tree(config))
+    return path, config
+
+
+def images(config):
+    source = open_data(config.data, config.seed, 3)
+    rows = torch.arange(source.description.test)
+    ((batch, labels),) = source.load().batches([Request(False, 1, rows)])
+    return batch, labels
+
+
+@torch.no_grad()
+def test_exits_are_those_of_the_run(finished):
+    path, config = finished
+    network = dglpipe.load(path)
+    batch, labels = images(config)
+    told = json.loads(RunDir(path).summary.read_text())["test"]
+    exits = network.exits(batch)
+    assert len(exits) == STAGES
+    for j, logits in enumerate(exits):
+        assert torch.equal(network(batch, exit=j), logits)
+        found = (logits.argmax(dim=1) == labels).float().mean().item()
+        assert found == pytest.approx(told["accuracy"][j], abs=1e-6)
+    assert torch.equal(network(batch), exits[-1])
+    ensemble = network.ensemble(batch)
+    assert torch.allclose(ensemble.sum(dim=1), torch.ones(len(batch)))
+    hits = (ensemble.argmax(dim=1) == labels).float().mean().item()
+    assert hits == pytest.approx(told["ensemble_accuracy"], abs=1e-6)
+    with pytest.raises(ConfigError, match="exit: got 3; allowed: 0 to 2"):
+        network(batch, exit=3)
+
+
+@torch.no_grad()
+def test_an_export_is_torchvisions_own_network(finished, start, tmp_path):
+    path, config = finished
+    run = start("export", f"run={path}", f"output={tmp_path / 'a.safetensors'}", "exits=true")
+    assert run.wait() == 0, run.stderr
+    tensors = load_file(tmp_path / "a.safetensors")
+    exits = {key for key in tensors if key.startswith("exits.")}
+    assert {key.split(".")[1] for key in exits} == {"0", "1"}
+    network = resnet18(num_classes=10)
+    network.load_state_dict({k: v for k, v in tensors.items() if k not in exits}, strict=True)
+    batch, _ = images(config)
+    expected = dglpipe.load(path)(batch)
+    assert torch.allclose(network.eval()(batch), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run=RUN",), "allowed: run=RUN_DIR output=FILE.safetensors"),
+        (("run=RUN", "output=a.bin"), "ends in .safetensors"),
+        (("run=RUN", "output=a.safetensors", "exits=maybe"), "allowed: run=RUN_DIR"),
+        (("run=nowhere", "output=a.safetensors"), "holds no run"),
+        (("run=RUN", "output=/proc/none/a.safetensors"), "cannot be written"),
+    ],
+)
+def test_wrong_words_of_an_export(words, said, finished, start):
+    run = start("export", *(word.replace("RUN", str(finished[0]), 1) for word in words))
+    assert run.wait() == 2
+    assert said in run.stderr
+
+
+def test_the_python_of_the_documents_runs(finished, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "first").symlink_to(finished[0])
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs/python.md").read_text()
+    names = {}
+    exec(text.partition("```python\n")[2].partition("```")[0], names)
+    assert names["x"].shape == names["logits"].shape == names["weighted"].shape == (2, 10)
+    assert not torch.equal(names["early"], names["logits"])
+
+
+def test_loading_what_is_no_run(tmp_path):
+    with pytest.raises(RunDirError, match="holds no run"):
+        dglpipe.load(tmp_path)
+
+
+def test_plan(start, tmp_path):
+    words = small("pipeline.stages=3", "pipeline.split=auto", "head=linear")
+    run = start("plan", *words, f"output={tmp_path / 'plan.json'}")
+    assert run.wait() == 0, run.stderr
+    assert "predicted speed-up" in run.stdout
+    told = json.loads((tmp_path / "plan.json").read_text())
+    stages = told["per_stage"]
+    assert len(stages) == 3
+    work = [stage["flops_per_sample"] for stage in stages]
+    assert told["predicted_speed_up"] == pytest.approx(sum(work) / max(work))
+    assert stages[-1]["output_shape"] is None
+    assert all(stage["memory_bytes"] > 0 for stage in stages)
+    # Of stage 0: a convolution of 1 to 4 channels, 8x8, forward and the weights' gradient ...
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_automatic_cut_is_written_down_as_a_list(tmp_path):
+    config = make_config("pipeline.split=auto", "pipeline.processes=1", "max_steps=1")
+    config.run_dir = str(tmp_path / "run")
+    summary = dglpipe.train(config)
+    cut = len(summary["per_stage"][0]["segments"])
+    assert f"split:\n  - {cut}\n" in RunDir(tmp_path / "run").config.read_text()
+
+
+def test_split():
+    network = resnet18(num_classes=10).eval()
+    batch = torch.randn(2, 3, 64, 64)
+    for at in (None, [1, 2]):
+        parts = dglpipe.split(network, 3, (3, 64, 64), at)
+        assert len(parts) == 3
+        with torch.no_grad():
+            assert torch.equal(torch.nn.Sequential(*parts)(batch), network(batch))
+    assert all(weights.device.type == "cpu" for weights in network.parameters())
+    with pytest.raises(ConfigError, match=r"pipeline\.stages: got 99; allowed: 1 to 9"):
+        dglpipe.split(network, 99, (3, 64, 64))

@@ -1,0 +1,70 @@
+"""The best cut, against all cuts."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dglpipe.balance import Costs, balanced
+
+
+def every_cut(count, stages):
+    return [[0, *rest] for rest in itertools.combinations(range(1, count), stages - 1)]
+
+
+@st.composite
+def problems(draw):
+    count = draw(st.integers(1, 8))
+    numbers = st.lists(st.integers(0, 9), min_size=count, max_size=count)
+    segments, gradients = draw(numbers), draw(numbers)
+    costs = Costs(
+        segments=tuple(a + b for a, b in zip(segments, gradients, strict=True)),
+        input_gradients=tuple(gradients),
+        heads=tuple(draw(numbers)[1:]),
+        links=tuple(draw(numbers)[1:]),
+    )
+    return costs, draw(st.integers(1, count)), draw(st.integers(1, count))
+
+
+@given(problems())
+@settings(max_examples=300, deadline=None)
+def test_no_cut_is_better(problem):
+    costs, stages, longest = problem
+    count = len(costs.segments)
+
+    def fits(first, end):
+        return end - first <= longest
+
+    def value(bounds):
+        return max(costs.stages(bounds)), sum(costs.links[at - 1] for at in bounds[1:])
+
+    allowed = [
+        bounds
+        for bounds in every_cut(count, stages)
+        if all(fits(*span) for span in itertools.pairwise([*bounds, count]))
+    ]
+    found = balanced(costs, stages, fits)
+    if not allowed:
+        assert found is None
+    else:
+        assert found in allowed
+        assert value(found) == min(map(value, allowed))
+
+
+def test_a_head_and_the_gradient_of_the_input_count():
+    """10 10 10 10: the head makes stage 0 dearer, the missing gradient makes stage 1 cheaper."""
+    even = Costs((10, 10, 10, 10), (0, 0, 0, 0), (0, 0, 0), (1, 1, 1))
+    assert balanced(even, 2) == [0, 2]
+    heavy = Costs((10, 10, 10, 10), (0, 0, 0, 0), (11, 11, 11), (1, 1, 1))
+    assert balanced(heavy, 2) == [0, 1]
+    free = Costs((10, 10, 10, 10), (0, 9, 0, 0), (0, 0, 0), (1, 1, 1))
+    assert free.stages([0, 1]) == [10, 21]
+
+
+@pytest.mark.parametrize("links", [(5, 1, 5), (1, 5, 5), (5, 5, 1)])
+def test_of_equal_cuts_the_one_with_the_smaller_message_wins(links):
+    costs = Costs((0, 9, 0, 0), (0, 0, 0, 0), (0, 0, 0), links)
+    assert balanced(costs, 2) == [0, 1 + links.index(1)]
