@@ -16,7 +16,7 @@ KWARGS = {
     "googlenet": {"init_weights": False},
     "inception_v3": {"init_weights": False},
 }
-SIZES = {"inception_v3": 96, "vit_h_14": 56, "maxvit_t": 224}
+SIZES = {"inception_v3": 299, "vit_h_14": 56, "maxvit_t": 224}
 """Pixels; 64 where nothing is said."""
 
 
