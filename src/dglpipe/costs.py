@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from dglpipe.balance import Costs
-from dglpipe.flops import count_flops, on_meta
-from dglpipe.partition import Traced
+from dglpipe.flops import count_flops
+from dglpipe.partition import Traced, on_meta
 
 HeadAt = Callable[[int, tuple[int, ...]], nn.Module]
 """The head of a cut in front of a segment, for features of a shape a row."""

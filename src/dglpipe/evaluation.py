@@ -13,7 +13,6 @@ from dglpipe.clock import Clock
 from dglpipe.config import Config, from_yaml
 from dglpipe.data import open_data
 from dglpipe.device import Device
-from dglpipe.errors import RunDirError
 from dglpipe.feed import DataFeed
 from dglpipe.models import wanted_channels
 from dglpipe.objectives import build_loss
@@ -33,12 +32,7 @@ def evaluate_run(path: Path) -> dict[str, Any]:
         RunDirError: `path` is not the directory of a finished run.
     """
     run_dir = RunDir(path)
-    status = run_dir.status()
-    if status != "finished":
-        raise RunDirError(
-            f"run: {path} holds {f'a run that is {status}' if status else 'no run'}; "
-            "give one that is finished"
-        )
+    run_dir.require_finished()
     config = from_yaml(run_dir.config.read_text())
     result = _evaluate(config, run_dir)
     write_json(run_dir.evaluation, result)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ def count_flops(module: Function, shape: Sequence[int], input_gradient: bool = F
         shape: of one row.
         input_gradient: whether the gradient of the batch is made too.
     """
-    # Loads a compiler; nothing before the end of a run, or an automatic cut, needs it.
+    # Loads a compiler, which takes seconds.
     from torch.utils.flop_counter import FlopCounterMode
 
     batch = torch.zeros(ROWS, *shape, device="meta", requires_grad=input_gradient)
@@ -64,31 +63,14 @@ def _convolution_backward(
     return int(forward) * (bool(output_mask[0]) + bool(output_mask[1]))
 
 
-def on_meta(module: nn.Module) -> Function:
-    """`module` with meta tensors in the place of its own, which stay as they are."""
-    named = itertools.chain(
-        module.named_parameters(remove_duplicate=False),
-        module.named_buffers(remove_duplicate=False),
-    )
-    tensors = {
-        name: torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
-        for name, tensor in named
-    }
-    return lambda batch: cast(
-        Tensor, torch.func.functional_call(module, tensors, (batch,), tie_weights=False)
-    )
-
-
-def saved_bytes(module: nn.Module, shape: Sequence[int], input_too: bool = False) -> int:
+def saved_bytes(module: nn.Module, shape: Sequence[int]) -> int:
     """Bytes a sample that autograd keeps from forward to backward, in full precision.
 
     Args:
-        module: on meta; (B, *shape) -> one tensor.
-        input_too: whether the batch itself counts where it is kept.
+        module: on meta; (B, *shape) -> one tensor. The batch itself does not count.
     """
     batch = torch.zeros(ROWS, *shape, device="meta")
-    own = [batch] if not input_too else []
-    known = {tensor.untyped_storage()._cdata for tensor in (*own, *module.parameters())}
+    known = {tensor.untyped_storage()._cdata for tensor in (batch, *module.parameters())}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

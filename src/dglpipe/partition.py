@@ -21,7 +21,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -341,7 +341,8 @@ def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
     shapes = []
     for at, (segment, stage) in enumerate(zip(traced.segments, traced.pieces, strict=True)):
         try:
-            output = _run_on_meta(stage, batch)
+            with torch.no_grad(), ShapesOnly():
+                output = on_meta(stage)(batch)
         except Exception as error:  # shape errors come as RuntimeError, ValueError, IndexError
             raise _unfit(traced, at, batch.shape, shape, str(error)) from error
         if not isinstance(output, Tensor) or output.shape[:1] != batch.shape[:1]:
@@ -375,14 +376,19 @@ class ShapesOnly(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _run_on_meta(stage: nn.Module, batch: Tensor) -> object:
-    """Runs `stage` with meta tensors in place of its own, which stay as they are."""
+def on_meta(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """`module` with meta tensors in the place of its own, which stay as they are."""
     named = itertools.chain(
-        stage.named_parameters(remove_duplicate=False), stage.named_buffers(remove_duplicate=False)
+        module.named_parameters(remove_duplicate=False),
+        module.named_buffers(remove_duplicate=False),
     )
-    meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in named}
-    with torch.no_grad(), ShapesOnly():
-        return torch.func.functional_call(stage, meta, (batch,), tie_weights=False)
+    tensors = {
+        name: torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
+        for name, tensor in named
+    }
+    return lambda batch: cast(
+        Tensor, torch.func.functional_call(module, tensors, (batch,), tie_weights=False)
+    )
 
 
 def _unfit(
@@ -391,8 +397,7 @@ def _unfit(
     name = traced.segments[at].name
     if at == 0 and "channels" in reason:
         got, wanted = f"images of {shape[1]} channels", "images of the network's own channels"
-        raise_hint = f"Segment 0 ({name}): {reason.partition(chr(10))[0]}"
-        return ConfigError("model", got, wanted, raise_hint)
+        return ConfigError("model", got, wanted, f"Segment 0 ({name}): {reason.splitlines()[0]}")
     allowed = f"images that segment {at} ({name}) of the network can work on"
     first_line = reason.partition("\n")[0]
     hint = f"It fails on an input of shape {tuple(incoming[1:])} a row: {first_line}"

@@ -76,6 +76,15 @@ class RunDir:
             return str(json.loads(self.summary.read_text())["status"])
         return "unfinished" if self.config.is_file() else None
 
+    def require_finished(self) -> None:
+        """Raises RunDirError if this is not the directory of a finished run."""
+        status = self.status()
+        if status != "finished":
+            raise RunDirError(
+                f"run: {self.path} holds {f'a run that is {status}' if status else 'no run'}; "
+                "give one that is finished"
+            )
+
     def check(self, resume: str) -> None:
         """Whether a run may use the directory; touches nothing.
 

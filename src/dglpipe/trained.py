@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dglpipe.blueprint import Blueprint, draw
 from dglpipe.config import from_yaml
 from dglpipe.data import open_data
-from dglpipe.errors import ConfigError, RunDirError
+from dglpipe.errors import ConfigError
 from dglpipe.models import wanted_channels
 from dglpipe.rundir import RunDir
 from dglpipe.stage import LocalLearner, admit
@@ -113,12 +113,7 @@ def export_run(path: Path, output: Path, exits: bool = False) -> int:
 
 def _open(path: Path, meta: bool = False) -> tuple[Blueprint, RunDir]:
     run_dir = RunDir(path)
-    status = run_dir.status()
-    if status != "finished":
-        raise RunDirError(
-            f"run: {path} holds {f'a run that is {status}' if status else 'no run'}; "
-            "give one that is finished"
-        )
+    run_dir.require_finished()
     config = from_yaml(run_dir.config.read_text())
     source = open_data(config.data, config.seed, wanted_channels(config.model))
     return draw(config, source.description, config.pipeline.stages or 1, meta=meta), run_dir
