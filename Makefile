@@ -7,6 +7,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Two tests at a time: a run under test is two processes or more, and times are limited.
+PARALLEL := -n 2 --dist worksteal
 
 BIN := $(VENV)/bin
 # The checkout that this virtual environment was last installed from, if it is another one.
@@ -20,10 +22,10 @@ quickstart: $(VENV)/.dglpipe-run ## train on the embedded data set in two proces
 	$(BIN)/dglpipe train $(ARGS)
 
 test: $(VENV)/.dglpipe-test ## the test suite, without what takes longer than a minute
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.dglpipe-test ## the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: $(VENV)/.dglpipe-dev ## style, format and types
 	$(BIN)/python -m ruff check .

@@ -20,7 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import quantiles
 from typing import Any
 
 import torch
@@ -156,23 +156,8 @@ def main() -> None:
         rows = sorted((answers.get() for _ in range(2)), key=lambda row: row["rank"])
     for row in rows:
         tell(row)
-    speed = reference()
-    sys.stdout.write(f"a Python loop of 100,000 additions takes {speed:.1f} ms\n")
     if arguments.output:
-        result = {"rows": rows, "milliseconds_of_100000_additions": speed}
-        Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n")
-
-
-def reference() -> float:
-    """Milliseconds of fixed work: how fast this processor is at the moment."""
-    times = []
-    for _ in range(21):
-        start = time.perf_counter()
-        total = 0
-        for number in range(100_000):
-            total += number
-        times.append((time.perf_counter() - start) * 1e3)
-    return median(times)
+        Path(arguments.output).write_text(json.dumps({"rows": rows}, indent=2) + "\n")
 
 
 def summarise(rank: int, steps: list[dict[str, float]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dglpipe.errors import ConfigError, DeviceError
 
+_NOTHING = contextlib.nullcontext()
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -30,9 +31,8 @@ class Device:
     def autocast(self, precision: str) -> contextlib.AbstractContextManager[object]:
         """The context of one forward. A context kept over optimizer steps would reuse stale
         casts of the weights, so open a new one each time."""
-        if precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.torch_device.type, dtype=_AUTOCAST[precision])
+        dtype = _AUTOCAST.get(precision)
+        return torch.autocast(self.torch_device.type, dtype=dtype) if dtype else _NOTHING
 
     def scaler(self, precision: str) -> torch.amp.GradScaler | None:
         """The loss scaler that fp16 needs."""
@@ -48,9 +48,9 @@ class Device:
 
     def put(self, batch: Tensor) -> Tensor:
         """`batch` on this device, by a copy that the host does not wait for."""
-        batch = batch.pin_memory() if self.is_cuda else batch
-        here = batch.device == self.torch_device
-        return batch if here else batch.to(self.torch_device, non_blocking=True)
+        if not self.is_cuda:
+            return batch
+        return batch.pin_memory().to(self.torch_device, non_blocking=True)
 
     def peak_memory(self) -> int:
         """High-water mark in bytes: of the process on a CPU, of the allocator on CUDA."""
@@ -89,8 +89,8 @@ def choose_backend(backend: str, local_processes: int) -> str:
 
 def select(backend: str, local_rank: int) -> Device:
     """The device of the process `local_rank` of this machine."""
-    place = torch.device("cuda", local_rank) if backend == "nccl" else torch.device("cpu")
-    return Device(place, backend)
+    cuda = backend == "nccl"
+    return Device(torch.device("cuda", local_rank) if cuda else torch.device("cpu"), backend)
 
 
 def check_precision(precision: str, backend: str) -> None:

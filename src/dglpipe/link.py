@@ -95,7 +95,8 @@ class Sender:
 
     def send(self, item: Item, parts: Mapping[str, Tensor]) -> None:
         """Copies `parts` (each (rows, ...)) into the slot and issues the transfer."""
-        self.wait()
+        if self._work is not None:
+            self.wait()
         views = self._slot.views(item)
         for word, value in zip(
             self._slot.header, (item.phase, item.number, item.rows), strict=True

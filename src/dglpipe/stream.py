@@ -148,5 +148,7 @@ class StreamPlan:
 
 def _share(total: int, replicas: int, replica: int) -> tuple[int, int]:
     """Offset and number of the rows of `replica` in a batch of `total` rows."""
+    if replicas == 1:
+        return 0, total
     sizes = spread(total, replicas)
     return sum(sizes[:replica]), sizes[replica]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import tee
 from typing import Any
 
 from dglpipe import clock
@@ -22,7 +23,6 @@ from dglpipe.process_group import ProcessGroup, lost_peers
 from dglpipe.rundir import RunDir
 from dglpipe.stage import Copies, RunLength, Stage
 from dglpipe.stream import Item, Phase, StreamPlan
-from dglpipe.topology import Topology
 from dglpipe.weights import named_tensors, save, sha256
 
 
@@ -58,6 +58,9 @@ class Worker:
         self.config = config
         self.plan = plan_stream(config, source)
         self.step = 0
+        self.topology = group.topology
+        self._first = self.topology.stages[0]
+        self._arriving = Kind.LOADING if self.topology.is_first else Kind.WAIT_INPUT
         self._device = device
         self._group = group
         self._run_dir = run_dir
@@ -70,17 +73,15 @@ class Worker:
         self._checkpoints = self._open_checkpoints(stages)
         self.done = self._resume(stages)
         self.chain = self._chain(stages)
-        self._feed = self._open_feed(source)
+        self._items, arriving = tee(self.plan.items(self.topology.replica, self.done))
+        # A replica has no rows in a last test batch that is too small.
+        self._feed = self._open_feed(source, (item for item in arriving if item.rows))
         on_paper = draw(config, source.description, self.topology.layout.stages, meta=True)
         self._flops = {stage.index: on_paper.flops(stage.index) for stage in stages}
         self._testing = False
         self._logged: dict[int, float] = {}
         self._window: tuple[clock.Spent, clock.Spent] | None = None
         self._window_rows = 0
-
-    @property
-    def topology(self) -> Topology:
-        return self._group.topology
 
     def run(self) -> None:
         """Trains and evaluates until the plan is through.
@@ -97,10 +98,10 @@ class Worker:
 
     def _run(self) -> None:
         # Building the network and decoding the images are no part of any step.
-        self._clock.lap(self.topology.stages[0], Kind.OTHER)
+        self._clock.lap(self._first, Kind.OTHER)
         start = self._clock.snapshot()
         self._logged = dict.fromkeys(self.topology.stages, clock.seconds(start))
-        for item in self.plan.items(self.topology.replica, self.done):
+        for item in self._items:
             if item.phase is Phase.TEST:
                 self._evaluate(item)
                 continue
@@ -122,10 +123,6 @@ class Worker:
         rows, spent = self._window_rows, self._spent()
         rate = rows / clock.seconds(spent) if spent and self.plan.steps >= 10 else None
         self._reporter.finish({"samples_per_second": rate, "stages": finals})
-
-    def _arriving(self) -> Iterator[Item]:
-        """The items in which this replica has rows: a last test batch may be too small."""
-        return (item for item in self.plan.items(self.topology.replica, self.done) if item.rows)
 
     def _stage(self, j: int) -> Stage:
         config = self.config
@@ -149,8 +146,7 @@ class Worker:
         fields = dict(enumerate(blueprint.fields))
         return Chain(stages, fields, sender, self._clock, self.topology.layout.stages)
 
-    def _open_feed(self, source: DataSource) -> Feed:
-        items = self._arriving()
+    def _open_feed(self, source: DataSource, items: Iterator[Item]) -> Feed:
         if self._group.previous is None:
             size = source.description.train
             return DataFeed(source.load(), size, items, self.config.seed, self._device)
@@ -190,10 +186,9 @@ class Worker:
         return step
 
     def _train(self, item: Item) -> None:
-        first = self.chain.stages[0].index
-        self._clock.lap(first, Kind.OTHER)
+        self._clock.lap(self._first, Kind.OTHER)
         arrival = self._feed.take()
-        self._clock.lap(first, Kind.LOADING if self.topology.is_first else Kind.WAIT_INPUT)
+        self._clock.lap(self._first, self._arriving)
         self.step = item.step
         self.chain.train(arrival)
         self._window_rows += item.rows
@@ -203,11 +198,10 @@ class Worker:
         if self._checkpoints is not None and every and item.step % every == 0:
             self._feed.check()
             self._checkpoints.save(item.step, self.chain.stages)
-            self._clock.lap(first, Kind.LOGGING)
+            self._clock.lap(self._first, Kind.LOGGING)
 
     def _evaluate(self, item: Item) -> None:
-        first = self.chain.stages[0].index
-        self._clock.lap(first, Kind.OTHER)
+        self._clock.lap(self._first, Kind.OTHER)
         if not self._testing:
             self._testing = True
             self.chain.eval_mode(True)
@@ -219,7 +213,7 @@ class Worker:
             self._log_test(item)
             self.chain.eval_mode(False)
             self._testing = False
-        self._clock.lap(first, Kind.EVALUATING)
+        self._clock.lap(self._first, Kind.EVALUATING)
 
     def _log(self, item: Item) -> None:
         self._feed.check()
