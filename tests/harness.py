@@ -41,10 +41,9 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from dglpipe.cli.compose import Arguments, compose
 from dglpipe.config import Config, parse, to_tree
-from dglpipe.data import open_data
 from dglpipe.device import Device
+from dglpipe.images import open_images
 from dglpipe.metrics import Collector, Line
-from dglpipe.models import wanted_channels
 from dglpipe.process_group import ProcessGroup, rendezvous
 from dglpipe.rundir import RunDir
 from dglpipe.topology import Layout, Topology, plan_layout
@@ -396,7 +395,7 @@ def _train(group: ProcessGroup, config: Config, run_dir: Path | None) -> Any:
 
 def make_worker(group: ProcessGroup, config: Config, run_dir: Path | None = None) -> Worker:
     """The worker of this rank, ready to run."""
-    source = open_data(config.data, config.seed, wanted_channels(config.model))
+    source = open_images(config)
     return Worker(config, source, CPU, group, RunDir(run_dir) if run_dir else None)
 
 

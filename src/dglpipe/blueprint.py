@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as module_hooks
 
 from dglpipe.balance import Costs, balanced
 from dglpipe.config import Config
@@ -30,6 +27,7 @@ from dglpipe.message import (
     recorded_field,
 )
 from dglpipe.models import build_network
+from dglpipe.models.building import building
 from dglpipe.partition import ShapesOnly, Traced, boundaries, check_input, cut, trace
 from dglpipe.seeds import derive
 from dglpipe.stage import LocalLearner, admit
@@ -69,7 +67,7 @@ class Blueprint:
         if j == len(self.modules) - 1:
             return LocalLearner(self.modules[j], None)
         features = Features(self.fields[j].shape, self.channels_at[j])
-        with _building(self.meta, derive(self.config.seed, "head", self.bounds[j + 1])):
+        with building(self.meta, derive(self.config.seed, "head", self.bounds[j + 1])):
             head = head_on(self.config.stage(j).head, features, len(self.data.classes))
         return LocalLearner(self.modules[j], head)
 
@@ -142,7 +140,7 @@ def draw(config: Config, data: DataDescription, stages: int, meta: bool = False)
         ConfigError: a network that cannot be built or cut so, or images that do not fit it.
     """
     _check_per_stage(config, stages)
-    with _building(meta, derive(config.seed, "network")):
+    with building(meta, derive(config.seed, "network")):
         network = build_network(config.model, data.channels, len(data.classes), data.height)
     network = network.to(memory_format=torch.channels_last)
     traced = trace(network)
@@ -196,7 +194,7 @@ def network_costs(config: Config, data: DataDescription, traced: Traced) -> Cost
 
     def head_at(segment: int, row: tuple[int, ...]) -> nn.Module:
         at = channels_at(traced.operations, traced.starts[segment], row)
-        with _building(True, 0):
+        with building(True, 0):
             return head_on(config.head, Features(row, at), len(data.classes))
 
     return flop_costs(traced, shapes, head_at, WIRE[config.precision.name].itemsize)
@@ -228,39 +226,3 @@ def _record(
         fields.append(recorded_field(ACTIVATIONS, WIRE[precision], batch))
         batch = batch.to(WIRE[precision]) if not meta else batch
     return tuple(fields)
-
-
-@contextlib.contextmanager
-def _building(meta: bool, seed: int) -> Iterator[None]:
-    """Builds modules from `seed`, leaving the caller's random state as it was.
-
-    Args:
-        meta: weights move to the meta device as they are registered, before anything fills
-            them. Other tensors stay real, for some builders compute with them (RegNet).
-    """
-    hooks = []
-    if meta:
-        # The hooks' type says None, their documentation and their code a new value.
-        on_parameter: Any = _parameter_on_meta
-        on_buffer: Any = _buffer_on_meta
-        hooks.append(module_hooks.register_module_parameter_registration_hook(on_parameter))
-        hooks.append(module_hooks.register_module_buffer_registration_hook(on_buffer))
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _parameter_on_meta(
-    _module: nn.Module, _name: str, parameter: nn.Parameter | None
-) -> nn.Parameter | None:
-    if parameter is None or parameter.is_meta:
-        return parameter
-    return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-
-
-def _buffer_on_meta(_module: nn.Module, _name: str, buffer: Tensor | None) -> Tensor | None:
-    return buffer if buffer is None else buffer.to("meta")

@@ -11,10 +11,9 @@ from dglpipe.blueprint import Blueprint, draw
 from dglpipe.chain import Chain
 from dglpipe.clock import Clock
 from dglpipe.config import Config, from_yaml
-from dglpipe.data import open_data
 from dglpipe.device import Device
 from dglpipe.feed import DataFeed
-from dglpipe.models import wanted_channels
+from dglpipe.images import open_images
 from dglpipe.objectives import build_loss
 from dglpipe.rundir import RunDir, write_json
 from dglpipe.stage import RunLength, Stage
@@ -54,7 +53,7 @@ def load_stages(blueprint: Blueprint, run_dir: RunDir, length: RunLength) -> lis
 
 def _evaluate(config: Config, run_dir: RunDir) -> dict[str, Any]:
     config.pipeline.replicas = 1
-    source = open_data(config.data, config.seed, wanted_channels(config.model))
+    source = open_images(config)
     plan = plan_stream(config, source)
     count = config.pipeline.stages or 1
     blueprint = draw(config, source.description, count)

@@ -16,10 +16,9 @@ import torch
 from dglpipe import failure
 from dglpipe.agreement import check_agreement
 from dglpipe.config import Config
-from dglpipe.data import open_data
 from dglpipe.device import Device, choose_backend, select
+from dglpipe.images import open_images
 from dglpipe.metrics import Collector, JsonLines, Sink
-from dglpipe.models import wanted_channels
 from dglpipe.process_group import ProcessGroup, Store, rendezvous
 from dglpipe.progress import open_progress
 from dglpipe.report import closing_table
@@ -70,7 +69,7 @@ def _run(
     config: Config, topology: Topology, run_dir: RunDir, store: Store, holder: list[Worker]
 ) -> dict[str, Any] | None:
     device = open_device(config, topology.layout)
-    source = open_data(config.data, config.seed, wanted_channels(config.model))
+    source = open_images(config)
     # First of all: processes that mean different layouts would wait for each other.
     talking = ProcessGroup.talking(topology, store)
     check_agreement(talking, config, source.description, device.backend)

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from dglpipe.blueprint import Blueprint, draw
 from dglpipe.config import from_yaml
-from dglpipe.data import open_data
 from dglpipe.errors import ConfigError
-from dglpipe.models import wanted_channels
+from dglpipe.images import open_images
 from dglpipe.rundir import RunDir
 from dglpipe.stage import LocalLearner, admit
 from dglpipe.weights import apart, load, load_tensors, save
@@ -115,5 +114,5 @@ def _open(path: Path, meta: bool = False) -> tuple[Blueprint, RunDir]:
     run_dir = RunDir(path)
     run_dir.require_finished()
     config = from_yaml(run_dir.config.read_text())
-    source = open_data(config.data, config.seed, wanted_channels(config.model))
+    source = open_images(config)
     return draw(config, source.description, config.pipeline.stages or 1, meta=meta), run_dir

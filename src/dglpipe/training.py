@@ -12,12 +12,11 @@ from dglpipe import failure
 from dglpipe.agreement import flatten
 from dglpipe.blueprint import draw
 from dglpipe.config import Config, from_yaml, to_tree, to_yaml
-from dglpipe.data import open_data
 from dglpipe.device import check_precision, choose_backend
 from dglpipe.errors import ConfigError, RunDirError, RunFailedError, UserError
 from dglpipe.estimate import StageEstimate, estimate
+from dglpipe.images import open_images
 from dglpipe.launcher import launch
-from dglpipe.models import wanted_channels
 from dglpipe.objectives import build_loss
 from dglpipe.process import run_process
 from dglpipe.process_group import ProcessGroup, Store, rendezvous, world_of_launcher
@@ -144,7 +143,7 @@ def check(config: Config, layout: Layout, local: int) -> None:
     Raises:
         UserError: with the key, what came, what is allowed and what to do.
     """
-    source = open_data(config.data, config.seed, wanted_channels(config.model))
+    source = open_images(config)
     plan_stream(config, source)
     blueprint = draw(config, source.description, layout.stages, meta=True)
     blueprint.check_logits()
@@ -169,7 +168,7 @@ def plan(config: Config) -> tuple[list[StageEstimate], int]:
         UserError: as `train` does.
     """
     layout = plan_layout(config.pipeline, _cores())
-    source = open_data(config.data, config.seed, wanted_channels(config.model))
+    source = open_images(config)
     rows = plan_stream(config, source).largest_rows(Phase.TRAIN)
     blueprint = draw(config, source.description, layout.stages, meta=True)
     blueprint.check_logits()

@@ -11,8 +11,7 @@ from torchvision.io import write_png
 
 from dglpipe.blueprint import draw
 from dglpipe.cli.compose import compose, take_apart
-from dglpipe.data import open_data
-from dglpipe.models import wanted_channels
+from dglpipe.images import open_images
 from dglpipe.topology import plan_layout
 from dglpipe.training import check
 
@@ -59,13 +58,13 @@ def test_command_would_start(file, images):
     config = compose(take_apart(small))
     layout = plan_layout(config.pipeline, cores=64)
     check(config, layout, layout.world_size)
-    source = open_data(config.data, config.seed, wanted_channels(config.model))
+    source = open_images(config)
     blueprint = draw(config, source.description, layout.stages, meta=True)
     assert [len(names) for names in blueprint.segments] == SEGMENTS[file.stem]
 
 
 def test_heads_of_the_study_read_maps_of_the_sides_that_the_papers_heads_read():
     config = compose(take_apart(["experiment=cifar10_cnn6", "data=synthetic"]))
-    source = open_data(config.data, config.seed, wanted_channels(config.model))
+    source = open_images(config)
     fields = draw(config, source.description, 6, meta=True).fields
     assert [field.shape[1] for field in fields] == [32, 16, 16, 8, 8]

@@ -1,0 +1,57 @@
+"""How many channels the images of a run have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dglpipe.data import Request
+from dglpipe.errors import DataError
+from dglpipe.images import open_images
+from harness import make_config
+
+
+def three_channels():
+    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 10))
+
+
+def two_channels():
+    return nn.Sequential(nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(72, 10))
+
+
+def no_convolution():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+@pytest.mark.parametrize(
+    ("target", "channels"),
+    [
+        ("plug_ins:plain_network", 1),  # asks for `channels`
+        (f"{__name__}:three_channels", 3),
+        (f"{__name__}:two_channels", 2),
+        (f"{__name__}:no_convolution", 1),
+        ("torchvision.models:resnet18", 3),
+    ],
+)
+def test_gray_images_get_what_a_custom_network_wants(target, channels):
+    config = make_config("model=custom")
+    config.model.target, config.model.args = target, {}
+    source = open_images(config)
+    assert source.description.channels == channels
+    images, _ = next(source.load().batches([Request(True, 1, torch.arange(2))]))
+    assert images.shape[1] == channels
+
+
+def test_gray_images_become_colour_ones_for_a_named_network():
+    assert open_images(make_config("model=resnet18")).description.channels == 3
+
+
+def test_gray_images_stay_gray_for_any_other():
+    assert open_images(make_config()).description.channels == 1
+
+
+def test_colour_does_not_become_another_number():
+    config = make_config("model=resnet18", "data=synthetic", "data.channels=2")
+    with pytest.raises(DataError, match="2 channels, the network wants 3"):
+        _ = open_images(config).description
