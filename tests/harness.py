@@ -63,6 +63,7 @@ SMALL = (
     "optimizer.lr=0.05",
     "timeout_s=30",
     "pipeline.threads=1",
+    "pipeline.split=even",
     "pipeline.checked=true",
 )
 """Digits in 4 batches an epoch, the last of 237 rows; links look for misuse of buffers."""
@@ -94,6 +95,8 @@ def _composed(overrides: tuple[str, ...]) -> Config:
 def _composed_groups(groups: tuple[str, ...]) -> Config:
     custom = [one.removesuffix("=custom") for one in groups if one.endswith("=custom")]
     targets = [f"{group}.target=plug_ins:plain_network" for group in custom]
+    if "model=torchvision" in groups:
+        targets.append("model.name=resnet18")
     return compose(Arguments([*groups, *targets]))
 
 

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dglpipe.balance import Costs, balanced
 from dglpipe.config import Config
-from dglpipe.costs import flop_costs
 from dglpipe.data import DataDescription
 from dglpipe.device import Device
 from dglpipe.errors import ConfigError
@@ -28,8 +26,9 @@ from dglpipe.message import (
 )
 from dglpipe.models import build_network
 from dglpipe.models.building import building
-from dglpipe.partition import ShapesOnly, Traced, boundaries, check_input, cut, trace
+from dglpipe.partition import ShapesOnly, check_input, cut, trace
 from dglpipe.seeds import derive
+from dglpipe.splitting import choose_bounds
 from dglpipe.stage import LocalLearner, admit
 from dglpipe.stream import Phase, StreamPlan
 from dglpipe.weights import clashes
@@ -129,12 +128,19 @@ def image_shape(data: DataDescription) -> tuple[int, int, int]:
     return data.channels, data.height, data.width
 
 
-def draw(config: Config, data: DataDescription, stages: int, meta: bool = False) -> Blueprint:
+def draw(
+    config: Config,
+    data: DataDescription,
+    stages: int,
+    meta: bool = False,
+    rows: int | None = None,
+) -> Blueprint:
     """Builds the network of `config`, a function of its seed alone, and cuts it.
 
     Args:
         stages: K.
         meta: without memory for the weights, to check a configuration or to count.
+        rows: of a step on one replica, on meta: what `pipeline.memory_limit` is checked for.
 
     Raises:
         ConfigError: a network that cannot be built or cut so, or images that do not fit it.
@@ -145,7 +151,10 @@ def draw(config: Config, data: DataDescription, stages: int, meta: bool = False)
     network = network.to(memory_format=torch.channels_last)
     traced = trace(network)
     names = [segment.name for segment in traced.segments]
-    bounds = _bounds(config, data, stages, traced, meta)
+    if meta or config.pipeline.split != "auto":
+        bounds = choose_bounds(config, data, stages, traced, rows if meta else None)
+    else:
+        bounds = list(draw(config, data, stages, meta=True).bounds)
     modules = cut(traced, bounds)
     if meta:
         check_input(traced, (2, *image_shape(data)))
@@ -164,40 +173,6 @@ def draw(config: Config, data: DataDescription, stages: int, meta: bool = False)
         ),
         meta=meta,
     )
-
-
-def _bounds(
-    config: Config, data: DataDescription, stages: int, traced: Traced, meta: bool
-) -> list[int]:
-    """First segment of every stage, as `pipeline.split` wants it."""
-    names = [segment.name for segment in traced.segments]
-    split = config.pipeline.split
-    if split != "auto":
-        return boundaries(split, len(names), stages, names)
-    boundaries("even", len(names), stages, names)  # refuses too many stages
-    if not meta:
-        return list(draw(config, data, stages, meta=True).bounds)
-    bounds = balanced(network_costs(config, data, traced), stages)
-    assert bounds is not None, "without a memory limit every cut fits"
-    return bounds
-
-
-def network_costs(config: Config, data: DataDescription, traced: Traced) -> Costs:
-    """FLOPs of every segment and of the head of every cut.
-
-    Args:
-        traced: on meta. The heads are those of `head`; `per_stage` is left aside, for it
-            belongs to stages that are not there yet.
-    """
-    shape = image_shape(data)
-    shapes = [shape, *(one[1:] for one in check_input(traced, (2, *shape))[:-1])]
-
-    def head_at(segment: int, row: tuple[int, ...]) -> nn.Module:
-        at = channels_at(traced.operations, traced.starts[segment], row)
-        with building(True, 0):
-            return head_on(config.head, Features(row, at), len(data.classes))
-
-    return flop_costs(traced, shapes, head_at, WIRE[config.precision.name].itemsize)
 
 
 def _check_per_stage(config: Config, stages: int) -> None:

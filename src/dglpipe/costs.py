@@ -43,9 +43,15 @@ def flop_costs(
     return Costs(
         segments=tuple(whole),
         input_gradients=tuple(a - b for a, b in zip(whole, own, strict=True)),
-        heads=tuple(count(head_at(at, shapes[at]), shapes[at], False) for at in cuts),
-        links=tuple(math.prod(shapes[at]) * item_bytes for at in cuts),
+        # A stage learns from the gradient of its head's input.
+        heads=tuple(count(head_at(at, shapes[at]), shapes[at], True) for at in cuts),
+        links=link_bytes(shapes, item_bytes),
     )
+
+
+def link_bytes(shapes: Sequence[tuple[int, ...]], item_bytes: int) -> tuple[int, ...]:
+    """Of a row, at the cut in front of each segment but the first."""
+    return tuple(math.prod(shape) * item_bytes for shape in shapes[1:])
 
 
 def signature(module: nn.Module) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from dglpipe.blueprint import Blueprint
-from dglpipe.config import SgdConfig
 from dglpipe.flops import count_flops, saved_bytes
+from dglpipe.memory import optimizer_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class StageEstimate:
             head's part. A multiply-add is 2.
         output_shape: of a row on the link; None for the last stage.
         link_bytes_per_sample: of such a row; 0 for the last stage.
+        seconds_per_step: as measured; None where the cost is FLOPs.
         weight_bytes: of parameters, their gradients and buffers.
         optimizer_bytes: of its state.
         activation_bytes: what a step keeps for backward, and the buffers of the links.
@@ -36,6 +37,7 @@ class StageEstimate:
     head_flops_per_sample: int
     output_shape: tuple[int, ...] | None
     link_bytes_per_sample: int
+    seconds_per_step: float | None
     weight_bytes: int
     optimizer_bytes: int
     activation_bytes: int
@@ -46,24 +48,30 @@ class StageEstimate:
         return self.weight_bytes + self.optimizer_bytes + self.activation_bytes
 
 
-def estimate(blueprint: Blueprint, rows: int) -> list[StageEstimate]:
+def estimate(
+    blueprint: Blueprint, rows: int, seconds: Sequence[float] | None = None
+) -> list[StageEstimate]:
     """Every stage.
 
     Args:
         blueprint: drawn on meta.
         rows: of a step on one replica.
+        seconds: of a step, by stage, where they have been measured.
     """
-    return [_stage(blueprint, j, rows) for j in range(len(blueprint.modules))]
+    return [
+        _stage(blueprint, j, rows, None if seconds is None else seconds[j])
+        for j in range(len(blueprint.modules))
+    ]
 
 
 def speed_up(stages: Sequence[StageEstimate]) -> float:
-    """Of a process a stage over one process for all, if FLOPs were time and links free: sum /
-    slowest."""
-    work = [stage.flops_per_sample for stage in stages]
-    return sum(work) / max(*work, 1)
+    """Of a process a stage over one process for all, if links were free: sum / slowest, in
+    seconds where they have been measured, else in FLOPs."""
+    work = [stage.seconds_per_step or float(stage.flops_per_sample) for stage in stages]
+    return sum(work) / (max(work) or 1.0)
 
 
-def _stage(blueprint: Blueprint, j: int, rows: int) -> StageEstimate:
+def _stage(blueprint: Blueprint, j: int, rows: int, seconds: float | None) -> StageEstimate:
     last = j == len(blueprint.modules) - 1
     learner = blueprint.learner(j)
     own, head = _count(learner.segments), _count(learner.head) if learner.head else 0
@@ -75,8 +83,8 @@ def _stage(blueprint: Blueprint, j: int, rows: int) -> StageEstimate:
         # The head's own forward and backward, and the gradient that the stage learns from.
         head_flops = count_flops(learner.head, read, input_gradient=True)
     whole = nn.Sequential(learner.segments, *filter(None, [learner.head]))
-    narrow = blueprint.precision(j) != "fp32"
-    activations = saved_bytes(whole, shape) // (2 if narrow else 1)
+    item_bytes = blueprint.config.stage(j).precision.item_bytes
+    activations = saved_bytes(whole, shape) * item_bytes // 4
     return StageEstimate(
         stage=j,
         segments=blueprint.segments[j],
@@ -86,18 +94,11 @@ def _stage(blueprint: Blueprint, j: int, rows: int) -> StageEstimate:
         head_flops_per_sample=head_flops,
         output_shape=None if last else blueprint.fields[j].shape,
         link_bytes_per_sample=0 if last else blueprint.fields[j].row_bytes,
+        seconds_per_step=seconds,
         weight_bytes=2 * 4 * (own + head) + sum(b.nbytes for b in whole.buffers()),
-        optimizer_bytes=4 * (own + head) * _states(blueprint, j),
+        optimizer_bytes=4 * (own + head) * optimizer_state(blueprint.config.stage(j).optimizer),
         activation_bytes=rows * (activations + _buffers(blueprint, j)),
     )
-
-
-def _states(blueprint: Blueprint, j: int) -> int:
-    """Numbers that the optimizer keeps for each weight."""
-    optimizer = blueprint.config.stage(j).optimizer
-    if isinstance(optimizer, SgdConfig):
-        return int(optimizer.momentum > 0)
-    return 2
 
 
 def _buffers(blueprint: Blueprint, j: int) -> int:

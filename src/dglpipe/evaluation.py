@@ -10,7 +10,7 @@ import torch
 from dglpipe.blueprint import Blueprint, draw
 from dglpipe.chain import Chain
 from dglpipe.clock import Clock
-from dglpipe.config import Config, from_yaml
+from dglpipe.config import Config
 from dglpipe.device import Device
 from dglpipe.feed import DataFeed
 from dglpipe.images import open_images
@@ -31,9 +31,7 @@ def evaluate_run(path: Path) -> dict[str, Any]:
         RunDirError: `path` is not the directory of a finished run.
     """
     run_dir = RunDir(path)
-    run_dir.require_finished()
-    config = from_yaml(run_dir.config.read_text())
-    result = _evaluate(config, run_dir)
+    result = _evaluate(run_dir.finished_config(), run_dir)
     write_json(run_dir.evaluation, result)
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,27 +64,63 @@ def _convolution_backward(
     return int(forward) * (bool(output_mask[0]) + bool(output_mask[1]))
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What autograd keeps of one piece of a network from forward to backward, in bytes a
+    sample and in full precision.
+
+    Attributes:
+        own: of tensors that no piece before it keeps, its input included.
+        input: of its input, if that is one of them.
+        output: of its output, if it keeps that.
+    """
+
+    own: int
+    input: int
+    output: int
+
+
+def kept_bytes(
+    pieces: Sequence[nn.Module], shape: Sequence[int], input_gradient: bool = False
+) -> list[Kept]:
+    """What each of `pieces`, run one after the other, keeps.
+
+    Args:
+        pieces: on meta; (B, ...) -> one tensor.
+        shape: of one row at the entrance of the first.
+        input_gradient: whether the gradient of the batch is made too.
+    """
+    weights = {tensor.untyped_storage()._cdata for piece in pieces for tensor in piece.parameters()}
+    # Alive until all is counted, so that no address is used twice: the graph keeps them.
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes() // ROWS
+        return tensor
+
+    batch = torch.zeros(ROWS, *shape, device="meta", requires_grad=input_gradient)
+    result = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _LightNorms():
+        for piece in pieces:
+            before = dict(kept)
+            entrance = batch.untyped_storage()._cdata
+            batch = piece(batch)
+            new = {key: size for key, size in kept.items() if key not in before}
+            exit_ = batch.untyped_storage()._cdata
+            result.append(Kept(sum(new.values()), new.get(entrance, 0), kept.get(exit_, 0)))
+    return result
+
+
 def saved_bytes(module: nn.Module, shape: Sequence[int]) -> int:
     """Bytes a sample that autograd keeps from forward to backward, in full precision.
 
     Args:
         module: on meta; (B, *shape) -> one tensor. The batch itself does not count.
     """
-    batch = torch.zeros(ROWS, *shape, device="meta")
-    known = {tensor.untyped_storage()._cdata for tensor in (batch, *module.parameters())}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _LightNorms():
-        output = module(batch)  # alive until all is counted, so that no address is used twice
-        total = sum(kept.values())
-    del output
-    return total // ROWS
+    (kept,) = kept_bytes([module], shape)
+    return kept.own - kept.input
 
 
 class _LightNorms(TorchFunctionMode):

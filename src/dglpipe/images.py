@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from dglpipe.config import Config, PlugInConfig
+from dglpipe.config import Config, CustomModelConfig
 from dglpipe.data import DataDescription, DataSource, open_data
 from dglpipe.models import build_network, wanted_channels
 from dglpipe.models.building import building
@@ -21,7 +21,7 @@ def open_images(config: Config) -> DataSource:
     """
     wanted = wanted_channels(config.model)
     source = open_data(config.data, config.seed, wanted)
-    if isinstance(config.model, PlugInConfig) and source.description.channels == 1:
+    if isinstance(config.model, CustomModelConfig) and source.description.channels == 1:
         wanted = _first_channels(config, source.description)
         source = open_data(config.data, config.seed, wanted)
     return source

@@ -91,7 +91,7 @@ def _run(
     if collector is not None:
         finals = collector.finals(config.timeout_s)
         result = summary.finished(finals, time.monotonic() - started)
-        write_json(run_dir.manifest, summary.manifest(finals))
+        write_json(run_dir.manifest, summary.manifest(finals, source.description))
         write_json(run_dir.summary, result)
         closing_table(result, run_dir.path)
     group.close()

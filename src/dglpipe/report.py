@@ -49,7 +49,9 @@ def plan_table(stages: Sequence[StageEstimate], rows: int) -> None:
     """Prints what each stage will take, and the speed-up that the cut promises."""
     console = Console(width=None if Console().is_terminal else 120)
     table = Table(title=f"plan: {len(stages)} stages", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
-    columns = ("stage", "segments", "parameters", "of head", "GFLOPs\na sample", "share\nof head")
+    timed = stages[0].seconds_per_step is not None
+    columns = ["stage", "segments", "parameters", "of head", "GFLOPs\na sample", "share\nof head"]
+    columns += ["ms\na step"] * timed
     for column in (*columns, "output\na row", "KiB a row\non link", f"MiB at\n{rows} rows"):
         table.add_column(column, justify="right", no_wrap=True)
     for stage in stages:
@@ -62,9 +64,11 @@ def plan_table(stages: Sequence[StageEstimate], rows: int) -> None:
             f"{stage.head_parameters:,}",
             f"{stage.flops_per_sample / 1e9:.3f}",
             _show(stage.head_flops_per_sample / max(stage.flops_per_sample, 1), ".1%"),
+            *([_show((stage.seconds_per_step or 0) * 1e3, ".2f")] * timed),
             "x".join(map(str, shape)) if shape else "-",
             f"{stage.link_bytes_per_sample / 1024:.1f}" if shape else "-",
             f"{stage.memory_bytes / 2**20:.0f}",
         )
     console.print(table)
-    console.print(f"predicted speed-up over one process, by FLOPs: {speed_up(stages):.2f}")
+    by = "measured time" if timed else "FLOPs"
+    console.print(f"predicted speed-up over one process, by {by}: {speed_up(stages):.2f}")

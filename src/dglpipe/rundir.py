@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
+from dglpipe.config import Config, from_yaml
 from dglpipe.errors import RunDirError
 
 
@@ -76,14 +77,22 @@ class RunDir:
             return str(json.loads(self.summary.read_text())["status"])
         return "unfinished" if self.config.is_file() else None
 
-    def require_finished(self) -> None:
-        """Raises RunDirError if this is not the directory of a finished run."""
+    def finished_config(self) -> Config:
+        """The configuration of the finished run in here, without the initial weights, whose
+        file may be gone.
+
+        Raises:
+            RunDirError: this is not the directory of a finished run.
+        """
         status = self.status()
         if status != "finished":
             raise RunDirError(
                 f"run: {self.path} holds {f'a run that is {status}' if status else 'no run'}; "
                 "give one that is finished"
             )
+        config = from_yaml(self.config.read_text())
+        config.model.weights = None
+        return config
 
     def check(self, resume: str) -> None:
         """Whether a run may use the directory; touches nothing.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 import dglpipe
 from dglpipe.config import Config
+from dglpipe.data import DataDescription
 from dglpipe.device import Device
 from dglpipe.metrics import ENSEMBLE, Line
 from dglpipe.stream import StreamPlan
@@ -67,13 +69,14 @@ class Summary:
             "per_stage": _per_stage(finals, layout),
         }
 
-    def manifest(self, finals: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """What `final/` holds."""
+    def manifest(self, finals: Sequence[dict[str, Any]], data: DataDescription) -> dict[str, Any]:
+        """What `final/` holds, and what the network was made for."""
         keys = ("stage", "segments", "weights_sha256")
         stages = _per_stage(finals, self._layout)
         return {
             "dglpipe": dglpipe.__version__,
             "step": self._plan.steps,
+            "data": asdict(data),
             "stages": [
                 {"file": f"stage_{stage['stage']}.safetensors", **{key: stage[key] for key in keys}}
                 for stage in stages

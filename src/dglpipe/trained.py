@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import cast
 
@@ -9,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dglpipe.blueprint import Blueprint, draw
-from dglpipe.config import from_yaml
+from dglpipe.data import DataDescription
 from dglpipe.errors import ConfigError
-from dglpipe.images import open_images
 from dglpipe.rundir import RunDir
 from dglpipe.stage import LocalLearner, admit
 from dglpipe.weights import apart, load, load_tensors, save
@@ -112,7 +112,7 @@ def export_run(path: Path, output: Path, exits: bool = False) -> int:
 
 def _open(path: Path, meta: bool = False) -> tuple[Blueprint, RunDir]:
     run_dir = RunDir(path)
-    run_dir.require_finished()
-    config = from_yaml(run_dir.config.read_text())
-    source = open_images(config)
-    return draw(config, source.description, config.pipeline.stages or 1, meta=meta), run_dir
+    config = run_dir.finished_config()
+    known = json.loads(run_dir.manifest.read_text())["data"]
+    data = DataDescription(**{**known, "classes": tuple(known["classes"])})
+    return draw(config, data, config.pipeline.stages or 1, meta=meta), run_dir

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dglpipe import failure
 from dglpipe.agreement import flatten
-from dglpipe.blueprint import draw
+from dglpipe.blueprint import Blueprint, draw
 from dglpipe.config import Config, from_yaml, to_tree, to_yaml
-from dglpipe.device import check_precision, choose_backend
+from dglpipe.device import check_precision, choose_backend, select
 from dglpipe.errors import ConfigError, RunDirError, RunFailedError, UserError
 from dglpipe.estimate import StageEstimate, estimate
 from dglpipe.images import open_images
@@ -21,6 +23,7 @@ from dglpipe.objectives import build_loss
 from dglpipe.process import run_process
 from dglpipe.process_group import ProcessGroup, Store, rendezvous, world_of_launcher
 from dglpipe.rundir import RunDir, default_path, write_json, write_whole
+from dglpipe.splitting import measure_times, measured_costs
 from dglpipe.stream import Phase
 from dglpipe.summary import header
 from dglpipe.topology import Layout, plan_layout
@@ -45,6 +48,7 @@ def train(config: Config) -> dict[str, Any]:
         RunFailedError: a process failed.
     """
     layout = plan_layout(config.pipeline, _cores())
+    _adopt_cut(config, layout)
     check(config, layout, layout.world_size)
     run_dir = RunDir(Path(config.run_dir) if config.run_dir else default_path())
     run_dir.check(config.resume)
@@ -65,7 +69,14 @@ def train_under_launcher(config: Config) -> None:
     assert world is not None
     rank, size, local = world
     layout = plan_layout(config.pipeline, _cores(), size, local)
-    check(config, layout, local)
+    if rank:
+        # Rank 0 says where the cut is, for two measurements give two cuts.
+        own = copy.deepcopy(config)
+        own.pipeline.cost = "flops"
+        check(own, layout, local)
+    else:
+        _adopt_cut(config, layout)
+        check(config, layout, local)
     store = rendezvous(config.timeout_s)
     group = ProcessGroup.talking(layout.at(rank), store)
     if rank:
@@ -75,6 +86,7 @@ def train_under_launcher(config: Config) -> None:
             raise RunDirError(said["error"])
         run_dir = RunDir(Path(said["path"]))
         config.run_dir = os.fspath(run_dir.path)
+        config.pipeline.split, config.pipeline.times = said["split"], said["times"]
         _resolve(config, layout)
         _run_worker(config, layout, run_dir, store)
         return
@@ -87,7 +99,12 @@ def train_under_launcher(config: Config) -> None:
         store.set("dglpipe/run_dir", json.dumps({"error": str(error)}))
         group.see_off("run_dir")
         raise
-    store.set("dglpipe/run_dir", json.dumps({"path": os.fspath(run_dir.path)}))
+    said = {
+        "path": os.fspath(run_dir.path),
+        "split": config.pipeline.split,
+        "times": config.pipeline.times,
+    }
+    store.set("dglpipe/run_dir", json.dumps(said))
     with lock:
         _run_worker(config, layout, run_dir, store, is_new)
 
@@ -143,10 +160,7 @@ def check(config: Config, layout: Layout, local: int) -> None:
     Raises:
         UserError: with the key, what came, what is allowed and what to do.
     """
-    source = open_images(config)
-    plan_stream(config, source)
-    blueprint = draw(config, source.description, layout.stages, meta=True)
-    blueprint.check_logits()
+    blueprint, _ = _draw(config, layout, local, config.pipeline.split == "auto")
     if config.pipeline.split == "auto":
         config.pipeline.split = list(blueprint.bounds[1:])
     build_loss(config.method.loss, config.label_smoothing)
@@ -168,11 +182,47 @@ def plan(config: Config) -> tuple[list[StageEstimate], int]:
         UserError: as `train` does.
     """
     layout = plan_layout(config.pipeline, _cores())
+    blueprint, rows = _draw(config, layout, layout.world_size, True)
+    times = config.pipeline.times if config.pipeline.cost == "time" else None
+    seconds = measured_costs(times).stages(blueprint.bounds) if times else None
+    return estimate(blueprint, rows, seconds), rows
+
+
+def _draw(config: Config, layout: Layout, local: int, timed: bool) -> tuple[Blueprint, int]:
+    """The stages on paper, and the rows of a step on one replica.
+
+    Args:
+        timed: whether `pipeline.cost=time` is to be measured; `pipeline.times` gets it.
+    """
     source = open_images(config)
     rows = plan_stream(config, source).largest_rows(Phase.TRAIN)
-    blueprint = draw(config, source.description, layout.stages, meta=True)
+    data, pipeline = source.description, config.pipeline
+    if timed and pipeline.cost == "time" and pipeline.times is None:
+        backend = choose_backend(pipeline.backend, local)
+        check_precision(config.precision.name, backend)
+        # What is wrong is found before anything is measured.
+        by_flops = copy.deepcopy(config)
+        by_flops.pipeline.cost = "flops"
+        draw(by_flops, data, layout.stages, meta=True).check_logits()
+        times = measure_times(config, data, select(backend, 0), layout.threads, rows)
+        pipeline.times = {
+            name: [round(one, 7) for one in values] for name, values in asdict(times).items()
+        }
+    blueprint = draw(config, data, layout.stages, meta=True, rows=rows)
     blueprint.check_logits()
-    return estimate(blueprint, rows), rows
+    return blueprint, rows
+
+
+def _adopt_cut(config: Config, layout: Layout) -> None:
+    """A run that is resumed keeps its cut, wherever a new measurement would put it."""
+    if config.resume == "never" or config.run_dir is None or config.pipeline.split != "auto":
+        return
+    run_dir = RunDir(Path(config.run_dir))
+    if not run_dir.config.is_file():
+        return
+    old = from_yaml(run_dir.config.read_text())
+    if (old.model, old.pipeline.stages) == (config.model, layout.stages):
+        config.pipeline.split, config.pipeline.times = old.pipeline.split, old.pipeline.times
 
 
 def _settle(config: Config, layout: Layout, run_dir: RunDir) -> None:

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torchvision.io import write_png
 
+import dglpipe
+from dglpipe.config import from_yaml
 from dglpipe.evaluation import evaluate_run
 from dglpipe.rundir import RunDir
 from harness import layout, make_config, small, train_world
@@ -146,3 +148,18 @@ def test_a_mistake_in_the_data_leaves_nothing_behind(start_ranks, run_dir, tmp_p
     assert run.wait(60) == 2
     assert "cannot be decoded as an image" in run.stderr
     assert not run_dir.exists()
+
+
+def test_a_cut_by_time_is_that_of_rank_0(start_ranks, run_dir):
+    """Each rank by itself would measure other times."""
+    settings = small("pipeline.split=auto", "pipeline.cost=time", f"run_dir={run_dir}")
+    runs = start_ranks(settings, settings)
+    assert [run.wait() for run in runs] == [0, 0], [run.stderr for run in runs]
+    config = from_yaml(RunDir(run_dir).config.read_text())
+    assert len(config.pipeline.times["segments"]) == 6
+    assert len(config.pipeline.split) == 1
+    config.run_dir, config.pipeline.cost = str(run_dir.with_name("again")), "flops"
+    again = dglpipe.train(config)
+    summary = json.loads(RunDir(run_dir).summary.read_text())
+    hashes = [[stage["weights_sha256"] for stage in one["per_stage"]] for one in (summary, again)]
+    assert hashes[0] == hashes[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from safetensors.torch import load_file
 from torchvision.models import resnet18
 
 import dglpipe
-from dglpipe.config import to_tree
+from dglpipe.config import from_yaml, to_tree, to_yaml
 from dglpipe.data import Request, open_data
 from dglpipe.errors import ConfigError, RunDirError
 from dglpipe.rundir import RunDir
+from dglpipe.trained import export_run
 from harness import make_config, small
 
 STAGES = 3
@@ -129,6 +131,51 @@ def test_an_automatic_cut_is_written_down_as_a_list(tmp_path):
     summary = dglpipe.train(config)
     cut = len(summary["per_stage"][0]["segments"])
     assert f"split:\n  - {cut}\n" in RunDir(tmp_path / "run").config.read_text()
+
+
+def test_a_resumed_run_keeps_its_cut(tmp_path):
+    """A second measurement may find another one."""
+    config = make_config("pipeline.split=auto", "pipeline.cost=time", "pipeline.processes=1")
+    config.run_dir, config.max_steps = str(tmp_path / "run"), 2
+    again = copy.deepcopy(config)
+    dglpipe.train(config)
+    files = RunDir(tmp_path / "run")
+    files.summary.unlink()  # as if it had been killed
+    other = {"segments": [9.0, *[1.0] * 5], "input_gradients": [0.0] * 6, "heads": [0.0] * 5}
+    changed = from_yaml(files.config.read_text())
+    changed.pipeline.split, changed.pipeline.times = [1], other
+    files.config.write_text(to_yaml(changed))
+    again.resume = "auto"
+    summary = dglpipe.train(again)
+    assert [len(stage["segments"]) for stage in summary["per_stage"]] == [1, 5]
+    assert from_yaml(files.config.read_text()).pipeline.times == other
+
+
+def test_initial_weights_of_another_run(finished, tmp_path):
+    """A rate of next to nothing: what comes out is what went in, but for the running means."""
+    path, config = finished
+    weights = tmp_path / "first.safetensors"
+    export_run(path, weights)
+    config = copy.deepcopy(config)
+    config.model.weights, config.run_dir = str(weights), str(tmp_path / "run")
+    config.optimizer.lr = 1e-30
+    dglpipe.train(config)
+    first = load_file(weights)
+    weights.unlink()  # the run does not need it any more
+    export_run(tmp_path / "run", tmp_path / "second.safetensors")
+    second = load_file(tmp_path / "second.safetensors")
+    assert first.keys() == second.keys()
+    same = {key for key in first if torch.equal(first[key], second[key])}
+    assert same >= {key for key in first if "running" not in key and "tracked" not in key}
+
+
+def test_weights_that_do_not_fit_start_nothing(start, tmp_path):
+    torch.save({"fc.weight": torch.zeros(10, 512)}, tmp_path / "part.pt")
+    words = ("model=resnet18", f"model.weights={tmp_path / 'part.pt'}", "run_dir=run")
+    run = start("train", *words)
+    assert run.wait() == 2
+    assert "model.weights: got" in run.stderr
+    assert "missing: conv1.weight, bn1.weight" in run.stderr
 
 
 def test_split():

@@ -1,7 +1,15 @@
 import pytest
 
 from dglpipe.cli.compose import compose, take_apart
-from dglpipe.config import AdamConfig, PlugInConfig, from_yaml, parse, to_tree, to_yaml
+from dglpipe.config import (
+    AdamConfig,
+    CustomModelConfig,
+    PlugInConfig,
+    from_yaml,
+    parse,
+    to_tree,
+    to_yaml,
+)
 from dglpipe.errors import ConfigError, UserError
 
 
@@ -41,7 +49,7 @@ def test_a_stage_can_differ():
 
 def test_plug_ins_come_in_either_way():
     one = config("model=custom", "model.target=a.b:C", "+model.args.width=3")
-    assert one.model == PlugInConfig(target="a.b:C", args={"width": 3})
+    assert one.model == CustomModelConfig(target="a.b:C", args={"width": 3})
     other = config("+method.loss={_target_: a.b.C, margin: 1}".replace("+", ""))
     assert other.method.loss == PlugInConfig(target="a.b.C", args={"margin": 1})
 

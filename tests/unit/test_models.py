@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import dglpipe.models
-from dglpipe.config import CnnConfig, PlugInConfig, ResnetCifarConfig, ResnetConfig, VggConfig
+from dglpipe.config import CnnConfig, CustomModelConfig, ResnetCifarConfig, ResnetConfig, VggConfig
 from dglpipe.errors import ConfigError
 from dglpipe.models import build_network, catalogue, wanted_channels
 
@@ -146,17 +146,17 @@ def test_networks_for_colour_images_say_so(config):
 
 def test_other_networks_take_any_channels():
     assert wanted_channels(CnnConfig()) is None
-    assert wanted_channels(PlugInConfig(target="a:b")) is None
+    assert wanted_channels(CustomModelConfig(target="a:b")) is None
 
 
 def test_a_plug_in_gets_what_it_asks_for():
-    config = PlugInConfig(target=f"{__name__}:own_network", args={"depth": 2})
+    config = CustomModelConfig(target=f"{__name__}:own_network", args={"depth": 2})
     assert build(config, channels=2, image_size=4)(torch.zeros(1, 2, 4, 4)).shape == (1, 14)
 
 
 def test_a_plug_in_that_is_no_module_is_refused():
     with pytest.raises(ConfigError, match=r"^model\.target: got .*Module. It gave a list"):
-        build(PlugInConfig(target=f"{__name__}:no_network"))
+        build(CustomModelConfig(target=f"{__name__}:no_network"))
 
 
 def test_the_catalogue_has_what_the_configuration_has():

@@ -33,6 +33,7 @@ from dglpipe.config.learning import (
 from dglpipe.config.model import (
     MODEL_FAMILIES,
     CnnConfig,
+    CustomModelConfig,
     ModelConfig,
     ResnetCifarConfig,
     ResnetConfig,
@@ -58,6 +59,7 @@ __all__ = [
     "Config",
     "ConstantConfig",
     "CosineConfig",
+    "CustomModelConfig",
     "DataConfig",
     "DigitsConfig",
     "EvaluateConfig",

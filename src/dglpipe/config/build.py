@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dglpipe.config.checks import require, require_name
+from dglpipe.config.model import CustomModelConfig
 from dglpipe.config.plug_in import PlugInConfig
 from dglpipe.errors import ConfigError
 
@@ -31,15 +32,16 @@ def choose(group: str, node: Any, selector: str, schemas: Mapping[str, type[Any]
 def plug_in(group: str, node: Mapping[str, Any]) -> PlugInConfig:
     """A plug-in from `{target, args}` or from Hydra's way, `{_target_, name: value...}`."""
     if "_target_" in node:
-        args = {
-            key: value for key, value in node.items() if key not in ("_target_", "family", "name")
-        }
-        node = {"target": node["_target_"], "args": args}
+        own = {key: node[key] for key in ("weights",) if group == "model" and key in node}
+        reserved = ("_target_", "family", "name", *own)
+        args = {key: value for key, value in node.items() if key not in reserved}
+        node = {"target": node["_target_"], "args": args, **own}
     target = node.get("target")
     allowed = "package.module:builder of something importable"
     require(bool(target), f"{group}.target", target, allowed)
     named = {"family": "custom", "name": "custom", "args": node.get("args") or {}}
-    return build(PlugInConfig, {**node, **named}, group)
+    schema = CustomModelConfig if group == "model" else PlugInConfig
+    return build(schema, {**node, **named}, group)
 
 
 def refuse_unknown(prefix: str, values: Mapping[str, Any], known: set[str]) -> None:

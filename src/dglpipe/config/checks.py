@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from dglpipe.errors import ConfigError
@@ -25,3 +26,19 @@ def require_positive(key: str, value: float) -> None:
 
 def require_name(key: str, value: str, names: Sequence[str]) -> None:
     require(value in names, key, value, ", ".join(names))
+
+
+_UNITS: dict[str, int] = {
+    unit: base**power
+    for base, suffix in ((1000, "B"), (1024, "iB"))
+    for power, unit in enumerate((f"K{suffix}", f"M{suffix}", f"G{suffix}", f"T{suffix}"), 1)
+} | {"B": 1, "": 1}
+
+
+def byte_count(key: str, value: object) -> int:
+    """Bytes of a whole number, or of a text such as 1.5GiB or 800MB."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?i?B|)", str(value))
+    known = match is not None and match[2] in _UNITS and not isinstance(value, bool)
+    require(known, key, value, "a number of bytes, or one with its unit: 800MB, 1.5GiB")
+    assert match is not None
+    return int(float(match[1]) * int(_UNITS[match[2]]))

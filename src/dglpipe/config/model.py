@@ -23,6 +23,9 @@ class CnnConfig:
     """Layers, counted from 0, in front of which a 2x2 max-pool stands; null: 1 and 3."""
     dropout: float = 0.0
     """Probability that a channel is dropped behind each layer."""
+    weights: str | None = None
+    """Initial weights: a file, or a member of torchvision's enums, `ResNet18_Weights.DEFAULT`,
+    that is on disk already; null: drawn from the seed."""
 
     def __post_init__(self) -> None:
         require_name("model.name", self.name, ("cnn4", "cnn6"))
@@ -48,6 +51,7 @@ class VggConfig:
     name: str = "vgg11_bn"
     dropout: float = 0.5
     """Probability in the classifier; 0 is the paper's."""
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         names = ("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")
@@ -61,6 +65,7 @@ class ResnetConfig:
 
     family: str = "resnet"
     name: str = "resnet18"
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         names = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -73,6 +78,7 @@ class ResnetCifarConfig:
 
     family: str = "resnet_cifar"
     name: str = "resnet20_cifar"
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         names = ("resnet20_cifar", "resnet56_cifar", "resnet110_cifar")
@@ -88,6 +94,7 @@ class TorchvisionConfig:
     """As `torchvision.models.list_models(module=torchvision.models)` has it."""
     args: dict[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the builder."""
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.name), "model.name", self.name, "the name of a network of torchvision")
@@ -102,9 +109,17 @@ class TimmConfig:
     """As `timm.list_models()` has it."""
     args: dict[str, Any] = field(default_factory=dict)
     """Further keyword arguments of `timm.create_model`."""
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.name), "model.name", self.name, "the name of a network of timm")
+
+
+@dataclass(kw_only=True, slots=True)
+class CustomModelConfig(PlugInConfig):
+    """A network from outside the package."""
+
+    weights: str | None = None
 
 
 ModelConfig = (
@@ -114,7 +129,7 @@ ModelConfig = (
     | ResnetCifarConfig
     | TorchvisionConfig
     | TimmConfig
-    | PlugInConfig
+    | CustomModelConfig
 )
 MODEL_FAMILIES: dict[str, type[Any]] = {
     "cnn": CnnConfig,

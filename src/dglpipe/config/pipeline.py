@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dglpipe.config.checks import require, require_name, require_number
+from dglpipe.config.checks import byte_count, require, require_name, require_number
 
 
 @dataclass(kw_only=True, slots=True)
@@ -19,9 +19,16 @@ class PipelineConfig:
     """P; null: K, under torchrun world size / R."""
     replicas: int = 1
     """R, data-parallel copies of the whole chain."""
-    split: Any = "even"
-    """`even` (sizes differ by at most 1), `auto` (by FLOPs: the slowest stage as fast as can
-    be), or the list of the first segment of every stage but the first."""
+    split: Any = "auto"
+    """`auto` (by cost: the slowest stage as fast as can be), `even` (sizes differ by at most
+    1), or the list of the first segment of every stage but the first."""
+    cost: str = "flops"
+    """What `auto` balances: `flops`, or `time`, measured before the run starts."""
+    times: dict[str, Any] | None = None
+    """Seconds a step, `{segments: [...], input_gradients: [...], heads: [...]}`, of `Costs`;
+    null: measured where `cost` is `time`, and written here."""
+    memory_limit: Any = None
+    """What a stage may need, in bytes or as a text with its unit, 6GiB; null: no limit."""
     threads: int | None = None
     """CPU threads a process; null: max(1, cores // (P x R))."""
     depth: int = 2
@@ -40,12 +47,33 @@ class PipelineConfig:
         require_number("pipeline.replicas", self.replicas, 1)
         require_number("pipeline.depth", self.depth, 1)
         require_name("pipeline.backend", self.backend, ("auto", "gloo", "nccl"))
+        require_name("pipeline.cost", self.cost, ("flops", "time"))
+        if self.times is not None:
+            _require_times(self.times)
+        if self.memory_limit is not None:
+            require_number("pipeline.memory_limit", self.memory_bytes or 0, 1)
         if isinstance(self.split, Sequence) and not isinstance(self.split, str):
             numbers = all(isinstance(at, int) and not isinstance(at, bool) for at in self.split)
             require(numbers, "pipeline.split", list(self.split), "a list of whole numbers")
         else:
-            allowed = "even, auto, or the list of the first segment of every stage but the first"
+            allowed = "auto, even, or the list of the first segment of every stage but the first"
             require(self.split in ("even", "auto"), "pipeline.split", self.split, allowed)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory_limit` as a number."""
+        limit = self.memory_limit
+        return limit if limit is None else byte_count("pipeline.memory_limit", limit)
+
+
+def _require_times(times: dict[str, Any]) -> None:
+    names = {"segments", "input_gradients", "heads"}
+    numbers = all(
+        isinstance(values, list) and all(isinstance(one, int | float) for one in values)
+        for values in times.values()
+    )
+    allowed = f"lists of seconds under {', '.join(sorted(names))}"
+    require(set(times) == names and numbers, "pipeline.times", times, allowed)
 
 
 @dataclass(kw_only=True, slots=True)

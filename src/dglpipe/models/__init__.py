@@ -11,8 +11,8 @@ from torch import nn
 
 from dglpipe.config import (
     CnnConfig,
+    CustomModelConfig,
     ModelConfig,
-    PlugInConfig,
     ResnetCifarConfig,
     ResnetConfig,
     TimmConfig,
@@ -21,6 +21,7 @@ from dglpipe.config import (
 )
 from dglpipe.errors import ConfigError
 from dglpipe.models import cnn, resnet, resnet_cifar, vgg, zoo
+from dglpipe.models.initial import initialise
 from dglpipe.plugins import build_plug_in
 
 __all__ = ["Entry", "build_network", "catalogue", "wanted_channels"]
@@ -55,6 +56,8 @@ def wanted_channels(config: ModelConfig) -> int | None:
 def build_network(config: ModelConfig, channels: int, classes: int, image_size: int) -> nn.Module:
     """The network of `config`: images (B, channels, H, W) -> logits (B, classes).
 
+    Its weights are those of `config.weights`, or drawn.
+
     A plug-in's target is called with its arguments and, where its signature names them and
     the user did not, with `channels`, `classes` and `image_size`.
 
@@ -63,8 +66,15 @@ def build_network(config: ModelConfig, channels: int, classes: int, image_size: 
 
     Raises:
         ConfigError: images with other channels than the network's; a plug-in that cannot be
-            loaded, or that gives something else than an `nn.Module`.
+            loaded, or that gives something else than an `nn.Module`; weights that do not fit.
     """
+    network = _build(config, channels, classes, image_size)
+    if config.weights is not None:
+        initialise(network, config.weights)
+    return network
+
+
+def _build(config: ModelConfig, channels: int, classes: int, image_size: int) -> nn.Module:
     wanted = wanted_channels(config)
     if wanted not in (None, channels):
         hint = "The data layer repeats gray images; cnn4 and cnn6 take any channels"
@@ -85,7 +95,7 @@ def build_network(config: ModelConfig, channels: int, classes: int, image_size: 
     return _custom(config, channels=channels, classes=classes, image_size=image_size)
 
 
-def _custom(config: PlugInConfig, **offered: int) -> nn.Module:
+def _custom(config: CustomModelConfig, **offered: int) -> nn.Module:
     network = build_plug_in(config, "model", **offered)
     if not isinstance(network, nn.Module):
         kind = type(network).__name__

@@ -1,0 +1,145 @@
+"""`pipeline.split`, `cost` and `memory_limit` become the first segment of every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from dglpipe.balance import Costs, balanced
+from dglpipe.config import Config
+from dglpipe.costs import HeadAt, flop_costs, link_bytes
+from dglpipe.data import DataDescription
+from dglpipe.device import Device
+from dglpipe.errors import ConfigError
+from dglpipe.features import Features, channels_at
+from dglpipe.heads import head_on
+from dglpipe.memory import Needs, needs, optimizer_state
+from dglpipe.models import build_network
+from dglpipe.models.building import building
+from dglpipe.partition import Traced, boundaries, check_input, trace
+from dglpipe.seeds import derive
+from dglpipe.timing import Times, measure, threads
+
+Shape = tuple[int, ...]
+
+
+def choose_bounds(
+    config: Config, data: DataDescription, stages: int, traced: Traced, rows: int | None
+) -> list[int]:
+    """First segment of every stage, as `config.pipeline` wants it.
+
+    Args:
+        stages: K.
+        traced: the network of `config`, on meta.
+        rows: of a step on one replica, for `memory_limit`; None: that is not looked at.
+
+    Raises:
+        ConfigError: more stages than segments, a list that does not fit, a stage that needs
+            more memory than the limit; `cost=time` without `times`.
+    """
+    names = [segment.name for segment in traced.segments]
+    split, limit = config.pipeline.split, config.pipeline.memory_bytes
+    memory = None
+    if limit is not None and rows is not None:
+        memory = memory_needs(config, data, traced, rows)
+    if split != "auto":
+        bounds = boundaries(split, len(names), stages, names)
+        if memory is not None and limit is not None:
+            memory.check(bounds, limit, "pipeline.split=auto looks for a cut that fits")
+        return bounds
+    boundaries("even", len(names), stages, names)  # refuses too many stages
+    costs = network_costs(config, data, traced)
+    if memory is None or limit is None:
+        found = balanced(costs, stages)
+    else:
+        found = balanced(costs, stages, lambda first, end: memory.stage(first, end) <= limit)
+        if found is None:
+            hint = "It is the cut that comes nearest: take more stages or a smaller batch"
+            memory.check(memory.nearest(stages), limit, hint)
+    assert found is not None, "what does not fit has been refused"
+    return found
+
+
+def network_costs(config: Config, data: DataDescription, traced: Traced) -> Costs:
+    """Of every segment and of the head of every cut: FLOPs a sample, or seconds a step.
+
+    The heads are those of `head`; `per_stage` is left aside, for it belongs to stages that
+    are not there yet.
+
+    Args:
+        traced: on meta.
+
+    Raises:
+        ConfigError: `cost=time` without `times`, or with those of another network.
+    """
+    shapes = entrances(data, traced)
+    links = link_bytes(shapes, config.precision.item_bytes)
+    if config.pipeline.cost == "flops":
+        head_at = _heads(config, data, traced, meta=True)
+        return flop_costs(traced, shapes, head_at, config.precision.item_bytes)
+    if config.pipeline.times is None:
+        allowed = "flops, where nothing can be measured"
+        raise ConfigError("pipeline.cost", "time without pipeline.times", allowed)
+    counts = {key: len(values) for key, values in config.pipeline.times.items()}
+    wanted = {"segments": len(shapes), "input_gradients": len(shapes), "heads": len(links)}
+    if counts != wanted:
+        allowed = f"{wanted} of this network"
+        raise ConfigError("pipeline.times", counts, allowed, "null: they are measured")
+    return measured_costs(config.pipeline.times, links)
+
+
+def measured_costs(times: Mapping[str, Sequence[float]], links: Sequence[int] = ()) -> Costs:
+    """Costs of the form of `pipeline.times`, in seconds a step."""
+    return Costs(links=tuple(links), **{key: tuple(values) for key, values in times.items()})
+
+
+def measure_times(
+    config: Config, data: DataDescription, device: Device, threads_: int, rows: int
+) -> Times:
+    """Builds the network of `config` for real and times its segments on `device`."""
+    with building(False, derive(config.seed, "network")):
+        network = build_network(config.model, data.channels, len(data.classes), data.height)
+    traced = trace(network)
+    head_at = _heads(config, data, traced, meta=False)
+    shape = (data.channels, data.height, data.width)
+    with threads(threads_):
+        return measure(traced, shape, head_at, config, device, rows)
+
+
+def memory_needs(config: Config, data: DataDescription, traced: Traced, rows: int) -> Needs:
+    """Of every stage that the network can be cut into.
+
+    Args:
+        traced: on meta.
+        rows: of a step on one replica.
+    """
+    shapes = entrances(data, traced)
+    head_at = _heads(config, data, traced, meta=True)
+    return needs(
+        pieces=traced.pieces,
+        heads=[head_at(at, shape) for at, shape in enumerate(shapes) if at],
+        shapes=shapes,
+        links=link_bytes(shapes, config.precision.item_bytes),
+        state=optimizer_state(config.optimizer),
+        rows=rows,
+        depth=config.pipeline.depth,
+        item_bytes=config.precision.item_bytes,
+    )
+
+
+def entrances(data: DataDescription, traced: Traced) -> list[Shape]:
+    """Shape of a row at the entrance of every segment."""
+    shape = (data.channels, data.height, data.width)
+    return [shape, *(one[1:] for one in check_input(traced, (2, *shape))[:-1])]
+
+
+def _heads(config: Config, data: DataDescription, traced: Traced, meta: bool) -> HeadAt:
+    """The head of `config` for the cut in front of a segment."""
+
+    def head_at(segment: int, row: Shape) -> nn.Module:
+        at = channels_at(traced.operations, traced.starts[segment], row)
+        with building(meta, 0):
+            return head_on(config.head, Features(row, at), len(data.classes))
+
+    return head_at

@@ -1,0 +1,133 @@
+"""What the segments of a network and the heads between them cost, by the clock."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dglpipe.config import Config
+from dglpipe.costs import HeadAt, signature
+from dglpipe.device import Device
+from dglpipe.optimizer import build_optimizer
+from dglpipe.partition import Traced
+
+ROUNDS = 5
+ENOUGH_S = 30.0
+"""Seconds after which no further round is begun."""
+
+Loss = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds a step, named as in `Costs`."""
+
+    segments: tuple[float, ...]
+    input_gradients: tuple[float, ...]
+    heads: tuple[float, ...]
+
+
+def measure(
+    traced: Traced, shape: Sequence[int], head_at: HeadAt, config: Config, device: Device, rows: int
+) -> Times:
+    """Forward, backward and optimizer step of every segment, with the gradient of its input
+    and without, and of the head of every cut. Trains nothing: the rate is 0.
+
+    What does the same work is measured once. The smallest of some rounds over all of them
+    counts: whatever else the machine does makes a time larger.
+
+    Args:
+        traced: with real weights, which move to `device`.
+        shape: of one row of the images.
+        head_at: with real weights.
+        rows: of a step on one replica.
+    """
+    place = device.torch_device
+    traced.network.to(place).to(memory_format=torch.channels_last)
+    batch = torch.randn(rows, *shape, device=place).to(memory_format=torch.channels_last)
+    tasks: dict[str, _Task] = {}
+
+    def task(module: nn.Module, batch: Tensor, gradient: bool) -> str:
+        key = f"{signature(module)} {tuple(batch.shape)} {gradient}"
+        if key not in tasks:
+            tasks[key] = _Task(module, batch, gradient, config, device)
+        return key
+
+    whole, own, heads = [], [], []
+    for at, piece in enumerate(traced.pieces):
+        if at:
+            row = tuple(batch.shape[1:])
+            head = head_at(at, row).to(place).to(memory_format=torch.channels_last)
+            heads.append(task(head, batch, True))
+        whole.append(task(piece, batch, True))
+        own.append(task(piece, batch, False))
+        with torch.no_grad(), device.autocast(config.precision.name):
+            batch = piece(batch)
+    seconds = _best_of_rounds(tasks)
+    return Times(
+        segments=tuple(seconds[key] for key in whole),
+        input_gradients=tuple(
+            max(0.0, seconds[a] - seconds[b]) for a, b in zip(whole, own, strict=True)
+        ),
+        heads=tuple(seconds[key] for key in heads),
+    )
+
+
+class _Task:
+    """One step of a module on a batch."""
+
+    def __init__(
+        self, module: nn.Module, batch: Tensor, gradient: bool, config: Config, device: Device
+    ) -> None:
+        self._module = module
+        self._batch = batch.detach().requires_grad_(gradient and batch.is_floating_point())
+        self._precision = config.precision.name
+        self._device = device
+        self._optimizer = None
+        weights = list(module.parameters())
+        if weights:
+            self._optimizer = build_optimizer(config.optimizer, weights)
+            for group in self._optimizer.param_groups:
+                group["lr"] = 0.0
+
+    def seconds(self) -> float:
+        start = time.perf_counter()
+        with self._device.autocast(self._precision):
+            output = self._module(self._batch)
+        if output.requires_grad:
+            output.backward(torch.ones_like(output))
+        if self._optimizer is not None:
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+        output.flatten()[0].item()  # waits for the device
+        spent = time.perf_counter() - start
+        self._batch.grad = None
+        return spent
+
+
+def _best_of_rounds(tasks: dict[str, _Task]) -> dict[str, float]:
+    for one in tasks.values():
+        one.seconds()  # the first call allocates and chooses algorithms
+    start = time.monotonic()
+    best = {key: one.seconds() for key, one in tasks.items()}
+    for _ in range(ROUNDS - 1):
+        if time.monotonic() - start > ENOUGH_S:
+            break
+        best = {key: min(best[key], one.seconds()) for key, one in tasks.items()}
+    return best
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Computes with `count` CPU threads, as the processes of the run will."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

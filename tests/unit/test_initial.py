@@ -1,0 +1,110 @@
+"""Initial weights from a file."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dglpipe.errors import ConfigError
+from dglpipe.models import build_network
+from dglpipe.models.building import building
+from dglpipe.models.initial import initialise
+from harness import make_config
+
+
+def network(seed=0, meta=False, width=4):
+    with building(meta, seed):
+        return build_network(make_config(f"model.width={width}").model, 1, 10, 8)
+
+
+def written(path, tensors):
+    if path.suffix == ".safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt", "wrapped.pth"])
+def test_every_tensor_is_that_of_the_file(tmp_path, name):
+    source, target = network(seed=1).state_dict(), network(seed=2)
+    tree = {"epoch": 3, "state_dict": source} if name.startswith("wrapped") else source
+    path = written(tmp_path / name, tree)
+    initialise(target, path)
+    loaded = target.state_dict()
+    assert loaded.keys() == source.keys()
+    assert all(torch.equal(loaded[key], source[key]) for key in source)
+
+
+@pytest.mark.parametrize("meta", [False, True])
+def test_keys_that_do_not_fit_are_named(tmp_path, meta):
+    tensors = network().state_dict()
+    first, second, *_ = tensors
+    tensors["extra.weight"] = tensors.pop(first)
+    tensors[second] = torch.zeros(3)
+    path = written(tmp_path / "other.safetensors", tensors)
+    with pytest.raises(ConfigError) as caught:
+        initialise(network(meta=meta), path)
+    text = str(caught.value)
+    assert text.startswith(f"model.weights: got '{path}'")
+    assert f"missing: {first};" in text
+    assert "unexpected: extra.weight;" in text
+    assert f"of another shape: {second} (3,) where the network has" in text
+
+
+def test_many_keys_are_counted(tmp_path):
+    path = written(tmp_path / "empty.pt", {})
+    count = len(network().state_dict())
+    with pytest.raises(ConfigError, match=f"and {count - 5} more"):
+        initialise(network(), path)
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("run on load",)
+
+
+def test_a_file_cannot_run_code(tmp_path, capsys):
+    path = tmp_path / "harmful.pt"
+    path.write_bytes(pickle.dumps({"weight": Harmful()}))
+    with pytest.raises(ConfigError, match=r"^model\.weights: got .*nothing but tensors"):
+        initialise(network(), str(path))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["broken.safetensors", "broken.pt"])
+def test_what_is_no_such_file(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"no tensors in here")
+    with pytest.raises(ConfigError, match=r"^model\.weights: got .*nothing but tensors"):
+        initialise(network(), str(path))
+
+
+def test_a_file_that_is_missing(tmp_path):
+    with pytest.raises(ConfigError, match="There is no such file"):
+        initialise(network(), str(tmp_path / "missing.pt"))
+
+
+def test_weights_of_torchvision_come_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    config = make_config("model=torchvision", "model.name=squeezenet1_1").model
+    config.weights = "SqueezeNet1_1_Weights.IMAGENET1K_V1"
+    with pytest.raises(ConfigError, match="Nothing is downloaded here: put https://"):
+        build_network(config, 3, 1000, 64)
+    drawn = make_config("model=torchvision", "model.name=squeezenet1_1").model
+    source = build_network(drawn, 3, 1000, 64).state_dict()
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    written(cache / "squeezenet1_1-b8a52dc0.pth", source)
+    loaded = build_network(config, 3, 1000, 64).state_dict()
+    assert all(torch.equal(loaded[key], source[key]) for key in source)
+    with pytest.raises(ConfigError, match=r"of another shape: classifier\.1\.weight"):
+        build_network(config, 3, 10, 64)
+
+
+def test_an_unknown_member_of_the_enums():
+    with pytest.raises(ConfigError, match="a member of torchvision's enums"):
+        initialise(network(), "ResNet18_Weights.NO_SUCH")

@@ -1,0 +1,143 @@
+"""Where `pipeline.split`, `cost` and `memory_limit` put the cut."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from dglpipe.blueprint import draw
+from dglpipe.device import Device
+from dglpipe.errors import ConfigError
+from dglpipe.estimate import estimate, speed_up
+from dglpipe.images import open_images
+from dglpipe.models import build_network
+from dglpipe.models.building import building
+from dglpipe.partition import trace
+from dglpipe.splitting import measure_times, measured_costs, memory_needs, network_costs
+from harness import make_config
+
+ROWS = 16
+NETWORKS = [
+    ("model=cnn6",),
+    ("model=cnn6", "optimizer=adam", "precision=bf16", "model.dropout=0.1"),
+    ("model=resnet18", "data.image_size=32"),
+    ("model=vgg11_bn", "data.image_size=32", "head=cnn"),
+    ("model=torchvision", "model.name=mobilenet_v3_small", "data.image_size=32", "head=mlp"),
+    ("model=torchvision", "model.name=densenet121", "data.image_size=32"),
+    ("model=torchvision", "model.name=swin_t", "data.image_size=32", "optimizer.momentum=0"),
+]
+
+
+def on_paper(*overrides):
+    config = make_config(*overrides)
+    data = open_images(config).description
+    with building(True, 0):
+        network = build_network(config.model, data.channels, len(data.classes), data.height)
+    return config, data, trace(network)
+
+
+@pytest.mark.parametrize("overrides", NETWORKS, ids=lambda words: ",".join(words))
+def test_costs_and_needs_of_any_cut_are_those_of_its_stages(overrides):
+    """What the segments add up to is what a whole stage, looked at by itself, comes to."""
+    config, data, traced = on_paper(*overrides)
+    costs = network_costs(config, data, traced)
+    needs = memory_needs(config, data, traced, ROWS)
+    count = len(traced.segments)
+    for bounds in ([0, 1, count - 1], [0, count // 3, 2 * count // 3]):
+        config.pipeline.split = bounds[1:]
+        blueprint = draw(config, data, 3, meta=True)
+        assert costs.stages(bounds) == [blueprint.flops(j) for j in range(3)]
+        stages = estimate(blueprint, ROWS)
+        spans = itertools.pairwise([*bounds, count])
+        assert [needs.stage(*span) for span in spans] == [one.memory_bytes for one in stages]
+
+
+LIMITED = "model=vgg11_bn"
+
+
+def draw_limited(limit, *overrides):
+    config, data, _ = on_paper(
+        LIMITED, "data.image_size=32", f"pipeline.memory_limit={limit}", *overrides
+    )
+    return draw(config, data, 2, meta=True, rows=ROWS).bounds
+
+
+def needs_of(at):
+    """Bytes of the larger stage; `at` None: of the cut for which that is least."""
+    config, data, traced = on_paper(LIMITED, "data.image_size=32")
+    needs, count = memory_needs(config, data, traced, ROWS), len(traced.segments)
+    at = at or needs.nearest(2)[1]
+    return max(needs.stage(0, at), needs.stage(at, count)), at
+
+
+def test_a_limit_moves_the_cut():
+    free = draw_limited("1TiB", "pipeline.split=auto")
+    largest, at = needs_of(None)
+    assert draw_limited(largest, "pipeline.split=auto") == (0, at) != free
+
+
+@pytest.mark.parametrize(("split", "at"), [("auto", None), ("even", 4), ("[1]", 1)])
+def test_a_limit_that_cannot_be_met_says_by_how_much(split, at):
+    largest, _ = needs_of(at)
+    with pytest.raises(ConfigError) as caught:
+        draw_limited(1024, f"pipeline.split={split}")
+    text = str(caught.value)
+    assert text.startswith("pipeline.memory_limit: got 1024; allowed: ")
+    assert f"at least {largest} bytes" in text
+    assert f"{(largest - 1024) / 2**30:.4g} GiB more than the limit" in text
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "6 furlongs", "true", "GiB"])
+def test_a_limit_is_a_number_of_bytes(limit):
+    with pytest.raises(ConfigError, match=r"^pipeline\.memory_limit: got"):
+        make_config(f"pipeline.memory_limit={limit!r}")
+
+
+def test_units_of_a_limit():
+    for text, count in (("1.5KiB", 1536), ("2MB", 2_000_000), ("7", 7), ("3 GiB", 3 * 2**30)):
+        assert make_config(f"pipeline.memory_limit='{text}'").pipeline.memory_bytes == count
+
+
+TIMES = {"segments": [1.0] * 6, "input_gradients": [0.0] * 6, "heads": [0.0] * 5}
+
+
+def draw_timed(**times):
+    config, data, _ = on_paper("model=cnn6", "pipeline.split=auto", "pipeline.cost=time")
+    config.pipeline.times = {**TIMES, **times} if times else None
+    return draw(config, data, 2, meta=True).bounds
+
+
+def test_times_decide_where_they_are_given():
+    assert draw_timed(heads=[0, 0, 0, 0, 0]) == (0, 3)
+    assert draw_timed(segments=[9, 1, 1, 1, 1, 1]) == (0, 1)
+    assert draw_timed(segments=[1, 1, 1, 1, 1, 9]) == (0, 5)
+
+
+def test_times_of_another_network_are_refused():
+    with pytest.raises(ConfigError, match=r"^pipeline\.times: got .*'segments': 2"):
+        draw_timed(segments=[1, 1])
+    with pytest.raises(ConfigError, match=r"^pipeline\.cost: got 'time without"):
+        draw_timed()
+
+
+def test_a_dear_segment_is_measured_as_one():
+    """Wide layers in the middle: measured they cost most, as their FLOPs say."""
+    overrides = ("model=cnn6", "model.widths=[4,4,128,128,4,4]", "data.image_size=16")
+    config, data, _ = on_paper(*overrides)
+    times = measure_times(config, data, Device(torch.device("cpu"), "gloo"), 1, 32)
+    assert times.segments[3] > 1.5 * times.segments[1]
+    pairs = zip(times.input_gradients, times.segments, strict=True)
+    assert all(0 <= part < whole for part, whole in pairs)
+    assert all(cost > 0 for cost in measured_costs(asdict(times)).stages([0, 3]))
+
+
+def test_the_predicted_speed_up_is_that_of_what_was_measured():
+    config, data, _ = on_paper("model=cnn6")
+    blueprint = draw(config, data, 2, meta=True)
+    assert speed_up(estimate(blueprint, ROWS, [3.0, 1.0])) == pytest.approx(4 / 3)
+    stages = estimate(blueprint, ROWS)
+    flops = [stage.flops_per_sample for stage in stages]
+    assert speed_up(stages) == pytest.approx(sum(flops) / max(flops))
