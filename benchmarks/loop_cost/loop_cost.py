@@ -48,6 +48,7 @@ OVERRIDES = [
     "epochs=1",
     "pipeline.stages=2",
     "pipeline.processes=2",
+    "pipeline.split=even",
     "pipeline.threads=1",
 ]
 WARM = 200

@@ -20,7 +20,7 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -62,6 +62,8 @@ class Traced:
     network: nn.Module
     operations: Operations
     segments: tuple[Segment, ...]
+    _outputs: dict[tuple[int, ...], list[tuple[int, ...]]] = field(default_factory=dict)
+    """What `check_input` found, by shape of the batch."""
 
     @property
     def entry(self) -> fx.Node:
@@ -337,6 +339,9 @@ def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
         ConfigError: a segment shrinks the image to nothing or fails on it otherwise, or
             gives something else than one tensor with a row for each row of the batch.
     """
+    known = traced._outputs.get(tuple(shape))
+    if known is not None:
+        return known
     batch = torch.empty(*shape, device="meta")
     shapes = []
     for at, (segment, stage) in enumerate(zip(traced.segments, traced.pieces, strict=True)):
@@ -352,6 +357,7 @@ def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
             raise _unfit(traced, at, batch.shape, shape, "Nothing is left of it")
         batch = output
         shapes.append(tuple(output.shape))
+    traced._outputs[tuple(shape)] = shapes
     return shapes
 
 

@@ -429,6 +429,40 @@ def branching(net, x):
     return x
 
 
+class Block(Net):
+    """One of several in a network."""
+
+
+def moody(net, x):
+    """In training it does more than in evaluation."""
+    x = net.a(x)
+    return x * torch.rand(len(x), 1, 1, 1) if net.training else x
+
+
+@pytest.mark.parametrize("forward", [branching, moody])
+def test_a_block_that_cannot_be_traced_is_one_operation(forward):
+    blocks = {name: Block(forward, a=conv()) for name in ("b", "c")}
+    network = Net(lambda net, x: net.d(net.c(net.b(net.a(x)))), a=conv(), **blocks, d=conv())
+    traced = trace(network)
+    assert [segment.name for segment in traced.segments] == ["a", "b", "c", "d"]
+    parts = cut(traced, [0, 1, 2, 3])
+    assert_partition(network, parts)
+    images = torch.randn(2, 3, 4, 4)
+    for training in (True, False):
+        for module in (network, *parts):
+            module.train(training)
+        torch.manual_seed(1)
+        expected = network(images)
+        torch.manual_seed(1)
+        assert torch.equal(run(parts, images), expected)
+
+
+def test_half_a_network_is_no_operation():
+    block = Block(branching, a=conv(), b=conv())
+    network = Net(lambda net, x: net.b(net.a(x)), a=conv(), b=block)
+    assert "Net: if x.sum() > 0: (" in error(lambda: trace(network), "model")
+
+
 def test_a_decision_on_values_is_refused():
     network = Net(branching, a=conv()).eval()
     text = error(lambda: trace(network), "model")

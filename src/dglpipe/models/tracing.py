@@ -1,13 +1,15 @@
 """A network as a graph of operations, by symbolic tracing (`torch.fx`).
 
-Modules of torch.nn other than Sequential are one operation each.
+Modules of torch.nn other than Sequential are one operation each; so are convolutions and batch
+norms derived from them, what timm declares untraceable, and modules that turn out so.
 """
 
 from __future__ import annotations
 
 import itertools
+import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,20 +28,60 @@ def symbolic_graph(network: nn.Module) -> fx.Graph:
     output that is a tuple, a list or a dict, the first entry is the logits; what only the
     others need (auxiliary classifiers) is left out. An argument that is `self.training` in
     the forward reads that of the module which runs the graph. Tensors that the forward makes
-    become plain attributes of the network.
+    become plain attributes of the network. A module inside it that cannot be traced, or does
+    other operations in training than in evaluation, is one operation, unless it holds more
+    than half of the weights.
 
     Raises:
         ConfigError: the network cannot be traced, or does other operations in training than
             in evaluation.
     """
     modes = [(module, module.training) for module in network.modules()]
+    whole: set[type[nn.Module]] = set()
     try:
-        learning = _trace(network.train())
-        testing = _trace(network.eval())
+        while True:
+            try:
+                learning = _trace(network.train(), whole)
+                return _merged(learning, _trace(network.eval(), whole))
+            except _PartError as error:
+                kind = _kind(network, error.path)
+                if kind is None or kind in whole:
+                    raise error.mistake from error.__cause__
+                whole.add(kind)
     finally:
         for module, training in modes:
             module.training = training
-    return _merged(learning, testing)
+
+
+class _PartError(Exception):
+    """A part of the network that stands in the way.
+
+    Args:
+        path: of the innermost module to which it belongs; empty for the network itself.
+        mistake: what to say if nothing can be done.
+    """
+
+    def __init__(self, path: str, mistake: ConfigError) -> None:
+        super().__init__(path)
+        self.path = path
+        self.mistake = mistake
+
+
+def _kind(network: nn.Module, path: str) -> type[nn.Module] | None:
+    """The class of the module at `path`, if modules of it may be one operation each."""
+    kind = type(network.get_submodule(path))
+    if not path or issubclass(kind, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        return None
+    alike = [module for module in network.modules() if type(module) is kind]
+    return kind if 2 * max(map(_size, alike)) <= _size(network) else None
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+_WHOLE = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
+"""Libraries derive from these what looks at sizes or counts batches in its forward."""
 
 
 class _Tracer(fx.Tracer):
@@ -47,6 +89,29 @@ class _Tracer(fx.Tracer):
 
     # Buffers in arithmetic stay references: as constants they would leave the state_dict.
     proxy_buffer_attributes = True
+
+    def __init__(self, whole: Set[type[nn.Module]]) -> None:
+        # A network of timm is there only if timm has been imported.
+        timm = sys.modules.get("timm.layers")
+        super().__init__(autowrap_functions=tuple(timm.get_notrace_functions()) if timm else ())
+        self._whole = (*_WHOLE, *whole, *(timm.get_notrace_modules() if timm else ()))
+        self.failed: nn.Module | None = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self._whole) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or m  # the innermost comes first
+            raise
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -65,16 +130,23 @@ _CONSTANT = "_tensor_constant"
 """How `torch.fx` names the attributes that it adds for tensors made in a forward."""
 
 
-def _trace(network: nn.Module) -> _Trace:
+def _trace(network: nn.Module, whole: Set[type[nn.Module]]) -> _Trace:
     """Traces `network` in the mode it is in.
 
     Tensors that its forward makes become plain attributes of it, on the weights' device.
+
+    Args:
+        whole: classes of modules that are one operation each.
+
+    Raises:
+        _PartError: it cannot be traced.
     """
     stale = [name for name in vars(network) if name.startswith(_CONSTANT)]
     for name in stale:
         delattr(network, name)
+    tracer = _Tracer(whole)
     try:
-        graph = _Tracer().trace(network)
+        graph = tracer.trace(network)
     except Exception as error:  # whatever a forward does with what is no tensor
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         hint = (
@@ -82,7 +154,9 @@ def _trace(network: nn.Module) -> _Trace:
             f"function under torch.fx.wrap. {reason}"
         )
         allowed = "a network that torch.fx can trace"
-        raise ConfigError("model", _scene(error, network), allowed, hint) from error
+        mistake = ConfigError("model", _scene(error, network), allowed, hint)
+        path = tracer.path_of_module(tracer.failed) if tracer.failed is not None else ""
+        raise _PartError(path, mistake) from error
     constants = {name: str(value) for name, value in vars(network).items() if _CONSTANT in name}
     device = next((weights.device for weights in network.parameters()), None)
     for name in constants:
@@ -221,8 +295,9 @@ class _Modes:
         return self._node
 
 
-def _differing(node: fx.Node) -> ConfigError:
+def _differing(node: fx.Node) -> _PartError:
     where = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
     got = f"{name_of(node)}{f' in {where[-1]}' if where else ''}"
     hint = "An argument may be self.training; what is done may not depend on it otherwise"
-    return ConfigError("model", got, "the same operations in training and evaluation", hint)
+    mistake = ConfigError("model", got, "the same operations in training and evaluation", hint)
+    return _PartError(where[-1] if where else "", mistake)

@@ -1,0 +1,182 @@
+"""Slowest stage / mean stage, predicted and measured, of even cuts and of automatic ones.
+
+    python benchmarks/balance/balance.py --output FILE.json
+
+For each network and K: three cuts, even, by FLOPs and by measured time. The stages of all
+three take steps in turn, on one thread; the median over the rounds counts. What is predicted
+for the cut by time is the least that any cut of these segments can have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+from torch import nn
+
+import dglpipe
+from dglpipe.blueprint import WIRE, draw
+from dglpipe.cli.compose import compose, take_apart
+from dglpipe.config import Config
+from dglpipe.device import Device
+from dglpipe.images import open_images
+from dglpipe.models import build_network
+from dglpipe.models.building import building
+from dglpipe.partition import trace
+from dglpipe.splitting import measure_times, measured_costs, network_costs
+from dglpipe.stage import RunLength, Stage
+
+NETWORKS = {
+    "vgg16_bn": 32,
+    "resnet50": 64,
+    "mobilenet_v3_large": 64,
+    "vit_b_16": 64,
+}
+"""With the side of their images."""
+CUTS = ("even", "flops", "time")
+CPU = Device(torch.device("cpu"), "gloo")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    parser.add_argument("--stages", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--output", help="JSON file of the results")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for name in arguments.networks:
+        for stages in arguments.stages:
+            rows += compare(name, stages, arguments.batch, arguments.rounds)
+            tell(rows[-len(CUTS) :])
+    if arguments.output:
+        result = {"command": ["python", *sys.argv], "environment": environment(), "rows": rows}
+        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def compare(name: str, stages: int, batch: int, rounds: int) -> list[dict[str, Any]]:
+    """A row a cut."""
+    config = settings(name, stages, batch)
+    data = open_images(config).description
+    config.pipeline.times = dict(asdict(measure_times(config, data, CPU, 1, batch)))
+    chains, predicted, bounds = {}, {}, {}
+    for cut in CUTS:
+        config.pipeline.split = "even" if cut == "even" else "auto"
+        config.pipeline.cost = "flops" if cut == "flops" else "time"
+        blueprint = draw(config, data, stages, meta=True)
+        bounds[cut] = blueprint.bounds
+        if cut == "flops":
+            with building(True, 0):
+                network = build_network(config.model, data.channels, len(data.classes), data.height)
+            costs = network_costs(config, data, trace(network))
+        else:
+            costs = measured_costs(config.pipeline.times)
+        predicted[cut] = imbalance(costs.stages(blueprint.bounds))
+        config.pipeline.split = list(blueprint.bounds[1:])
+        chains[cut] = Timed(config, stages)
+    for chain in chains.values():
+        chain.step()
+    seconds: dict[str, list[list[float]]] = {cut: [] for cut in CUTS}
+    for _ in range(rounds):
+        for cut in CUTS:
+            seconds[cut].append(chains[cut].step())
+    rows = []
+    for cut in CUTS:
+        typical = [median(one) for one in zip(*seconds[cut], strict=True)]
+        spread = quantiles([imbalance(one) for one in seconds[cut]])
+        rows.append(
+            {
+                "network": name,
+                "stages": stages,
+                "cut": cut,
+                "bounds": list(bounds[cut]),
+                "predicted": predicted[cut],
+                "measured": imbalance(typical),
+                "quartiles_over_rounds": [spread[0], spread[2]],
+            }
+        )
+    return rows
+
+
+class Timed:
+    """All stages of a cut, in this process."""
+
+    def __init__(self, config: Config, stages: int) -> None:
+        data = open_images(config).description
+        blueprint = draw(config, data, stages)
+        length = RunLength(1000, 1000)
+        self._stages = [
+            Stage(j, blueprint.learner(j), config.stage(j), nn.CrossEntropyLoss(), CPU, length, 0)
+            for j in range(stages)
+        ]
+        rows = config.batch_size
+        self._batches = []
+        for j in range(stages):
+            dtype = WIRE[config.precision.name] if j else torch.float32
+            batch = torch.randn(rows, *blueprint.input_shape(j)).to(dtype)
+            if batch.dim() == 4:
+                batch = batch.to(memory_format=torch.channels_last)
+            self._batches.append(batch)
+        self._labels = torch.randint(0, len(data.classes), (rows,))
+        self._number = 0
+
+    def step(self) -> list[float]:
+        """Seconds of a step of every stage."""
+        self._number += 1
+        spent = []
+        for stage, batch in zip(self._stages, self._batches, strict=True):
+            start = time.perf_counter()
+            stage.learn(batch, self._labels, self._number, None)
+            spent.append(time.perf_counter() - start)
+        return spent
+
+
+def settings(name: str, stages: int, batch: int) -> Config:
+    side = NETWORKS[name]
+    words = ["model=torchvision", f"model.name={name}"]
+    if name.startswith("vit"):
+        words.append(f"+model.args.image_size={side}")
+    work = [f"data.image_size={side}", f"batch_size={batch}", f"pipeline.stages={stages}"]
+    return compose(take_apart([*words, "data=synthetic", "data.samples=64", *work]))
+
+
+def imbalance(times: Sequence[float]) -> float:
+    """Slowest / mean."""
+    return max(times) * len(times) / sum(times)
+
+
+def environment() -> dict[str, Any]:
+    return {
+        "dglpipe": dglpipe.__version__,
+        "torch": torch.__version__,
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+    }
+
+
+def tell(rows: Sequence[dict[str, Any]]) -> None:
+    for row in rows:
+        low, high = row["quartiles_over_rounds"]
+        sys.stdout.write(
+            f"{row['network']:20} K={row['stages']} {row['cut']:5} predicted "
+            f"{row['predicted']:.2f} measured {row['measured']:.2f} ({low:.2f} .. {high:.2f}) "
+            f"{row['bounds']}\n"
+        )
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
