@@ -13,8 +13,9 @@ from dglpipe.balance import Costs
 from dglpipe.flops import count_flops
 from dglpipe.partition import Traced, on_meta
 
-HeadAt = Callable[[int, tuple[int, ...]], nn.Module]
-"""The head of a cut in front of a segment, for features of a shape a row."""
+HeadAt = Callable[[int, tuple[int, ...]], nn.Module | None]
+"""The head of a cut in front of a segment, for features of a shape a row; None: it cannot be
+there, and neither can the cut."""
 
 
 def flop_costs(
@@ -30,7 +31,9 @@ def flop_costs(
     """
     known: dict[str, int] = {}
 
-    def count(module: nn.Module, shape: tuple[int, ...], gradient: bool) -> int:
+    def count(module: nn.Module | None, shape: tuple[int, ...], gradient: bool) -> float:
+        if module is None:
+            return math.inf
         key = f"{signature(module)} {shape} {gradient}"
         if key not in known:
             known[key] = count_flops(on_meta(module), shape, gradient)

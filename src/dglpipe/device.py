@@ -93,8 +93,8 @@ def select(backend: str, local_rank: int) -> Device:
     return Device(torch.device("cuda", local_rank) if cuda else torch.device("cpu"), backend)
 
 
-def check_precision(precision: str, backend: str) -> None:
-    """Raises ConfigError for fp16 without CUDA."""
+def check_precision(precision: str, backend: str, key: str = "precision") -> None:
+    """Raises ConfigError, which names `key`, for fp16 without CUDA."""
     if precision == "fp16" and backend != "nccl":
         hint = "fp16 needs loss scaling on CUDA devices; a CPU has no fast fp16: take bf16"
-        raise ConfigError("precision", precision, "fp32, bf16 (no CUDA in use)", hint)
+        raise ConfigError(key, precision, "fp32, bf16 (no CUDA in use)", hint)

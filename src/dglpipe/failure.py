@@ -6,6 +6,7 @@ marks its own as secondary. Whoever reports shows the earliest primary one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import traceback
@@ -76,8 +77,10 @@ def record(error: BaseException, rank: int, where: str, step: int) -> Failure:
 
 
 def write(failure: Failure, run_dir: RunDir) -> None:
-    """Leaves the record for whoever reports."""
-    write_json(run_dir.failure(failure.rank), asdict(failure))
+    """Leaves the record for whoever reports, unless another rank has removed the directory."""
+    if run_dir.logs.is_dir():
+        with contextlib.suppress(FileNotFoundError):
+            write_json(run_dir.failure(failure.rank), asdict(failure))
 
 
 def read(run_dir: RunDir) -> list[Failure]:

@@ -10,14 +10,16 @@ Nothing in a head may alter its input in place: that tensor is on its way to the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from dglpipe.config import HeadConfig, PlugInConfig
 from dglpipe.errors import ConfigError
 from dglpipe.features import Features
 from dglpipe.models.blocks import average_pool, mlp
+from dglpipe.partition import ShapesOnly
 from dglpipe.plugins import build_plug_in
 
 Side = tuple[int, int]
@@ -36,6 +38,25 @@ def head_on(config: HeadConfig | PlugInConfig, features: Features, classes: int)
     adapter = features.adapter()
     head = build_head(config, features.channels, features.side, classes)
     return head if adapter is None else nn.Sequential(adapter, head)
+
+
+def check_head(head: nn.Module, shape: Sequence[int], classes: int) -> None:
+    """Sends two rows of `shape` through `head`, which is on meta.
+
+    Raises:
+        ConfigError: it does not give logits (B, N) of them.
+    """
+    place = f"features {tuple(shape)} a row"
+    try:
+        with torch.no_grad(), ShapesOnly():
+            logits = head(torch.zeros(2, *shape, device="meta"))
+    except Exception as error:  # whatever a user's head does
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        kind = type(head).__name__
+        raise ConfigError("head", kind, f"one that works on {place}", reason) from error
+    came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if came != (2, classes):
+        raise ConfigError("head", came, f"logits {(2, classes)} for 2 rows of {place}")
 
 
 def build_head(

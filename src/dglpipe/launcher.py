@@ -20,7 +20,7 @@ from dglpipe.config import Config, from_yaml, to_yaml
 from dglpipe.errors import RunFailedError, UserError
 from dglpipe.process import run_process
 from dglpipe.rundir import RunDir, write_json
-from dglpipe.summary import header
+from dglpipe.summary import unfinished
 from dglpipe.topology import Layout
 
 SHOW_CURSOR = "\x1b[?25h"
@@ -57,7 +57,7 @@ def launch(config: Config, layout: Layout, run_dir: RunDir) -> dict[str, Any]:
         if sys.stderr.isatty():
             sys.stderr.write(SHOW_CURSOR)  # a worker that is killed leaves its display as it is
         if status != "finished":
-            write_json(run_dir.summary, header(status, config, layout))
+            write_json(run_dir.summary, unfinished(status, config, layout))
 
 
 def _launch_config(layout: Layout, scratch: str) -> LaunchConfig:

@@ -82,7 +82,7 @@ class Needs:
 
 def needs(
     pieces: Sequence[nn.Module],
-    heads: Sequence[nn.Module],
+    heads: Sequence[nn.Module | None],
     shapes: Sequence[tuple[int, ...]],
     links: Sequence[int],
     state: int,
@@ -94,14 +94,14 @@ def needs(
 
     Args:
         pieces: its segments.
-        heads: of the cut in front of each but the first.
+        heads: of the cut in front of each but the first; None: there can be none.
         shapes: of a row at the entrance of each segment.
         links: bytes of a row at each cut.
         state: numbers that the optimizer keeps for each weight.
     """
     segments = zip(pieces, kept_bytes(pieces, shapes[0]), strict=True)
     behind = [
-        (head, kept_bytes([head], shape, input_gradient=True)[0])
+        (head or nn.Identity(), kept_bytes([head or nn.Identity()], shape, input_gradient=True)[0])
         for head, shape in zip(heads, shapes[1:], strict=True)
     ]
     return Needs(

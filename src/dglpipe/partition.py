@@ -407,4 +407,8 @@ def _unfit(
     allowed = f"images that segment {at} ({name}) of the network can work on"
     first_line = reason.partition("\n")[0]
     hint = f"It fails on an input of shape {tuple(incoming[1:])} a row: {first_line}"
-    return ConfigError("data.image_size", shape[-1], allowed, hint)
+    height, width = shape[-2:]
+    if height != width:
+        hint += ". The images are not square: data.image_size=SIDE makes them so"
+        return ConfigError("data.image_size", f"images of {height}x{width}", allowed, hint)
+    return ConfigError("data.image_size", width, allowed, hint)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -74,7 +76,8 @@ class RunDir:
     def status(self) -> str | None:
         """`finished`, `failed`, `interrupted`, `unfinished`; None where no run has been."""
         if self.summary.is_file():
-            return str(json.loads(self.summary.read_text())["status"])
+            with contextlib.suppress(ValueError):  # what a full disk left says nothing
+                return str(json.loads(self.summary.read_text())["status"])
         return "unfinished" if self.config.is_file() else None
 
     def finished_config(self) -> Config:
@@ -163,19 +166,28 @@ class RunDir:
 
     def discard(self) -> None:
         """Removes the directory of a run that was claimed and ended before it began."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        for _ in range(10):  # another rank may be writing its last words into it
+            shutil.rmtree(self.path, ignore_errors=True)
+            if not self.path.exists():
+                break
+            time.sleep(0.05)
 
     def forget_after(self, step: int) -> None:
         """Drops the lines of `metrics.jsonl` that a run resumed behind `step` writes anew."""
         if not self.metrics.is_file():
             return
         lines = self.metrics.read_text().splitlines()
-        kept = [line for line in lines if _is_before(json.loads(line), step)]
+        kept = [line for line in lines if _is_before(line, step)]
         write_whole(self.metrics, "".join(f"{line}\n" for line in kept))
 
 
-def _is_before(line: dict[str, Any], step: int) -> bool:
-    """Whether a line was written before the checkpoint of `step`, where tests come later."""
+def _is_before(text: str, step: int) -> bool:
+    """Whether a line was written before the checkpoint of `step`, where tests come later; one
+    that was torn by the end of its run was not."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return False
     return bool(line["step"] <= step if line["kind"] == "train" else line["step"] < step)
 
 
@@ -190,8 +202,9 @@ def default_path() -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there either whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file that is there either whole or not at all; its folder is made if only that
+    is missing."""
+    path.parent.mkdir(exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_text(text)
     part.replace(path)

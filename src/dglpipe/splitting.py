@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from dglpipe.balance import Costs, balanced
-from dglpipe.config import Config
+from dglpipe.config import Config, PlugInConfig
 from dglpipe.costs import HeadAt, flop_costs, link_bytes
 from dglpipe.data import DataDescription
 from dglpipe.device import Device
 from dglpipe.errors import ConfigError
 from dglpipe.features import Features, channels_at
-from dglpipe.heads import head_on
+from dglpipe.heads import check_head, head_on
 from dglpipe.memory import Needs, needs, optimizer_state
 from dglpipe.models import build_network
 from dglpipe.models.building import building
@@ -48,8 +49,9 @@ def choose_bounds(
         if memory is not None and limit is not None:
             memory.check(bounds, limit, "pipeline.split=auto looks for a cut that fits")
         return bounds
-    boundaries("even", len(names), stages, names)  # refuses too many stages
-    costs = network_costs(config, data, traced)
+    boundaries("even", len(names), stages, names)  # for its refusal of too many stages
+    refused: list[ConfigError] = []
+    costs = network_costs(config, data, traced, refused)
     if memory is None or limit is None:
         found = balanced(costs, stages)
     else:
@@ -58,10 +60,18 @@ def choose_bounds(
             hint = "It is the cut that comes nearest: take more stages or a smaller batch"
             memory.check(memory.nearest(stages), limit, hint)
     assert found is not None, "what does not fit has been refused"
+    if math.inf in costs.stages(found):
+        allowed = "a number of stages for which every cut can have its head"
+        raise refused[0] if refused else ConfigError("pipeline.stages", stages, allowed)
     return found
 
 
-def network_costs(config: Config, data: DataDescription, traced: Traced) -> Costs:
+def network_costs(
+    config: Config,
+    data: DataDescription,
+    traced: Traced,
+    refused: list[ConfigError] | None = None,
+) -> Costs:
     """Of every segment and of the head of every cut: FLOPs a sample, or seconds a step.
 
     The heads are those of `head`; `per_stage` is left aside, for it belongs to stages that
@@ -69,6 +79,7 @@ def network_costs(config: Config, data: DataDescription, traced: Traced) -> Cost
 
     Args:
         traced: on meta.
+        refused: gets what is wrong with heads that cannot be; such a cut costs infinitely much.
 
     Raises:
         ConfigError: `cost=time` without `times`, or with those of another network.
@@ -76,7 +87,7 @@ def network_costs(config: Config, data: DataDescription, traced: Traced) -> Cost
     shapes = entrances(data, traced)
     links = link_bytes(shapes, config.precision.item_bytes)
     if config.pipeline.cost == "flops":
-        head_at = _heads(config, data, traced, meta=True)
+        head_at = _heads(config, data, traced, meta=True, refused=refused)
         return flop_costs(traced, shapes, head_at, config.precision.item_bytes)
     if config.pipeline.times is None:
         allowed = "flops, where nothing can be measured"
@@ -134,12 +145,27 @@ def entrances(data: DataDescription, traced: Traced) -> list[Shape]:
     return [shape, *(one[1:] for one in check_input(traced, (2, *shape))[:-1])]
 
 
-def _heads(config: Config, data: DataDescription, traced: Traced, meta: bool) -> HeadAt:
-    """The head of `config` for the cut in front of a segment."""
+def _heads(
+    config: Config,
+    data: DataDescription,
+    traced: Traced,
+    meta: bool,
+    refused: list[ConfigError] | None = None,
+) -> HeadAt:
+    """The head of `config` for the cut in front of a segment, where there can be one."""
+    classes = len(data.classes)
 
-    def head_at(segment: int, row: Shape) -> nn.Module:
+    def head_at(segment: int, row: Shape) -> nn.Module | None:
         at = channels_at(traced.operations, traced.starts[segment], row)
-        with building(meta, 0):
-            return head_on(config.head, Features(row, at), len(data.classes))
+        try:
+            with building(meta, 0):
+                head = head_on(config.head, Features(row, at), classes)
+            if meta and isinstance(config.head, PlugInConfig):
+                check_head(head, row, classes)
+        except ConfigError as error:
+            if refused is not None:
+                refused.append(error)
+            return None
+        return head
 
     return head_at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import torch
 import dglpipe
 from dglpipe.config import Config
 from dglpipe.data import DataDescription
-from dglpipe.device import Device
+from dglpipe.device import Device, choose_backend
 from dglpipe.metrics import ENSEMBLE, Line
 from dglpipe.stream import StreamPlan
 from dglpipe.topology import Layout
@@ -82,6 +83,19 @@ class Summary:
                 for stage in stages
             ],
         }
+
+
+def unfinished(status: str, config: Config, layout: Layout) -> dict[str, Any]:
+    """The whole file, for a run that did not come to its end: the same names, with nulls."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", layout.world_size))
+    nothing = [None] * layout.stages
+    return {
+        **header(status, config, layout),
+        "backend": choose_backend(config.pipeline.backend, local),
+        "test": {"accuracy": nothing, "ensemble_accuracy": None, "loss": nothing},
+        "throughput": {"samples_per_second": None},
+        "per_stage": [],
+    }
 
 
 def header(status: str, config: Config, layout: Layout) -> dict[str, Any]:

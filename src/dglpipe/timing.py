@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,9 @@ def measure(
     batch = torch.randn(rows, *shape, device=place).to(memory_format=torch.channels_last)
     tasks: dict[str, _Task] = {}
 
-    def task(module: nn.Module, batch: Tensor, gradient: bool) -> str:
+    def task(module: nn.Module | None, batch: Tensor, gradient: bool) -> str | None:
+        if module is None:
+            return None
         key = f"{signature(module)} {tuple(batch.shape)} {gradient}"
         if key not in tasks:
             tasks[key] = _Task(module, batch, gradient, config, device)
@@ -62,13 +65,16 @@ def measure(
     for at, piece in enumerate(traced.pieces):
         if at:
             row = tuple(batch.shape[1:])
-            head = head_at(at, row).to(place).to(memory_format=torch.channels_last)
+            head = head_at(at, row)
+            if head is not None:
+                head.to(place).to(memory_format=torch.channels_last)
             heads.append(task(head, batch, True))
         whole.append(task(piece, batch, True))
         own.append(task(piece, batch, False))
         with torch.no_grad(), device.autocast(config.precision.name):
             batch = piece(batch)
-    seconds = _best_of_rounds(tasks)
+    seconds: dict[str | None, float] = {None: math.inf}
+    seconds.update(_best_of_rounds(tasks))
     return Times(
         segments=tuple(seconds[key] for key in whole),
         input_gradients=tuple(

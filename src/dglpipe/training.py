@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from dglpipe.agreement import flatten
 from dglpipe.blueprint import Blueprint, draw
 from dglpipe.config import Config, from_yaml, to_tree, to_yaml
 from dglpipe.device import check_precision, choose_backend, select
-from dglpipe.errors import ConfigError, RunDirError, RunFailedError, UserError
+from dglpipe.errors import AgreementError, ConfigError, RunDirError, RunFailedError, UserError
 from dglpipe.estimate import StageEstimate, estimate
 from dglpipe.images import open_images
 from dglpipe.launcher import launch
@@ -25,10 +26,13 @@ from dglpipe.process_group import ProcessGroup, Store, rendezvous, world_of_laun
 from dglpipe.rundir import RunDir, default_path, write_json, write_whole
 from dglpipe.splitting import measure_times, measured_costs
 from dglpipe.stream import Phase
-from dglpipe.summary import header
+from dglpipe.summary import unfinished
 from dglpipe.topology import Layout, plan_layout
+from dglpipe.watchdog import on_sigterm
 from dglpipe.worker import plan_stream
 
+TERMINATION_PAUSE_S = 1.5
+"""What the loss of a neighbour takes to be noticed, at most."""
 RESUMABLE = {
     *("run_dir", "resume", "timeout_s", "log_every", "checkpoint.every", "checkpoint.keep"),
     *("pipeline.processes", "pipeline.threads", "pipeline.depth", "pipeline.backend"),
@@ -119,6 +123,7 @@ def _run_worker(
             user's mistake is found before the first step.
     """
     rank = int(os.environ["RANK"])
+    on_sigterm(lambda: _terminated(config, layout, run_dir, rank))
     try:
         run_process(config, layout, run_dir, store)
     except UserError:
@@ -128,6 +133,10 @@ def _run_worker(
             raise RunFailedError(
                 story.describe(run_dir.log(rank), config.checkpoint.every > 0)
             ) from None
+        if is_new:
+            run_dir.discard()
+        raise
+    except AgreementError:
         if is_new:
             run_dir.discard()
         raise
@@ -146,10 +155,26 @@ def _run_worker(
         raise
 
 
+def _terminated(config: Config, layout: Layout, run_dir: RunDir, rank: int) -> None:
+    """Tells how the run ended whose agent ends this process: because another one is gone,
+    which this one then notices by itself, or because somebody wants it to stop."""
+    end = time.monotonic() + TERMINATION_PAUSE_S
+    while not run_dir.failure(rank).exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    if not run_dir.failure(rank).exists():
+        _conclude("interrupted", config, layout, run_dir)
+        sys.stderr.write(f"{layout.at(rank).name()} was told to terminate (SIGTERM)\n")
+        return
+    _conclude("failed", config, layout, run_dir)
+    advice = failure.advice(config.checkpoint.every > 0)
+    line = failure.read_own(run_dir, rank).line()
+    sys.stderr.write(f"{line}\n{advice}\nlog: {run_dir.log(rank)}\n")
+
+
 def _conclude(status: str, config: Config, layout: Layout, run_dir: RunDir) -> None:
     """Leaves the summary of a run that ends too early, unless another rank has done so."""
     if not run_dir.summary.exists():
-        write_json(run_dir.summary, header(status, config, layout))
+        write_json(run_dir.summary, unfinished(status, config, layout))
 
 
 def check(config: Config, layout: Layout, local: int) -> None:
@@ -166,7 +191,9 @@ def check(config: Config, layout: Layout, local: int) -> None:
     build_loss(config.method.loss, config.label_smoothing)
     backend = choose_backend(config.pipeline.backend, local)
     for j in range(layout.stages):
-        check_precision(config.stage(j).precision.name, backend)
+        own = bool(config.per_stage) and "precision" in config.per_stage[j]
+        key = f"per_stage[{j}].precision" if own else "precision"
+        check_precision(config.stage(j).precision.name, backend, key)
     cores = _cores()
     if layout.threads * local > cores and os.environ.get("RANK", "0") == "0":
         sys.stderr.write(
@@ -218,11 +245,22 @@ def _adopt_cut(config: Config, layout: Layout) -> None:
     if config.resume == "never" or config.run_dir is None or config.pipeline.split != "auto":
         return
     run_dir = RunDir(Path(config.run_dir))
-    if not run_dir.config.is_file():
+    run_dir.check(config.resume)
+    if run_dir.status() is None:
         return
-    old = from_yaml(run_dir.config.read_text())
+    old = _config_of(run_dir)
     if (old.model, old.pipeline.stages) == (config.model, layout.stages):
         config.pipeline.split, config.pipeline.times = old.pipeline.split, old.pipeline.times
+
+
+def _config_of(run_dir: RunDir) -> Config:
+    try:
+        return from_yaml(run_dir.config.read_text())
+    except (ConfigError, OSError) as error:
+        raise RunDirError(
+            f"run_dir: {run_dir.config} is not the configuration of a run ({error}); give "
+            "another directory, or delete this one"
+        ) from error
 
 
 def _settle(config: Config, layout: Layout, run_dir: RunDir) -> None:
@@ -230,7 +268,7 @@ def _settle(config: Config, layout: Layout, run_dir: RunDir) -> None:
     config.run_dir = os.fspath(run_dir.path)
     _resolve(config, layout)
     if run_dir.config.is_file():
-        _check_same(from_yaml(run_dir.config.read_text()), config)
+        _check_same(_config_of(run_dir), config)
     run_dir.forget_end()
     write_whole(run_dir.config, to_yaml(config))
 

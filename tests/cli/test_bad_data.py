@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torchvision.io import write_png
+from torchvision.io import write_jpeg, write_png
 
 TRAIN = ("train", "run_dir=run", "model.width=4", "batch_size=2", "pipeline.processes=1")
 
@@ -37,8 +37,10 @@ def images(tmp_path):
 
 
 def test_damaged_image_is_named(images, refused):
-    damaged = images / "train" / "dog" / "1.png"
-    damaged.write_bytes(damaged.read_bytes()[:50])
+    damaged = images / "train" / "dog" / "1.jpg"
+    write_jpeg(torch.zeros(3, 8, 8, dtype=torch.uint8), str(damaged))
+    data = damaged.read_bytes()
+    damaged.write_bytes(data[: len(data) // 2] + data[-2:])  # a listing cannot tell
     said = refused("data=image_folder", f"data.root={images}")
     assert f"dglpipe: {damaged}: cannot be decoded as an image" in said
 

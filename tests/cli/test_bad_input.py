@@ -217,6 +217,14 @@ def test_classes_that_differ(cli, images):
     assert "test/ has classes that train/ lacks: cow" in message
 
 
+@pytest.mark.parametrize("where", ["train/dog/1.png", "test/dog/1.png"])
+@pytest.mark.parametrize("transform", ["cifar", "imagenet"])
+def test_image_that_is_cut_off(cli, images, where, transform):
+    (images / where).write_bytes((images / where).read_bytes()[:-20])
+    message = cli.refuse(*folder(images), f"data.transform={transform}")
+    assert f"{images / where}: cannot be decoded as an image" in message
+
+
 def test_file_that_is_no_image(cli, images):
     (images / "train" / "dog" / "1.png").write_text("no picture at all")
     message = cli.refuse(*folder(images))
@@ -332,10 +340,42 @@ def test_nccl_without_cuda(cli):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")
-@pytest.mark.parametrize("where", ["precision=fp16", "per_stage=[{},{precision:fp16}]"])
-def test_fp16_without_cuda(cli, where):
+@pytest.mark.parametrize(
+    ("where", "key"),
+    [
+        ("precision=fp16", "dglpipe: precision"),
+        ("per_stage=[{},{precision:fp16}]", "dglpipe: per_stage[1].precision"),
+    ],
+)
+def test_fp16_without_cuda(cli, where, key):
     message = cli.refuse(where, "run_dir=run")
-    assert "precision: got 'fp16'; allowed: fp32, bf16" in message
+    assert f"{key}: got 'fp16'; allowed: fp32, bf16" in message
+
+
+def test_timelines_are_not_there_yet(cli):
+    assert "timeline: got True; allowed: false" in cli.refuse("timeline=true")
+
+
+@pytest.mark.parametrize(
+    "words", [("-r",), ("--run",), ("--cfg", "job", "model=foo"), ("--cfg", "job", "epochs=-1")]
+)
+def test_flags_of_hydra(cli, words):
+    """Mistakes beside them are told as ever."""
+    message = cli.refuse(*words, "run_dir=a=b")
+    assert "allowed" in message
+
+
+def test_images_that_are_not_square(cli, tmp_path):
+    for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (tmp_path / "wide" / name).mkdir(parents=True)
+        for number in range(2):
+            picture = torch.zeros(3, 8, 12, dtype=torch.uint8)
+            write_png(picture, str(tmp_path / "wide" / name / f"{number}.png"))
+    root = f"data.root={tmp_path / 'wide'}"
+    cli.folder.mkdir(exist_ok=True)
+    message = cli.refuse("data=image_folder", root, "batch_size=2")
+    assert "data.image_size: got 'images of 8x12'" in message
+    assert "data.image_size=SIDE makes them so" in message
 
 
 def test_images_too_small_for_the_network(cli):

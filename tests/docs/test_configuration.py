@@ -55,9 +55,10 @@ def shipped(choice: str) -> dict[str, object]:
 
 @pytest.mark.parametrize(("choice", "keys"), chosen(), ids=lambda item: str(item)[:40])
 def test_choice_has_these_keys_and_defaults(choice, keys):
+    common = sections().get(f"`{choice.partition('=')[0]}`", {})
     said = {
         key: "???" if default == "required" else OmegaConf.to_container(value(default))["v"]
-        for key, default in keys.items()
+        for key, default in {**common, **keys}.items()
     }
     assert said == shipped(choice)
 

@@ -85,7 +85,7 @@ def test_second_call_installs_nothing(checkout):
     assert checkout.asked("pip install") == ["-m pip install --editable .[test]"]
     assert checkout.asked("-m venv")
     assert checkout.make("test").returncode == 0
-    assert checkout.asked("-m pytest") == ["-m pytest -m not slow"]
+    assert checkout.asked("-m pytest") == ["-m pytest -n 2 --dist worksteal -m not slow"]
     assert not checkout.asked("pip install") + checkout.asked("-m venv")
 
 

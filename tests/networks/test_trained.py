@@ -12,12 +12,15 @@ from safetensors.torch import load_file
 from torchvision.models import resnet18
 
 import dglpipe
-from dglpipe.config import from_yaml, to_tree, to_yaml
+from dglpipe import training
+from dglpipe.blueprint import draw
+from dglpipe.config import from_yaml, to_yaml
 from dglpipe.data import Request, open_data
 from dglpipe.errors import ConfigError, RunDirError
+from dglpipe.images import open_images
 from dglpipe.rundir import RunDir
 from dglpipe.trained import export_run
-from harness import make_config, small
+from harness import SMALL, Command, make_config, small
 
 STAGES = 3
 
@@ -25,13 +28,11 @@ STAGES = 3
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The directory of a run of ResNet-18 in one process."""
-    path = tmp_path_factory.mktemp("trained") / "run"
-    config = make_config(
-        "model=resnet18", f"pipeline.stages={STAGES}", "pipeline.processes=1", "max_steps=2"
-    )
-    config.run_dir = str(path)
-    dglpipe.train(to_tree(config))
-    return path, config
+    folder = tmp_path_factory.mktemp("trained")
+    shape = ("model=resnet18", f"pipeline.stages={STAGES}", "pipeline.processes=1", "max_steps=2")
+    run = Command(("train", *SMALL, *shape, "run_dir=run"), folder, {})
+    assert run.wait() == 0, run.stderr
+    return folder / "run", make_config(*shape)
 
 
 def images(config):
@@ -125,48 +126,48 @@ def test_plan(start, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_automatic_cut_is_written_down_as_a_list(tmp_path):
-    config = make_config("pipeline.split=auto", "pipeline.processes=1", "max_steps=1")
-    config.run_dir = str(tmp_path / "run")
-    summary = dglpipe.train(config)
+def test_an_automatic_cut_is_written_down_as_a_list(start, run_dir):
+    words = ("pipeline.split=auto", "pipeline.processes=1", "max_steps=1", f"run_dir={run_dir}")
+    run = start("train", *small(*words))
+    assert run.wait() == 0, run.stderr
+    summary = json.loads(RunDir(run_dir).summary.read_text())
     cut = len(summary["per_stage"][0]["segments"])
-    assert f"split:\n  - {cut}\n" in RunDir(tmp_path / "run").config.read_text()
+    assert f"split:\n  - {cut}\n" in RunDir(run_dir).config.read_text()
 
 
-def test_a_resumed_run_keeps_its_cut(tmp_path):
+def test_a_resumed_run_keeps_its_cut(tmp_path, monkeypatch):
     """A second measurement may find another one."""
-    config = make_config("pipeline.split=auto", "pipeline.cost=time", "pipeline.processes=1")
-    config.run_dir, config.max_steps = str(tmp_path / "run"), 2
-    again = copy.deepcopy(config)
-    dglpipe.train(config)
+    config = make_config("pipeline.split=auto", "pipeline.cost=time", "pipeline.stages=2")
+    config.run_dir, config.resume = str(tmp_path / "run"), "auto"
+    started = []
+    monkeypatch.setattr(training, "launch", lambda config, *_: started.append(config) or {})
+    assert dglpipe.train(to_tree(config)) == {}  # a tree, as config.yaml has it
     files = RunDir(tmp_path / "run")
-    files.summary.unlink()  # as if it had been killed
     other = {"segments": [9.0, *[1.0] * 5], "input_gradients": [0.0] * 6, "heads": [0.0] * 5}
     changed = from_yaml(files.config.read_text())
     changed.pipeline.split, changed.pipeline.times = [1], other
     files.config.write_text(to_yaml(changed))
-    again.resume = "auto"
-    summary = dglpipe.train(again)
-    assert [len(stage["segments"]) for stage in summary["per_stage"]] == [1, 5]
+    dglpipe.train(copy.deepcopy(config))
+    dglpipe.train(changed)
+    assert [one.pipeline.split for one in started[1:]] == [[1], [1]]
     assert from_yaml(files.config.read_text()).pipeline.times == other
+    assert len(started[0].pipeline.times["segments"]) == 6
 
 
-def test_initial_weights_of_another_run(finished, tmp_path):
-    """A rate of next to nothing: what comes out is what went in, but for the running means."""
+def test_initial_weights_are_those_of_the_file(finished, tmp_path):
     path, config = finished
-    weights = tmp_path / "first.safetensors"
-    export_run(path, weights)
+    export_run(path, tmp_path / "weights.safetensors")
     config = copy.deepcopy(config)
-    config.model.weights, config.run_dir = str(weights), str(tmp_path / "run")
-    config.optimizer.lr = 1e-30
-    dglpipe.train(config)
-    first = load_file(weights)
-    weights.unlink()  # the run does not need it any more
-    export_run(tmp_path / "run", tmp_path / "second.safetensors")
-    second = load_file(tmp_path / "second.safetensors")
-    assert first.keys() == second.keys()
-    same = {key for key in first if torch.equal(first[key], second[key])}
-    assert same >= {key for key in first if "running" not in key and "tracked" not in key}
+    config.model.weights = str(tmp_path / "weights.safetensors")
+    blueprint = draw(config, open_images(config).description, STAGES)
+    drawn = {key: value for module in blueprint.modules for key, value in state(module)}
+    expected = load_file(tmp_path / "weights.safetensors")
+    assert drawn.keys() == expected.keys()
+    assert all(torch.equal(drawn[key], expected[key]) for key in expected)
+
+
+def state(module):
+    return module.state_dict().items()
 
 
 def test_weights_that_do_not_fit_start_nothing(start, tmp_path):

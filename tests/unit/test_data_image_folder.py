@@ -213,8 +213,7 @@ def test_damaged_image(small, index):
 def test_damaged_first_image(small):
     _damage(small / "train" / "a" / "0.jpg")
     with pytest.raises(DataError, match=r"train/a/0.jpg: cannot be decoded .*; remove or replace"):
-        _ = _open(small).description
-    assert _open(small, image_size=8).description.height == 8
+        _ = _open(small, image_size=8).description
 
 
 def test_image_that_vanished(small):

@@ -11,7 +11,7 @@ from dglpipe.data import listing
 from dglpipe.data.listing import list_folder
 from dglpipe.errors import DataError
 
-_PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
+_PNG = b"\x89PNG\r\n\x1a\n" + bytes(100) + b"IEND\xaeB`\x82"
 
 
 def _fill(root: Path, *names: str, content: bytes = _PNG) -> None:
@@ -38,7 +38,7 @@ def test_sorted_by_class_then_by_name(root):
     found = list_folder(str(root))
     assert found.classes == ("a", "b")
     assert found.train.names == ("train/a/x.JPEG", "train/b/10.png", "train/b/2.png")
-    assert found.train.sizes == (108,) * 3
+    assert found.train.sizes == (116,) * 3
     assert found.train.labels == (0, 1, 1)
     assert found.test.names == ("test/a/1.png", "test/b/1.gif")
     assert found.path(True, 2) == f"{root}/train/b/2.png"
@@ -65,7 +65,7 @@ def test_links_are_followed(root):
 def test_fingerprint_follows_names_sizes_and_classes(root):
     prints = [list_folder(str(root)).fingerprint()]
     assert list_folder(str(root)).fingerprint() == prints[0]
-    _fill(root, "train/a/x.JPEG", content=_PNG + b"1")
+    _fill(root, "train/a/x.JPEG", content=_PNG[:9] + _PNG[8:])
     prints.append(list_folder(str(root)).fingerprint())
     (root / "train/b/2.png").rename(root / "train/b/3.png")
     prints.append(list_folder(str(root)).fingerprint())

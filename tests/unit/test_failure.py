@@ -14,6 +14,7 @@ def raised(error):
 
 def test_the_cause_comes_before_what_it_did_to_the_others(tmp_path):
     run_dir = RunDir(tmp_path)
+    run_dir.logs.mkdir()
     lost = failure.record(raised(PeerLostError("lost rank 1")), 0, "rank 0 (stage 0)", 4)
     time.sleep(0.001)
     cause = failure.record(raised(ZeroDivisionError("by zero")), 1, "rank 1 (stage 1)", 3)

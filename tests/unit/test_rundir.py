@@ -2,8 +2,10 @@ import json
 
 import pytest
 
+from dglpipe.config import to_yaml
 from dglpipe.errors import RunDirError
 from dglpipe.rundir import RunDir, default_path, write_json, write_whole
+from harness import make_config
 
 
 @pytest.fixture
@@ -46,6 +48,27 @@ def test_a_claim_touches_nothing_of_the_run_that_may_go_on(run_dir):
         run_dir.forget_end()
         assert run_dir.status() == "unfinished"
         assert not run_dir.failure(0).exists()
+
+
+def test_what_a_full_disk_left_is_no_end(run_dir):
+    """A summary of nothing, and half a line of metrics."""
+    run_dir.claim("never").close()
+    write_whole(run_dir.config, "epochs: 1\n")
+    run_dir.summary.write_text("")
+    assert run_dir.status() == "unfinished"
+    lines = ['{"kind": "train", "step": 1}', '{"kind": "train", "step": 2}', '{"kind": "tr']
+    run_dir.metrics.write_text("\n".join(lines))
+    run_dir.forget_after(1)
+    assert run_dir.metrics.read_text() == lines[0] + "\n"
+
+
+def test_a_finished_run_does_not_need_its_initial_weights(run_dir):
+    config = make_config()
+    config.model.weights = "gone.safetensors"
+    run_dir.claim("never").close()
+    write_whole(run_dir.config, to_yaml(config))
+    write_json(run_dir.summary, {"status": "finished"})
+    assert run_dir.finished_config().model.weights is None
 
 
 def test_json_has_null_where_a_number_is_none(tmp_path):

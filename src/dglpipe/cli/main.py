@@ -42,13 +42,17 @@ def run(arguments: Sequence[str]) -> int:
     if arguments[0] == "--version":
         sys.stdout.write(f"dglpipe {dglpipe.__version__}\n")
         return DONE
+    return _status(_command, arguments)
+
+
+def _command(arguments: Sequence[str]) -> int:
     commands = _commands()
     if arguments[0] not in commands:
         near = difflib.get_close_matches(arguments[0], commands, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         sys.stderr.write(f"dglpipe: no command {arguments[0]!r}{hint}\n{USAGE}")
         return WRONG
-    return _status(commands[arguments[0]], arguments[1:])
+    return commands[arguments[0]](arguments[1:])
 
 
 def _commands() -> dict[str, Callable[[Sequence[str]], int]]:

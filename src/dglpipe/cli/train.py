@@ -22,6 +22,9 @@ from dglpipe.training import train as train_here
 from dglpipe.training import train_under_launcher
 
 PEER_PAUSE_S = 2.0
+HELP = {"--help", "-h", "--hydra-help"}
+ANSWERED = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--resolve", "--package", "-p", "--info")
+"""Hydra's flags that show something."""
 NO_FILES = ("hydra.output_subdir=null", "hydra/job_logging=none")
 """Keeps Hydra's own files out of the run directories of a sweep."""
 
@@ -31,7 +34,7 @@ def train(arguments: Sequence[str]) -> int:
     parts = take_apart(arguments)
     world = world_of_launcher()
     if parts.flags:
-        return _ask_hydra(arguments)
+        return _ask_hydra(parts, arguments)
     if parts.sweep:
         if world is not None:
             raise UserError("-m under torchrun: start the sweep with `dglpipe train -m`")
@@ -53,8 +56,14 @@ def _train_as_worker(parts: Arguments, rank: int) -> None:
         raise
 
 
-def _ask_hydra(arguments: Sequence[str]) -> int:
-    """Hydra answers its own flags: --help, --cfg, --info, ..."""
+def _ask_hydra(parts: Arguments, arguments: Sequence[str]) -> int:
+    """Hydra answers its own flags that train nothing; mistakes are told in our words."""
+    unknown = [flag for flag in parts.flags if flag.startswith("-") and flag not in ANSWERED]
+    if unknown:
+        raise UserError(f"train: got {unknown[0]}; allowed flags: -m, {', '.join(ANSWERED)}")
+    if not HELP.intersection(parts.flags):
+        compose(parts)
+        arguments = [word for word in arguments if not word.startswith("run_dir=")]
     sys.argv = ["dglpipe train", *arguments]
     hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")(
         lambda tree: train_here(_config(tree))

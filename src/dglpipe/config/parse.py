@@ -74,6 +74,7 @@ class _Scalars:
     log_every: int = 0
     resume: str = ""
     timeout_s: float = 0
+    timeline: bool = False
     deterministic: bool = False
     label_smoothing: float = 0
     run_dir: str | None = None

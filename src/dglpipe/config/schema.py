@@ -79,6 +79,8 @@ class Config:
     """`never`, or `auto`: go on from the last complete checkpoint of `run_dir`."""
     timeout_s: float
     """Seconds after which a process that waits for another gives up."""
+    timeline: bool
+    """Not built yet: false."""
     deterministic: bool
     """Refuse operations that are not deterministic."""
     label_smoothing: float
@@ -94,6 +96,7 @@ class Config:
         require_number("log_every", self.log_every, 1)
         require_name("resume", self.resume, ("never", "auto"))
         require_positive("timeout_s", self.timeout_s)
+        require(not self.timeline, "timeline", True, "false", "Timelines are not built yet")
         require_number("label_smoothing", self.label_smoothing, 0, 1)
 
     def stage(self, j: int) -> StageConfig:
