@@ -72,7 +72,7 @@ def compare(name: str, stages: int, batch: int, rounds: int) -> list[dict[str, A
     config = settings(name, stages, batch)
     data = open_images(config).description
     config.pipeline.times = dict(asdict(measure_times(config, data, CPU, 1, batch)))
-    chains, predicted, bounds = {}, {}, {}
+    chains, predicted, slowest, bounds = {}, {}, {}, {}
     for cut in CUTS:
         config.pipeline.split = "even" if cut == "even" else "auto"
         config.pipeline.cost = "flops" if cut == "flops" else "time"
@@ -85,6 +85,7 @@ def compare(name: str, stages: int, batch: int, rounds: int) -> list[dict[str, A
         else:
             costs = measured_costs(config.pipeline.times)
         predicted[cut] = imbalance(costs.stages(blueprint.bounds))
+        slowest[cut] = max(measured_costs(config.pipeline.times).stages(blueprint.bounds))
         config.pipeline.split = list(blueprint.bounds[1:])
         chains[cut] = Timed(config, stages)
     for chain in chains.values():
@@ -93,9 +94,11 @@ def compare(name: str, stages: int, batch: int, rounds: int) -> list[dict[str, A
     for _ in range(rounds):
         for cut in CUTS:
             seconds[cut].append(chains[cut].step())
-    rows = []
+    rows: list[dict[str, Any]] = []
+    even = 1.0
     for cut in CUTS:
         typical = [median(one) for one in zip(*seconds[cut], strict=True)]
+        even = max(typical) if cut == "even" else even
         spread = quantiles([imbalance(one) for one in seconds[cut]])
         rows.append(
             {
@@ -106,6 +109,9 @@ def compare(name: str, stages: int, batch: int, rounds: int) -> list[dict[str, A
                 "predicted": predicted[cut],
                 "measured": imbalance(typical),
                 "quartiles_over_rounds": [spread[0], spread[2]],
+                # Of the slowest stage, which sets the pace of the chain, beside the even cut's.
+                "slowest_predicted": slowest[cut] / slowest["even"],
+                "slowest_measured": max(typical) / even,
             }
         )
     return rows
@@ -173,6 +179,7 @@ def tell(rows: Sequence[dict[str, Any]]) -> None:
         sys.stdout.write(
             f"{row['network']:20} K={row['stages']} {row['cut']:5} predicted "
             f"{row['predicted']:.2f} measured {row['measured']:.2f} ({low:.2f} .. {high:.2f}) "
+            f"slowest/even's {row['slowest_predicted']:.2f} {row['slowest_measured']:.2f} "
             f"{row['bounds']}\n"
         )
     sys.stdout.flush()

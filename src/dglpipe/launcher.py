@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ from dglpipe.topology import Layout
 SHOW_CURSOR = "\x1b[?25h"
 
 
-def launch(config: Config, layout: Layout, run_dir: RunDir) -> dict[str, Any]:
+def launch(config: Config, layout: Layout, run_dir: RunDir, flops: Sequence[int]) -> dict[str, Any]:
     """Runs P x R workers to their end.
+
+    Args:
+        flops: a sample, of every stage.
 
     Returns:
         The summary.
@@ -43,7 +47,7 @@ def launch(config: Config, layout: Layout, run_dir: RunDir) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory(prefix="dglpipe_") as scratch:
             start = elastic_launch(_launch_config(layout, scratch), _entry)
-            arguments = to_yaml(config), layout, str(run_dir.path), os.getpid()
+            arguments = to_yaml(config), layout, str(run_dir.path), flops, os.getpid()
             results: dict[int, dict[str, Any]] = start(*arguments)
         status = "finished"
         return results[0]
@@ -94,13 +98,15 @@ def _quieten() -> None:
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.CRITICAL)
 
 
-def _entry(config: str, layout: Layout, path: str, launcher: int) -> dict[str, Any] | None:
+def _entry(
+    config: str, layout: Layout, path: str, flops: Sequence[int], launcher: int
+) -> dict[str, Any] | None:
     """One worker. The launcher alone answers to Ctrl-C and tells of failures."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.getppid() != launcher:
         os._exit(1)  # It was killed while this process loaded its libraries.
     try:
-        return run_process(from_yaml(config), layout, RunDir(Path(path)))
+        return run_process(from_yaml(config), layout, RunDir(Path(path)), flops=flops)
     except Exception:
         # The story is on disk. Leaving by the front door would wait for lost neighbours.
         os._exit(1)

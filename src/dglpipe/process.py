@@ -9,6 +9,7 @@ import platform
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,12 +38,17 @@ processes sees the one that failed by itself exit first."""
 
 
 def run_process(
-    config: Config, layout: Layout, run_dir: RunDir, store: Store | None = None
+    config: Config,
+    layout: Layout,
+    run_dir: RunDir,
+    store: Store | None = None,
+    flops: Sequence[int] | None = None,
 ) -> dict[str, Any] | None:
     """Runs this process to its end, under any launcher that sets RANK and its company.
 
     Args:
         store: from `rendezvous`; None: to be met here.
+        flops: see `Worker`.
 
     Returns:
         At rank 0 the summary, else None.
@@ -54,7 +60,7 @@ def run_process(
     worker: list[Worker] = []
     try:
         store = store or rendezvous(config.timeout_s)
-        return _run(config, topology, run_dir, store, worker)
+        return _run(config, topology, run_dir, store, worker, flops)
     except BaseException as error:
         step = worker[0].step if worker else 0
         story = failure.record(error, rank, topology.name(), step)
@@ -66,7 +72,12 @@ def run_process(
 
 
 def _run(
-    config: Config, topology: Topology, run_dir: RunDir, store: Store, holder: list[Worker]
+    config: Config,
+    topology: Topology,
+    run_dir: RunDir,
+    store: Store,
+    holder: list[Worker],
+    flops: Sequence[int] | None,
 ) -> dict[str, Any] | None:
     device = open_device(config, topology.layout)
     source = open_images(config)
@@ -76,7 +87,7 @@ def _run(
     group = ProcessGroup.connect(topology, device, store, config.timeout_s, config.pipeline.checked)
     _write_workers(group, run_dir)
     started = time.monotonic()
-    worker = Worker(config, source, device, group, run_dir)
+    worker = Worker(config, source, device, group, run_dir, flops)
     holder.append(worker)
     if worker.plan.left_out and topology.rank == 0:
         logger.info(

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,14 @@ def train(config: Config) -> dict[str, Any]:
     """
     layout = plan_layout(config.pipeline, _cores())
     _adopt_cut(config, layout)
-    check(config, layout, layout.world_size)
+    flops = check(config, layout, layout.world_size)
     run_dir = RunDir(Path(config.run_dir) if config.run_dir else default_path())
     run_dir.check(config.resume)
     is_new = run_dir.status() is None
     with run_dir.claim(config.resume):
         _settle(config, layout, run_dir)
         try:
-            return launch(config, layout, run_dir)
+            return launch(config, layout, run_dir, flops)
         except UserError:
             if is_new:
                 run_dir.discard()
@@ -77,10 +78,10 @@ def train_under_launcher(config: Config) -> None:
         # Rank 0 says where the cut is, for two measurements give two cuts.
         own = copy.deepcopy(config)
         own.pipeline.cost = "flops"
-        check(own, layout, local)
+        flops = check(own, layout, local)
     else:
         _adopt_cut(config, layout)
-        check(config, layout, local)
+        flops = check(config, layout, local)
     store = rendezvous(config.timeout_s)
     group = ProcessGroup.talking(layout.at(rank), store)
     if rank:
@@ -92,7 +93,8 @@ def train_under_launcher(config: Config) -> None:
         config.run_dir = os.fspath(run_dir.path)
         config.pipeline.split, config.pipeline.times = said["split"], said["times"]
         _resolve(config, layout)
-        _run_worker(config, layout, run_dir, store)
+        same = own.pipeline.split == config.pipeline.split
+        _run_worker(config, layout, run_dir, store, flops if same else None)
         return
     run_dir = RunDir(Path(config.run_dir) if config.run_dir else default_path())
     is_new = run_dir.status() is None
@@ -110,11 +112,16 @@ def train_under_launcher(config: Config) -> None:
     }
     store.set("dglpipe/run_dir", json.dumps(said))
     with lock:
-        _run_worker(config, layout, run_dir, store, is_new)
+        _run_worker(config, layout, run_dir, store, flops, is_new)
 
 
 def _run_worker(
-    config: Config, layout: Layout, run_dir: RunDir, store: Store, is_new: bool = False
+    config: Config,
+    layout: Layout,
+    run_dir: RunDir,
+    store: Store,
+    flops: Sequence[int] | None,
+    is_new: bool = False,
 ) -> None:
     """Runs the worker; what went wrong is told here, for nobody else will.
 
@@ -125,7 +132,7 @@ def _run_worker(
     rank = int(os.environ["RANK"])
     on_sigterm(lambda: _terminated(config, layout, run_dir, rank))
     try:
-        run_process(config, layout, run_dir, store)
+        run_process(config, layout, run_dir, store, flops)
     except UserError:
         story = failure.read_own(run_dir, rank)
         if story.step:
@@ -177,10 +184,13 @@ def _conclude(status: str, config: Config, layout: Layout, run_dir: RunDir) -> N
         write_json(run_dir.summary, unfinished(status, config, layout))
 
 
-def check(config: Config, layout: Layout, local: int) -> None:
+def check(config: Config, layout: Layout, local: int) -> list[int]:
     """All that can be known to be wrong before anything is started.
 
     `pipeline.split=auto` becomes the list that it stands for.
+
+    Returns:
+        FLOPs a sample, of every stage.
 
     Raises:
         UserError: with the key, what came, what is allowed and what to do.
@@ -200,6 +210,7 @@ def check(config: Config, layout: Layout, local: int) -> None:
             f"dglpipe: warning: {local} processes x {layout.threads} threads "
             f"(pipeline.threads) on {cores} cores: they will be in each other's way\n"
         )
+    return [blueprint.flops(j) for j in range(layout.stages)]
 
 
 def plan(config: Config) -> tuple[list[StageEstimate], int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import tee
 from typing import Any
@@ -40,11 +40,18 @@ def plan_stream(config: Config, source: DataSource) -> StreamPlan:
     )
 
 
+def count_by_stage(config: Config, source: DataSource, stages: int) -> list[int]:
+    """FLOPs of forward and backward of every stage with its head, for one sample."""
+    on_paper = draw(config, source.description, stages, meta=True)
+    return [on_paper.flops(j) for j in range(stages)]
+
+
 class Worker:
     """One process of a run.
 
     Args:
         run_dir: where final weights and checkpoints go; None: nowhere.
+        flops: a sample, of every stage; None: counted here, which takes seconds.
     """
 
     def __init__(
@@ -54,6 +61,7 @@ class Worker:
         device: Device,
         group: ProcessGroup,
         run_dir: RunDir | None = None,
+        flops: Sequence[int] | None = None,
     ) -> None:
         self.config = config
         self.plan = plan_stream(config, source)
@@ -76,8 +84,7 @@ class Worker:
         self._items, arriving = tee(self.plan.items(self.topology.replica, self.done))
         # A replica has no rows in a last test batch that is too small.
         self._feed = self._open_feed(source, (item for item in arriving if item.rows))
-        on_paper = draw(config, source.description, self.topology.layout.stages, meta=True)
-        self._flops = {stage.index: on_paper.flops(stage.index) for stage in stages}
+        self._flops = flops or count_by_stage(config, source, self.topology.layout.stages)
         self._testing = False
         self._logged: dict[int, float] = {}
         self._window: tuple[clock.Spent, clock.Spent] | None = None

@@ -139,6 +139,20 @@ def drawn(stages, *overrides):
     return draw(config, open_data(config.data, config.seed).description, stages)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_16"])
+def test_networks_of_torchvision_at_their_automatic_cut(name):
+    work = ("data=synthetic", "data.samples=32", "data.image_size=32", "max_steps=3")
+    config = make_config("model=torchvision", *work, "batch_size=8", "pipeline.split=auto")
+    config.model.name = name
+    if name.startswith("vit"):
+        config.model.args = {"image_size": 32}
+    (one,), (three,) = (hash_all([config], layout(3, processes), 500) for processes in (1, 3))
+    assert one == three
+    assert len(set(one)) == 3
+
+
 def test_initial_weights_of_the_network_do_not_depend_on_the_stages():
     networks = []
     for stages in (1, 2, 3, 6):

@@ -14,7 +14,7 @@ from torchvision.models import resnet18
 import dglpipe
 from dglpipe import training
 from dglpipe.blueprint import draw
-from dglpipe.config import from_yaml, to_yaml
+from dglpipe.config import from_yaml, to_tree, to_yaml
 from dglpipe.data import Request, open_data
 from dglpipe.errors import ConfigError, RunDirError
 from dglpipe.images import open_images

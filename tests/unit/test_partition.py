@@ -457,6 +457,22 @@ def test_a_block_that_cannot_be_traced_is_one_operation(forward):
         assert torch.equal(run(parts, images), expected)
 
 
+@pytest.mark.parametrize("forward", [branching, moody])
+def test_boundaries_by_hand(forward):
+    """The parts of a Sequential may be anything, however large."""
+    large = Block(forward, a=conv(), b=conv(), c=conv())
+    network = nn.Sequential(conv(), large, conv())
+    traced = trace(network)
+    assert [segment.name for segment in traced.segments] == ["0", "1", "2"]
+    parts = cut(traced, [0, 1, 2])
+    images = torch.randn(2, 3, 4, 4)
+    expected = whole(network, images)
+    assert torch.equal(run(parts, images), expected)
+    assert sorted(key for part in parts for key in part.state_dict()) == sorted(
+        network.state_dict()
+    )
+
+
 def test_half_a_network_is_no_operation():
     block = Block(branching, a=conv(), b=conv())
     network = Net(lambda net, x: net.b(net.a(x)), a=conv(), b=block)
@@ -468,7 +484,8 @@ def test_a_decision_on_values_is_refused():
     text = error(lambda: trace(network), "model")
     assert "Net: if x.sum() > 0: (" in text
     assert "test_partition.py:" in text
-    assert "torch.fx.wrap. TraceError: symbolically traced variables" in text
+    assert "boundaries by hand: a builder (model=custom) of an nn.Sequential" in text
+    assert "TraceError: symbolically traced variables" in text
     assert not network.training
 
 

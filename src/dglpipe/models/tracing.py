@@ -30,7 +30,8 @@ def symbolic_graph(network: nn.Module) -> fx.Graph:
     the forward reads that of the module which runs the graph. Tensors that the forward makes
     become plain attributes of the network. A module inside it that cannot be traced, or does
     other operations in training than in evaluation, is one operation, unless it holds more
-    than half of the weights.
+    than half of the weights. A child of a network that is an `nn.Sequential` may hold any
+    share: that is how boundaries are given by hand.
 
     Raises:
         ConfigError: the network cannot be traced, or does other operations in training than
@@ -44,8 +45,8 @@ def symbolic_graph(network: nn.Module) -> fx.Graph:
                 learning = _trace(network.train(), whole)
                 return _merged(learning, _trace(network.eval(), whole))
             except _PartError as error:
-                kind = _kind(network, error.path)
-                if kind is None or kind in whole:
+                kind = _kind(network, error.path, whole)
+                if kind is None:
                     raise error.mistake from error.__cause__
                 whole.add(kind)
     finally:
@@ -67,13 +68,21 @@ class _PartError(Exception):
         self.mistake = mistake
 
 
-def _kind(network: nn.Module, path: str) -> type[nn.Module] | None:
-    """The class of the module at `path`, if modules of it may be one operation each."""
-    kind = type(network.get_submodule(path))
-    if not path or issubclass(kind, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-        return None
-    alike = [module for module in network.modules() if type(module) is kind]
-    return kind if 2 * max(map(_size, alike)) <= _size(network) else None
+def _kind(network: nn.Module, path: str, whole: Set[type[nn.Module]]) -> type[nn.Module] | None:
+    """The class of the module at `path`, or of the innermost one around it, that may be one
+    operation; None: there is none."""
+    while path:
+        kind = type(network.get_submodule(path))
+        alike = [module for module in network.modules() if type(module) is kind]
+        by_hand = isinstance(network, nn.Sequential) and "." not in path
+        small = 2 * max(map(_size, alike)) <= _size(network)
+        if (small or by_hand) and not issubclass(kind, _CONTAINERS) and kind not in whole:
+            return kind
+        path = path.rpartition(".")[0]
+    return None
+
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def _size(module: nn.Module) -> int:
@@ -150,8 +159,10 @@ def _trace(network: nn.Module, whole: Set[type[nn.Module]]) -> _Trace:
     except Exception as error:  # whatever a forward does with what is no tensor
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         hint = (
-            "Keep Python decisions on values out of forward, or hide the operation in a "
-            f"function under torch.fx.wrap. {reason}"
+            "Keep Python decisions on values out of forward, hide the operation in a function "
+            "under torch.fx.wrap, or give the boundaries by hand: a builder (model=custom) "
+            "of an nn.Sequential, whose parts may be anything. "
+            f"{reason}"
         )
         allowed = "a network that torch.fx can trace"
         mistake = ConfigError("model", _scene(error, network), allowed, hint)
