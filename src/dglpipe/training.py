@@ -37,7 +37,8 @@ TERMINATION_PAUSE_S = 1.5
 RESUMABLE = {
     *("run_dir", "resume", "timeout_s", "log_every", "checkpoint.every", "checkpoint.keep"),
     *("pipeline.processes", "pipeline.threads", "pipeline.depth", "pipeline.backend"),
-    "pipeline.checked",
+    *("pipeline.checked", "pipeline.cost", "pipeline.memory_limit", "pipeline.times", "timeline"),
+    *(f"pipeline.times.{part}" for part in ("segments", "input_gradients", "heads")),
 }
 """Keys that may differ from those of the run that is resumed: they change no weight."""
 
