@@ -36,9 +36,10 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
-def test_damaged_image_is_named(images, refused):
-    damaged = images / "train" / "dog" / "1.jpg"
-    write_jpeg(torch.zeros(3, 8, 8, dtype=torch.uint8), str(damaged))
+@pytest.mark.parametrize(("name", "write"), [("1.jpg", write_jpeg), ("1.png", write_png)])
+def test_damaged_image_is_named(name, write, images, refused):
+    damaged = images / "train" / "dog" / name
+    write(torch.zeros(3, 8, 8, dtype=torch.uint8), str(damaged))
     data = damaged.read_bytes()
     damaged.write_bytes(data[: len(data) // 2] + data[-2:])  # a listing cannot tell
     said = refused("data=image_folder", f"data.root={images}")

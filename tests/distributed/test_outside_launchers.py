@@ -119,42 +119,42 @@ def test_a_used_directory_is_refused_by_all_ranks(start_ranks, run_dir):
     assert [path.name for path in run_dir.iterdir()] == ["mine"]
 
 
-def test_interrupted_by_its_launcher(start_ranks, run_dir):
-    """torchrun hands the signal that it gets on to every worker."""
+@pytest.fixture
+def long_run(start_ranks, run_dir):
+    """Two ranks in the middle of a run that would take for ever."""
     settings = small(f"run_dir={run_dir}", "epochs=100000", "log_every=2")
     runs = start_ranks(settings, settings)
     runs[0].wait_for_step(run_dir, 4)
-    for run in runs:
+    return runs
+
+
+def test_interrupted_by_its_launcher(long_run, run_dir):
+    """torchrun hands the signal that it gets on to every worker."""
+    for run in long_run:
         os.kill(run.pid, signal.SIGINT)
-    assert [run.wait(10) for run in runs] == [130, 130]
-    for run in runs:
+    assert [run.wait(10) for run in long_run] == [130, 130]
+    for run in long_run:
         run.assert_nobody_left()
         assert run.stderr.splitlines()[-1].startswith("dglpipe: interrupted")
     assert RunDir(run_dir).status() == "interrupted"
 
 
-def test_terminated_by_its_launcher(start_ranks, run_dir):
+def test_terminated_by_its_launcher(long_run, run_dir):
     """What torchrun does to its workers when a cluster's time is over."""
-    settings = small(f"run_dir={run_dir}", "epochs=100000", "log_every=2")
-    runs = start_ranks(settings, settings)
-    runs[0].wait_for_step(run_dir, 4)
-    for run in runs:
+    for run in long_run:
         os.kill(run.pid, signal.SIGTERM)
-    assert [run.wait(10) for run in runs] == [143, 143]
-    assert "rank 0 (stage 0) was told to terminate (SIGTERM)" in runs[0].stderr
+    assert [run.wait(10) for run in long_run] == [143, 143]
+    assert "rank 0 (stage 0) was told to terminate (SIGTERM)" in long_run[0].stderr
     assert RunDir(run_dir).status() == "interrupted"
 
 
-def test_a_killed_rank(start_ranks, run_dir):
+def test_a_killed_rank(long_run, run_dir):
     """torchrun then terminates the others, at once."""
-    settings = small(f"run_dir={run_dir}", "epochs=100000", "log_every=2")
-    runs = start_ranks(settings, settings)
-    runs[0].wait_for_step(run_dir, 4)
-    os.kill(runs[1].pid, signal.SIGKILL)
-    os.kill(runs[0].pid, signal.SIGTERM)
-    assert runs[0].wait(10) == 143
-    runs[1].wait(10)
-    words = runs[0].stderr
+    os.kill(long_run[1].pid, signal.SIGKILL)
+    os.kill(long_run[0].pid, signal.SIGTERM)
+    assert long_run[0].wait(10) == 143
+    long_run[1].wait(10)
+    words = long_run[0].stderr
     assert "rank 0 (stage 0) stopped at step" in words
     assert "lost rank 1" in words
     assert words.rstrip().endswith(f"log: {RunDir(run_dir).log(0)}")

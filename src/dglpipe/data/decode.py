@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -38,7 +39,9 @@ def decode(path: str) -> Tensor:
         DataError: a file that cannot be read or decoded.
     """
     try:
-        image: Tensor = decode_image(torch.frombuffer(_read(path), dtype=torch.uint8), _RGB)
+        content = _read(path)
+        _require_whole_png(content)
+        image: Tensor = decode_image(torch.frombuffer(content, dtype=torch.uint8), _RGB)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
@@ -49,6 +52,23 @@ def decode(path: str) -> Tensor:
     if image.dtype is torch.uint16:
         image = (image.to(torch.int32) >> 8).to(torch.uint8)
     return image.permute(1, 2, 0)
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _require_whole_png(content: bytearray) -> None:
+    """Raises ValueError for a PNG file with a damaged chunk, which can crash the decoder."""
+    if not content.startswith(_PNG):
+        return
+    at, kind = len(_PNG), b""
+    while kind != b"IEND":
+        size = int.from_bytes(content[at : at + 4], "big")
+        kind, end = bytes(content[at + 4 : at + 8]), at + 8 + size
+        told = int.from_bytes(content[end : end + 4], "big")
+        if end + 4 > len(content) or zlib.crc32(memoryview(content)[at + 4 : end]) != told:
+            raise ValueError(f"PNG chunk {kind!r} at byte {at} is damaged")
+        at = end + 4
 
 
 def decode_all(paths: Sequence[str], size: tuple[int, int], target: tuple[int, int]) -> Tensor:
