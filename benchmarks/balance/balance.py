@@ -28,12 +28,13 @@ import dglpipe
 from dglpipe.blueprint import WIRE, draw
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.config import Config
+from dglpipe.costs import Work
 from dglpipe.device import Device
 from dglpipe.images import open_images
 from dglpipe.models import build_network
 from dglpipe.models.building import building
 from dglpipe.partition import trace
-from dglpipe.splitting import measure_times, measured_costs, network_costs
+from dglpipe.splitting import entrances, measure_times, measured_costs, network_costs
 from dglpipe.stage import RunLength, Stage
 
 NETWORKS = {
@@ -81,7 +82,9 @@ def compare(name: str, stages: int, batch: int, rounds: int) -> list[dict[str, A
         if cut == "flops":
             with building(True, 0):
                 network = build_network(config.model, data.channels, len(data.classes), data.height)
-            costs = network_costs(config, data, trace(network))
+            traced = trace(network)
+            work = Work(traced, entrances(data, traced))
+            costs = network_costs(config, data, traced, work)
         else:
             costs = measured_costs(config.pipeline.times)
         predicted[cut] = imbalance(costs.stages(blueprint.bounds))

@@ -11,7 +11,7 @@ from torch import nn
 
 from dglpipe.balance import balanced
 from dglpipe.config import Config, parse
-from dglpipe.costs import flop_costs
+from dglpipe.costs import Work, flop_costs
 from dglpipe.partition import boundaries, check_input, cut, trace
 from dglpipe.trained import Trained, load_run
 from dglpipe.training import train as train_config
@@ -71,7 +71,7 @@ def split(
     boundaries("even", count, stages, names)  # refuses too many stages
     shapes = check_input(traced, (2, *input_shape))
     rows = [tuple(input_shape), *(shape[1:] for shape in shapes[:-1])]
-    costs = flop_costs(traced, rows, lambda _at, _row: nn.Identity(), item_bytes=4)
+    costs = flop_costs(Work(traced, rows), lambda _at, _row: nn.Identity(), item_bytes=4)
     bounds = balanced(costs, stages)
     assert bounds is not None, "every cut fits"
     return [*cut(traced, bounds)]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from dglpipe.config import Config
+from dglpipe.costs import Work
 from dglpipe.data import DataDescription
 from dglpipe.device import Device
 from dglpipe.errors import ConfigError
 from dglpipe.features import Features, channels_at
-from dglpipe.flops import count_flops
 from dglpipe.heads import head_on
 from dglpipe.message import (
     ACTIVATIONS,
@@ -26,9 +26,9 @@ from dglpipe.message import (
 )
 from dglpipe.models import build_network
 from dglpipe.models.building import building
-from dglpipe.partition import ShapesOnly, check_input, cut, trace
+from dglpipe.partition import ShapesOnly, boundaries, cut, trace
 from dglpipe.seeds import derive
-from dglpipe.splitting import choose_bounds
+from dglpipe.splitting import choose_bounds, entrances
 from dglpipe.stage import LocalLearner, admit
 from dglpipe.stream import Phase, StreamPlan
 from dglpipe.weights import clashes
@@ -58,7 +58,13 @@ class Blueprint:
     modules: tuple[nn.Module, ...]
     fields: tuple[Field, ...]
     channels_at: tuple[int, ...]
-    meta: bool
+    work: Work | None
+    """Of the segments; only on meta."""
+
+    @property
+    def meta(self) -> bool:
+        """Whether it is on paper."""
+        return self.work is not None
 
     def learner(self, j: int) -> LocalLearner:
         """Stage `j` with its head; the head's weights depend on the seed and on where the
@@ -76,8 +82,15 @@ class Blueprint:
 
     def flops(self, j: int) -> int:
         """Of forward and backward of stage `j` with its head, for one sample; only on meta."""
-        learner = self.learner(j)
-        return count_flops(lambda batch: learner(batch, None), self.input_shape(j))
+        assert self.work is not None
+        end = sum(map(len, self.segments[: j + 1]))
+        return self.work.stage(self.bounds[j], end) + self.head_flops(j)
+
+    def head_flops(self, j: int) -> int:
+        """Of the head of stage `j`, with the gradient of its input; 0 for the last stage."""
+        assert self.work is not None
+        head = self.learner(j).head
+        return 0 if head is None else self.work.head(head, self.fields[j].shape)
 
     def check_logits(self) -> None:
         """Sends two rows through every stage and head, on paper.
@@ -151,13 +164,15 @@ def draw(
     network = network.to(memory_format=torch.channels_last)
     traced = trace(network)
     names = [segment.name for segment in traced.segments]
-    if meta or config.pipeline.split != "auto":
-        bounds = choose_bounds(config, data, stages, traced, rows if meta else None)
-    else:
-        bounds = list(draw(config, data, stages, meta=True).bounds)
-    modules = cut(traced, bounds)
+    work = None
     if meta:
-        check_input(traced, (2, *image_shape(data)))
+        work = Work(traced, entrances(data, traced))
+        bounds = choose_bounds(config, data, stages, traced, work, rows)
+    elif config.pipeline.split == "auto":
+        bounds = list(draw(config, data, stages, meta=True).bounds)
+    else:
+        bounds = boundaries(config.pipeline.split, len(names), stages, names)
+    modules = cut(traced, bounds)
     ends = [*bounds[1:], len(names)]
     fields = _record(config, modules, image_shape(data), meta)
     return Blueprint(
@@ -171,7 +186,7 @@ def draw(
             channels_at(traced.operations, traced.starts[bound], field.shape)
             for bound, field in zip(bounds[1:], fields, strict=True)
         ),
-        meta=meta,
+        work=work,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from dglpipe.blueprint import Blueprint
-from dglpipe.flops import count_flops, saved_bytes
+from dglpipe.flops import saved_bytes
 from dglpipe.memory import optimizer_state
 
 
@@ -76,12 +76,6 @@ def _stage(blueprint: Blueprint, j: int, rows: int, seconds: float | None) -> St
     learner = blueprint.learner(j)
     own, head = _count(learner.segments), _count(learner.head) if learner.head else 0
     shape = blueprint.input_shape(j)
-    flops = blueprint.flops(j)
-    head_flops = 0
-    if learner.head is not None:
-        read = blueprint.fields[j].shape
-        # The head's own forward and backward, and the gradient that the stage learns from.
-        head_flops = count_flops(learner.head, read, input_gradient=True)
     whole = nn.Sequential(learner.segments, *filter(None, [learner.head]))
     item_bytes = blueprint.config.stage(j).precision.item_bytes
     activations = saved_bytes(whole, shape) * item_bytes // 4
@@ -90,8 +84,8 @@ def _stage(blueprint: Blueprint, j: int, rows: int, seconds: float | None) -> St
         segments=blueprint.segments[j],
         parameters=own,
         head_parameters=head,
-        flops_per_sample=flops,
-        head_flops_per_sample=head_flops,
+        flops_per_sample=blueprint.flops(j),
+        head_flops_per_sample=blueprint.head_flops(j),
         output_shape=None if last else blueprint.fields[j].shape,
         link_bytes_per_sample=0 if last else blueprint.fields[j].row_bytes,
         seconds_per_step=seconds,

@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ from torch.overrides import TorchFunctionMode
 
 from dglpipe.errors import ConfigError
 from dglpipe.models.operations import Operations
+from dglpipe.models.signature import operations_signature
 from dglpipe.models.tracing import symbolic_graph
 
 
@@ -64,6 +65,7 @@ class Traced:
     segments: tuple[Segment, ...]
     _outputs: dict[tuple[int, ...], list[tuple[int, ...]]] = field(default_factory=dict)
     """What `check_input` found, by shape of the batch."""
+    _pieces: dict[int, fx.GraphModule] = field(default_factory=dict)
 
     @property
     def entry(self) -> fx.Node:
@@ -78,9 +80,23 @@ class Traced:
         return [0, *itertools.accumulate(sizes[:-1])]
 
     @functools.cached_property
-    def pieces(self) -> list[fx.GraphModule]:
-        """Every segment as a module of its own, to look at; none of them owns its weights."""
-        return [_stage(self, at, at + 1) for at in range(len(self.segments))]
+    def keys(self) -> frozenset[str]:
+        """Those of the network's `state_dict`."""
+        return frozenset(self.network.state_dict())
+
+    def piece(self, at: int) -> fx.GraphModule:
+        """Segment `at` as a module of its own, to look at; it does not own its weights."""
+        if at not in self._pieces:
+            self._pieces[at] = _stage(self, at, at + 1)
+        return self._pieces[at]
+
+    @functools.cached_property
+    def signatures(self) -> list[str]:
+        """Of every segment; equal for those that do the same work on equal inputs."""
+        return [
+            operations_signature(self.network, segment.nodes, segment.output)
+            for segment in self.segments
+        ]
 
 
 def trace(network: nn.Module) -> Traced:
@@ -256,20 +272,20 @@ def _stage(traced: Traced, first: int, end: int) -> fx.GraphModule:
     for node in itertools.chain.from_iterable(part.nodes for part in segments[first:end]):
         copies[node] = graph.node_copy(node, copied)
     graph.output(map_arg(segments[end - 1].output, copied))
+    _shorten_lookups(graph)
     stage = fx.GraphModule(traced.network, graph, class_name="Segments")
-    _keep_out_of_state(stage, set(traced.network.state_dict()))
-    _shorten_lookups(stage)
+    _keep_out_of_state(stage, traced.keys)
     return stage
 
 
-def _shorten_lookups(stage: fx.GraphModule) -> None:
-    """Makes the generated code find modules by dictionary.
+def _shorten_lookups(graph: fx.Graph) -> None:
+    """Makes the code generated of `graph` find modules by dictionary.
 
     `self.layers.conv` searches class after class at every dot, a fifth of the forward of a
     small network. What fx writes otherwise than expected here stays as it is.
     """
     short = {}
-    for node in stage.graph.nodes:
+    for node in graph.nodes:
         if node.op == "call_module":
             path = str(node.target).split(".")
             keys = "".join(f"._modules[{part!r}]" for part in path)
@@ -281,8 +297,7 @@ def _shorten_lookups(stage: fx.GraphModule) -> None:
             code = code.replace(written, shorter)
         return code.splitlines(keepends=True)
 
-    stage.graph.on_generate_code(lambda _: rewrite)
-    stage.recompile()
+    graph.on_generate_code(lambda _: rewrite)
 
 
 def _dot(owner: str, part: str) -> str:
@@ -290,7 +305,7 @@ def _dot(owner: str, part: str) -> str:
     return f"{owner}.{part}" if part.isidentifier() else f'getattr({owner}, "{part}")'
 
 
-def _keep_out_of_state(stage: fx.GraphModule, keys: set[str]) -> None:
+def _keep_out_of_state(stage: fx.GraphModule, keys: Set[str]) -> None:
     """fx makes every tensor a buffer that is saved: undo it for those that are not."""
     for path, module in stage.named_modules():
         for name in module._buffers:
@@ -344,10 +359,16 @@ def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
         return known
     batch = torch.empty(*shape, device="meta")
     shapes = []
-    for at, (segment, stage) in enumerate(zip(traced.segments, traced.pieces, strict=True)):
+    seen: dict[tuple[object, ...], Tensor] = {}
+    for at, segment in enumerate(traced.segments):
+        same = traced.signatures[at], batch.shape, batch.stride(), batch.dtype
+        if same in seen:
+            batch = seen[same]
+            shapes.append(tuple(batch.shape))
+            continue
         try:
             with torch.no_grad(), ShapesOnly():
-                output = on_meta(stage)(batch)
+                output = on_meta(traced.piece(at))(batch)
         except Exception as error:  # shape errors come as RuntimeError, ValueError, IndexError
             raise _unfit(traced, at, batch.shape, shape, str(error)) from error
         if not isinstance(output, Tensor) or output.shape[:1] != batch.shape[:1]:
@@ -355,7 +376,7 @@ def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
             raise ConfigError("model", got, "one tensor with a row for each row of the batch")
         if not output.numel():
             raise _unfit(traced, at, batch.shape, shape, "Nothing is left of it")
-        batch = output
+        batch = seen[same] = output
         shapes.append(tuple(output.shape))
     traced._outputs[tuple(shape)] = shapes
     return shapes
@@ -384,6 +405,9 @@ class ShapesOnly(TorchFunctionMode):
 
 def on_meta(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """`module` with meta tensors in the place of its own, which stay as they are."""
+    tensors_ = itertools.chain(module.parameters(), module.buffers())
+    if all(tensor.is_meta for tensor in tensors_):
+        return module
     named = itertools.chain(
         module.named_parameters(remove_duplicate=False),
         module.named_buffers(remove_duplicate=False),

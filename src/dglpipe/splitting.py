@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from dglpipe.balance import Costs, balanced
 from dglpipe.config import Config, PlugInConfig
-from dglpipe.costs import HeadAt, flop_costs, link_bytes
+from dglpipe.costs import HeadAt, Shape, Work, flop_costs, link_bytes
 from dglpipe.data import DataDescription
 from dglpipe.device import Device
 from dglpipe.errors import ConfigError
@@ -22,17 +23,21 @@ from dglpipe.partition import Traced, boundaries, check_input, trace
 from dglpipe.seeds import derive
 from dglpipe.timing import Times, measure, threads
 
-Shape = tuple[int, ...]
-
 
 def choose_bounds(
-    config: Config, data: DataDescription, stages: int, traced: Traced, rows: int | None
+    config: Config,
+    data: DataDescription,
+    stages: int,
+    traced: Traced,
+    work: Work,
+    rows: int | None,
 ) -> list[int]:
     """First segment of every stage, as `config.pipeline` wants it.
 
     Args:
         stages: K.
         traced: the network of `config`, on meta.
+        work: of its segments.
         rows: of a step on one replica, for `memory_limit`; None: that is not looked at.
 
     Raises:
@@ -51,7 +56,7 @@ def choose_bounds(
         return bounds
     boundaries("even", len(names), stages, names)  # for its refusal of too many stages
     refused: list[ConfigError] = []
-    costs = network_costs(config, data, traced, refused)
+    costs = network_costs(config, data, traced, work, refused)
     if memory is None or limit is None:
         found = balanced(costs, stages)
     else:
@@ -70,6 +75,7 @@ def network_costs(
     config: Config,
     data: DataDescription,
     traced: Traced,
+    work: Work,
     refused: list[ConfigError] | None = None,
 ) -> Costs:
     """Of every segment and of the head of every cut: FLOPs a sample, or seconds a step.
@@ -79,21 +85,22 @@ def network_costs(
 
     Args:
         traced: on meta.
+        work: of its segments.
         refused: gets what is wrong with heads that cannot be; such a cut costs infinitely much.
 
     Raises:
         ConfigError: `cost=time` without `times`, or with those of another network.
     """
-    shapes = entrances(data, traced)
-    links = link_bytes(shapes, config.precision.item_bytes)
+    links = link_bytes(work.shapes, config.precision.item_bytes)
     if config.pipeline.cost == "flops":
         head_at = _heads(config, data, traced, meta=True, refused=refused)
-        return flop_costs(traced, shapes, head_at, config.precision.item_bytes)
+        return flop_costs(work, head_at, config.precision.item_bytes)
     if config.pipeline.times is None:
         allowed = "flops, where nothing can be measured"
         raise ConfigError("pipeline.cost", "time without pipeline.times", allowed)
     counts = {key: len(values) for key, values in config.pipeline.times.items()}
-    wanted = {"segments": len(shapes), "input_gradients": len(shapes), "heads": len(links)}
+    count = len(work.shapes)
+    wanted = {"segments": count, "input_gradients": count, "heads": len(links)}
     if counts != wanted:
         allowed = f"{wanted} of this network"
         raise ConfigError("pipeline.times", counts, allowed, "null: they are measured")
@@ -128,7 +135,7 @@ def memory_needs(config: Config, data: DataDescription, traced: Traced, rows: in
     shapes = entrances(data, traced)
     head_at = _heads(config, data, traced, meta=True)
     return needs(
-        pieces=traced.pieces,
+        pieces=[traced.piece(at) for at in range(len(shapes))],
         heads=[head_at(at, shape) for at, shape in enumerate(shapes) if at],
         shapes=shapes,
         links=link_bytes(shapes, config.precision.item_bytes),
@@ -155,17 +162,20 @@ def _heads(
     """The head of `config` for the cut in front of a segment, where there can be one."""
     classes = len(data.classes)
 
-    def head_at(segment: int, row: Shape) -> nn.Module | None:
-        at = channels_at(traced.operations, traced.starts[segment], row)
+    @functools.cache
+    def head_for(features: Features) -> nn.Module | None:
         try:
             with building(meta, 0):
-                head = head_on(config.head, Features(row, at), classes)
+                head = head_on(config.head, features, classes)
             if meta and isinstance(config.head, PlugInConfig):
-                check_head(head, row, classes)
+                check_head(head, features.shape, classes)
         except ConfigError as error:
             if refused is not None:
                 refused.append(error)
             return None
         return head
 
-    return head_at
+    starts = traced.starts
+    return lambda segment, row: head_for(
+        Features(row, channels_at(traced.operations, starts[segment], row))
+    )

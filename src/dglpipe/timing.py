@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dglpipe.config import Config
-from dglpipe.costs import HeadAt, signature
+from dglpipe.costs import HeadAt
 from dglpipe.device import Device
+from dglpipe.models.signature import module_signature
 from dglpipe.optimizer import build_optimizer
 from dglpipe.partition import Traced
 
@@ -53,24 +54,26 @@ def measure(
     batch = torch.randn(rows, *shape, device=place).to(memory_format=torch.channels_last)
     tasks: dict[str, _Task] = {}
 
-    def task(module: nn.Module | None, batch: Tensor, gradient: bool) -> str | None:
-        if module is None:
-            return None
-        key = f"{signature(module)} {tuple(batch.shape)} {gradient}"
+    def task(module: nn.Module, signature: str, batch: Tensor, gradient: bool) -> str:
+        key = f"{signature} {tuple(batch.shape)} {gradient}"
         if key not in tasks:
             tasks[key] = _Task(module, batch, gradient, config, device)
         return key
 
-    whole, own, heads = [], [], []
-    for at, piece in enumerate(traced.pieces):
+    whole, own = [], []
+    heads: list[str | None] = []
+    for at, signature in enumerate(traced.signatures):
+        piece = traced.piece(at)
         if at:
             row = tuple(batch.shape[1:])
             head = head_at(at, row)
-            if head is not None:
+            if head is None:
+                heads.append(None)
+            else:
                 head.to(place).to(memory_format=torch.channels_last)
-            heads.append(task(head, batch, True))
-        whole.append(task(piece, batch, True))
-        own.append(task(piece, batch, False))
+                heads.append(task(head, module_signature(head), batch, True))
+        whole.append(task(piece, signature, batch, True))
+        own.append(task(piece, signature, batch, False))
         with torch.no_grad(), device.autocast(config.precision.name):
             batch = piece(batch)
     seconds: dict[str | None, float] = {None: math.inf}

@@ -11,14 +11,22 @@ from torch import nn
 
 from dglpipe.blueprint import draw
 from dglpipe.config import PlugInConfig
+from dglpipe.costs import Work
 from dglpipe.device import Device
 from dglpipe.errors import ConfigError
 from dglpipe.estimate import estimate, speed_up
+from dglpipe.flops import count_flops
 from dglpipe.images import open_images
 from dglpipe.models import build_network
 from dglpipe.models.building import building
 from dglpipe.partition import trace
-from dglpipe.splitting import measure_times, measured_costs, memory_needs, network_costs
+from dglpipe.splitting import (
+    entrances,
+    measure_times,
+    measured_costs,
+    memory_needs,
+    network_costs,
+)
 from harness import make_config
 
 ROWS = 16
@@ -40,17 +48,23 @@ def on_paper(*overrides):
     return config, data, trace(network)
 
 
+def whole(blueprint, j):
+    learner = blueprint.learner(j)
+    return lambda batch: learner(batch, None)
+
+
 @pytest.mark.parametrize("overrides", NETWORKS, ids=lambda words: ",".join(words))
 def test_costs_and_needs_of_any_cut_are_those_of_its_stages(overrides):
     """What the segments add up to is what a whole stage, looked at by itself, comes to."""
     config, data, traced = on_paper(*overrides)
-    costs = network_costs(config, data, traced)
+    costs = network_costs(config, data, traced, Work(traced, entrances(data, traced)))
     needs = memory_needs(config, data, traced, ROWS)
     count = len(traced.segments)
     for bounds in [[0, count // 3, 2 * count // 3], [0, 1, count - 1]][: 1 + (count < 10)]:
         config.pipeline.split = bounds[1:]
         blueprint = draw(config, data, 3, meta=True)
-        assert costs.stages(bounds) == [blueprint.flops(j) for j in range(3)]
+        flops = [count_flops(whole(blueprint, j), blueprint.input_shape(j)) for j in range(3)]
+        assert costs.stages(bounds) == flops == [blueprint.flops(j) for j in range(3)]
         stages = estimate(blueprint, ROWS)
         spans = itertools.pairwise([*bounds, count])
         assert [needs.stage(*span) for span in spans] == [one.memory_bytes for one in stages]

@@ -1,0 +1,54 @@
+"""What tells apart work that has to be looked at from work that is known already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.fx.node import Argument, map_arg
+
+_DESCRIBED = ("torch.", "torchvision.")
+"""Packages whose modules say in their `repr` what they do."""
+
+
+def module_signature(module: nn.Module) -> str:
+    """Equal for modules that do the same work on inputs of equal shape, whatever their weights;
+    of modules that may not say all that they do, for one and the same alone."""
+    shapes = [tuple(tensor.shape) for tensor in module.parameters()]
+    known = all(type(part).__module__.startswith(_DESCRIBED) for part in module.modules())
+    return f"{module!r} {shapes}" if known else f"{module!r} {shapes} {id(module)}"
+
+
+def operations_signature(network: nn.Module, nodes: Iterable[fx.Node], output: Argument) -> str:
+    """The same of operations of a traced network.
+
+    Args:
+        nodes: in order of execution.
+        output: what they make.
+    """
+    numbers: dict[fx.Node, int] = {}
+
+    def name(node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            return _described(_attribute(network, str(node.target)))
+        return f"%{numbers.setdefault(node, len(numbers))}"
+
+    def line(node: fx.Node) -> str:
+        what: Any = node.target
+        if node.op == "call_module":
+            what = module_signature(network.get_submodule(str(node.target)))
+        return f"{what} {map_arg((node.args, node.kwargs), name)} {name(node)}"
+
+    return "\n".join([*map(line, nodes), str(map_arg(output, name))])
+
+
+def _attribute(network: nn.Module, path: str) -> Any:
+    value: Any = network
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _described(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else value
