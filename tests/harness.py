@@ -325,7 +325,7 @@ def train_all(
     deadline_s: float = 60,
 ) -> list[Trained]:
     """`train_world` for one configuration after the other, in the same processes."""
-    layout = layout or plan_layout(configs[0].pipeline, cores=1)
+    layout = layout or plan_layout(configs[0].pipeline, configs[0].method, cores=1)
     said = run_world(layout, _train_all, configs, run_dir, deadline_s=deadline_s)
     return [_gather(layout, [of_rank[at] for of_rank in said]) for at in range(len(configs))]
 
@@ -351,7 +351,8 @@ def _hash_all(group: ProcessGroup, configs: Sequence[Config]) -> list[list[str]]
 def _gather(layout: Layout, said: Sequence[Any]) -> Trained:
     finals, lines, _ = said[0]
     firsts = [rank for rank in range(layout.world_size) if layout.at(rank).replica == 0]
-    stages = [stage for rank in firsts for stage in finals[rank]["stages"]]
+    found = [stage for rank in firsts for stage in finals[rank]["stages"]]
+    stages = sorted(found, key=lambda stage: stage["stage"])
     tensors = {key: value for _, _, own in said for key, value in own.items()}
     assert [stage["stage"] for stage in stages] == list(range(layout.stages))
     assert len(tensors) == layout.stages * layout.replicas

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 
-def plain_network(channels, classes, width=4):
-    """Two convolutions and a classifier without batch norm: rows do not meet."""
+def plain_network(channels, classes, width=4, depth=2):
+    """Some convolutions and a classifier without batch norm: rows do not meet."""
+    more = [nn.Conv2d(width, width, 3, padding=1) for _ in range(depth - 1)]
     return nn.Sequential(
         nn.Conv2d(channels, width, 3, padding=1),
         nn.ReLU(),
-        nn.Conv2d(width, width, 3, padding=1),
-        nn.ReLU(),
+        *(layer for convolution in more for layer in (convolution, nn.ReLU())),
         nn.MaxPool2d(4),
         nn.Flatten(),
         nn.Linear(4 * width, classes),

@@ -31,6 +31,11 @@ class Costs:
     heads: tuple[float, ...]
     links: tuple[int, ...]
 
+    def flowing_back(self) -> Costs:
+        """The same of backprop: no heads, and only the images need no gradient."""
+        nothing = (0.0,) * len(self.heads)
+        return Costs(self.segments, (self.input_gradients[0], *nothing), nothing, self.links)
+
     def stage(self, first: int, end: int) -> float:
         """A stage of segments `first` to `end` - 1, with its head."""
         head = self.heads[end - 1] if end < len(self.segments) else 0

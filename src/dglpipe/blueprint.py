@@ -71,6 +71,8 @@ class Blueprint:
         cut is, not on the number of stages."""
         if j == len(self.modules) - 1:
             return LocalLearner(self.modules[j], None)
+        if not self.config.method.local:
+            return LocalLearner(self.modules[j], None, is_exit=False)
         features = Features(self.fields[j].shape, self.channels_at[j])
         with building(self.meta, derive(self.config.seed, "head", self.bounds[j + 1])):
             head = head_on(self.config.stage(j).head, features, len(self.data.classes))
@@ -84,7 +86,8 @@ class Blueprint:
         """Of forward and backward of stage `j` with its head, for one sample; only on meta."""
         assert self.work is not None
         end = sum(map(len, self.segments[: j + 1]))
-        return self.work.stage(self.bounds[j], end) + self.head_flops(j)
+        flows_back = j > 0 and not self.config.method.local
+        return self.work.stage(self.bounds[j], end, flows_back) + self.head_flops(j)
 
     def head_flops(self, j: int) -> int:
         """Of the head of stage `j`, with the gradient of its input; 0 for the last stage."""
@@ -101,6 +104,8 @@ class Blueprint:
         wanted = (2, len(self.data.classes))
         for j in range(len(self.modules)):
             learner = self.learner(j)
+            if not learner.is_exit:
+                continue
             key = "model" if learner.head is None else "head"
             batch = torch.zeros(2, *self.input_shape(j), device="meta")
             try:
@@ -120,9 +125,22 @@ class Blueprint:
                 allowed = "networks whose own keys are not those of a head, `head.` + key"
                 raise ConfigError("model", f"the key {same[0]} in stage {j}", allowed)
 
+    def row_bytes(self, j: int) -> int:
+        """Of the activations that stage `j` hands on; 0 for the last."""
+        return self.fields[j].row_bytes if j < len(self.fields) else 0
+
     def input_shape(self, j: int) -> tuple[int, ...]:
         """Shape of one row at the entrance of stage `j`."""
         return self.fields[j - 1].shape if j else image_shape(self.data)
+
+    def label_layouts(self, plan: StreamPlan) -> dict[Phase, MessageLayout]:
+        """The messages from process to process of pipelined backprop, whose activations go
+        another way: the labels alone."""
+        labels = contiguous_field(LABELS, torch.int64, ())
+        nothing = contiguous_field(ACTIVATIONS, torch.uint8, (0,))
+        return {
+            phase: MessageLayout(plan.largest_rows(phase), (labels, nothing)) for phase in Phase
+        }
 
     def layouts(self, j: int, plan: StreamPlan) -> dict[Phase, MessageLayout]:
         """The messages from stage `j` to stage `j + 1`."""

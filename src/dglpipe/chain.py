@@ -17,6 +17,7 @@ from dglpipe.feed import Arrival
 from dglpipe.link import Sender
 from dglpipe.message import ACTIVATIONS, ENSEMBLE, LABELS, Field
 from dglpipe.stage import Emit, Stage
+from dglpipe.stream import Item
 
 
 class Chain:
@@ -51,10 +52,15 @@ class Chain:
         for stage in self.stages:
             emit = self._emit(stage, arrival)
             total = item.total if item.total != item.rows else None
-            stage.learn(batch, arrival.labels, item.step, emit, total)
+            stage.learn(batch, arrival.labels, item.round_step, emit, total)
             self._clock.lap(stage.index, Kind.BUSY)
             if self._handed is not None:
                 batch, self._handed = self._handed, None
+
+    def learners(self, item: Item) -> Sequence[Stage]:
+        """The stages that learn from `item`."""
+        del item
+        return self.stages
 
     def _emit(self, stage: Stage, arrival: Arrival) -> Emit | None:
         field = self._fields.get(stage.index)
@@ -81,11 +87,15 @@ class Chain:
         batch = arrival.batch
         ensemble = arrival.ensemble
         for stage in self.stages:
-            features, exit_ = stage.evaluate(batch, arrival.labels)
-            weighted = exit_ * 2.0 ** (stage.index - self._count + 1)
-            ensemble = weighted if ensemble is None else ensemble + weighted
+            if stage.learner.is_exit:
+                features, exit_ = stage.evaluate(batch, arrival.labels)
+                weighted = exit_ * 2.0 ** (stage.index - self._count + 1)
+                ensemble = weighted if ensemble is None else ensemble + weighted
+            else:
+                features = stage.infer(batch)
             field = self._fields.get(stage.index)
             if field is None:
+                assert ensemble is not None
                 self._count_ensemble(ensemble, arrival.labels)
             else:
                 batch = field.normalise(features)
@@ -97,8 +107,11 @@ class Chain:
         hits = (ensemble.argmax(dim=1) == labels).sum()
         self._ensemble_hits = self._ensemble_hits.to(hits.device) + hits
 
-    def ensemble_hits(self) -> int:
-        """Hits since the last call; waits for the device."""
+    def ensemble_hits(self) -> int | None:
+        """Hits since the last call, in the process of the last stage, else None; waits for
+        the device."""
+        if self.stages[-1].index in self._fields:
+            return None
         hits = int(self._ensemble_hits)
         self._ensemble_hits.zero_()
         return hits

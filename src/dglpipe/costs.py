@@ -50,9 +50,13 @@ class Work:
         """
         return self._count((module_signature(head), shape, True), lambda: head)
 
-    def stage(self, first: int, end: int) -> int:
-        """Of segments `first` to `end` - 1, without a head."""
-        return sum(self.segment(at, at > first) for at in range(first, end))
+    def stage(self, first: int, end: int, input_gradient: bool) -> int:
+        """Of segments `first` to `end` - 1, without a head.
+
+        Args:
+            input_gradient: whether the gradient of the stage's input is made.
+        """
+        return sum(self.segment(at, at > first or input_gradient) for at in range(first, end))
 
     def _count(self, key: tuple[str, Shape, bool], module: Callable[[], nn.Module]) -> int:
         if key not in self._known:

@@ -55,7 +55,7 @@ def _evaluate(config: Config, run_dir: RunDir) -> dict[str, Any]:
     plan = plan_stream(config, source)
     count = config.pipeline.stages or 1
     blueprint = draw(config, source.description, count)
-    stages = load_stages(blueprint, run_dir, RunLength(plan.steps, plan.steps_per_epoch))
+    stages = load_stages(blueprint, run_dir, RunLength(plan.steps_per_round, plan.steps_per_epoch))
     chain = Chain(stages, dict(enumerate(blueprint.fields)), None, Clock(), count)
     items = list(plan.items(done=plan.steps))
     device = Device(torch.device("cpu"), "gloo")
@@ -64,9 +64,9 @@ def _evaluate(config: Config, run_dir: RunDir) -> dict[str, Any]:
     for _ in items:
         chain.evaluate(feed.take())
     feed.close()
-    tallies = [stage.tally() for stage in stages]
+    tallies = [stage.tally() if stage.learner.is_exit else None for stage in stages]
     return {
-        "accuracy": [tally.correct / tally.rows for tally in tallies],
-        "ensemble_accuracy": chain.ensemble_hits() / plan.test,
-        "loss": [tally.loss / tally.rows for tally in tallies],
+        "accuracy": [tally.correct / tally.rows if tally else None for tally in tallies],
+        "ensemble_accuracy": (chain.ensemble_hits() or 0) / plan.test,
+        "loss": [tally.loss / tally.rows if tally else None for tally in tallies],
     }

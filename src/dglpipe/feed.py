@@ -58,11 +58,11 @@ class DataFeed:
             self._pending.append(item)
             rows = slice(item.first, item.first + item.rows)
             if item.phase is Phase.TEST:
-                yield Request(False, item.epoch, torch.arange(rows.start, rows.stop))
+                yield Request(False, item.round_epoch, torch.arange(rows.start, rows.stop))
                 continue
-            if item.epoch != epoch:
-                order, epoch = epoch_order(seed, item.epoch, size), item.epoch
-            yield Request(True, item.epoch, order[rows])
+            if item.round_epoch != epoch:
+                order, epoch = epoch_order(seed, item.round_epoch, size), item.round_epoch
+            yield Request(True, item.round_epoch, order[rows])
 
     def take(self) -> Arrival:
         images, labels = next(self._batches)

@@ -58,7 +58,7 @@ class Sums:
     stage: int | str
     rows: int
     loss: float | None
-    correct: int
+    correct: int | None
     learning_rate: float | None = None
     seconds: float | None = None
 
@@ -71,6 +71,7 @@ def combine(parts: Sequence[Sums]) -> Line:
     one = parts[0]
     rows = sum(part.rows for part in parts)
     losses = [part.loss for part in parts if part.loss is not None]
+    hits = [part.correct for part in parts if part.correct is not None]
     rates = [part.rows / part.seconds for part in parts if part.seconds]
     return Line(
         kind=one.kind,
@@ -78,7 +79,7 @@ def combine(parts: Sequence[Sums]) -> Line:
         step=one.step,
         stage=one.stage,
         loss=sum(losses) / rows if losses and rows else None,
-        accuracy=sum(part.correct for part in parts) / rows if rows else None,
+        accuracy=sum(hits) / rows if hits and rows else None,
         learning_rate=one.learning_rate,
         samples_per_second=sum(rates) if rates else None,
     )

@@ -81,6 +81,7 @@ class ProcessGroup:
         previous: transport from the process that runs the stages below, None at the first.
         following: transport to the process that runs the stages above, None at the last.
         replicas: group of the processes with the same stages, None without replicas.
+        pipeline: group of all processes, where gradients flow back; else None.
     """
 
     def __init__(self, topology: Topology, store: Store) -> None:
@@ -89,6 +90,7 @@ class ProcessGroup:
         self.previous: Transport | None = None
         self.following: Transport | None = None
         self.replicas: dist.ProcessGroup | None = None
+        self.pipeline: dist.ProcessGroup | None = None
         self._barriers = 0
 
     @classmethod
@@ -131,6 +133,9 @@ class ProcessGroup:
             group = cls(topology, PrefixStore("dglpipe", store))
             group._connect_links(device, timeout, checked)
             group._connect_replicas(device, timeout)
+            if topology.layout.is_pipelined:
+                everyone = list(range(topology.layout.world_size))
+                group.pipeline = group._new_group(everyone, device, timeout)
         except RuntimeError as error:
             raise PeerLostError(f"could not meet the other processes: {error}") from error
         return group
@@ -203,6 +208,11 @@ class ProcessGroup:
                 if tensor.is_floating_point():
                     dist.all_reduce(tensor, group=self.replicas)
                     tensor /= self.topology.layout.replicas
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of `value` over the processes of a pipeline."""
+        dist.all_reduce(value, group=self.pipeline)
+        return value
 
     def exchange(self, key: str, value: str) -> list[str]:
         """What every rank said under `key`, by rank."""

@@ -42,7 +42,7 @@ class PlainProgress:
         self._told: dict[int | str, float] = {}
 
     def line(self, line: Line) -> None:
-        ends_epoch = line.step % self._plan.steps_per_epoch == 0 or line.step == self._plan.steps
+        ends_epoch = self._plan.ends_epoch(line.step)
         now = time.monotonic()
         if not ends_epoch and now - self._told.setdefault(line.stage, now) < PLAIN_SECONDS:
             return
@@ -63,6 +63,7 @@ class LiveProgress:
 
     def __init__(self, plan: StreamPlan, stages: int, console: Console) -> None:
         self._stages = stages
+        self._rounds = plan.rounds
         self._last: dict[tuple[str, int | str], Line] = {}
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -78,7 +79,8 @@ class LiveProgress:
 
     def line(self, line: Line) -> None:
         self._last[line.kind, line.stage] = line
-        if line.kind == "train" and line.stage == self._stages - 1:
+        leads = self._rounds > 1 or line.stage == self._stages - 1
+        if line.kind == "train" and leads:
             self._bar.update(self._task, completed=line.step, epoch=line.epoch)
         self._live.update(self._table())
 

@@ -94,7 +94,7 @@ def network_costs(
     links = link_bytes(work.shapes, config.precision.item_bytes)
     if config.pipeline.cost == "flops":
         head_at = _heads(config, data, traced, meta=True, refused=refused)
-        return flop_costs(work, head_at, config.precision.item_bytes)
+        return method_costs(config, flop_costs(work, head_at, config.precision.item_bytes))
     if config.pipeline.times is None:
         allowed = "flops, where nothing can be measured"
         raise ConfigError("pipeline.cost", "time without pipeline.times", allowed)
@@ -104,7 +104,12 @@ def network_costs(
     if counts != wanted:
         allowed = f"{wanted} of this network"
         raise ConfigError("pipeline.times", counts, allowed, "null: they are measured")
-    return measured_costs(config.pipeline.times, links)
+    return method_costs(config, measured_costs(config.pipeline.times, links))
+
+
+def method_costs(config: Config, costs: Costs) -> Costs:
+    """`costs` as the method of `config` has them."""
+    return costs if config.method.local else costs.flowing_back()
 
 
 def measured_costs(times: Mapping[str, Sequence[float]], links: Sequence[int] = ()) -> Costs:
@@ -160,6 +165,8 @@ def _heads(
     refused: list[ConfigError] | None = None,
 ) -> HeadAt:
     """The head of `config` for the cut in front of a segment, where there can be one."""
+    if not config.method.local:
+        return lambda _segment, _row: nn.Identity()
     classes = len(data.classes)
 
     @functools.cache

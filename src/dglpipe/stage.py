@@ -33,12 +33,15 @@ class LocalLearner(nn.Module):
     Args:
         segments: (B, ...) -> features; of the last stage: -> logits.
         head: features -> logits (B, N); None at the last stage.
+        is_exit: whether logits come out: False below the last stage of backprop, which has
+            no heads.
     """
 
-    def __init__(self, segments: nn.Module, head: nn.Module | None) -> None:
+    def __init__(self, segments: nn.Module, head: nn.Module | None, is_exit: bool = True) -> None:
         super().__init__()
         self.segments = segments
         self.head = head
+        self.is_exit = is_exit
 
     def forward(self, batch: Tensor, emit: Emit | None) -> Tensor:
         """Logits of `batch`; the features go to `emit` as soon as they are there."""
@@ -132,20 +135,32 @@ class Stage:
             emit: takes the features, computed with the weights before the step.
             total: rows of the batch over all replicas; None: this one has them all.
         """
-        self._device.seed(self._seeds.at(step))
+        self.seed(step)
         batch = admit(batch, self.settings.precision.name)
         # The mean over all replicas' rows, although DDP averages replica by replica.
         share = 1.0 if total is None else len(labels) * self._copies.count / total
         # Nobody keeps the loss, so its graph is freed before the optimizer works.
         self._backward(self._local_loss(batch, labels, emit), share)
-        self._step(step)
+        self.update(step)
 
     def _local_loss(self, batch: Tensor, labels: Tensor, emit: Emit | None) -> Tensor:
         with self._device.autocast(self.settings.precision.name):
             logits: Tensor = self._forward(batch, emit)
-            loss = self._loss(logits, labels)
+            return self.loss(logits, labels)
+
+    def count_rows(self, rows: int) -> None:
+        """Notes rows that went through a stage without an exit."""
+        self._counter.add_rows(rows)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of logits (B, N) and labels (B,), which are counted."""
+        loss = self._loss(logits, labels)
         self._counter.add(loss, logits, labels)
         return loss
+
+    def seed(self, step: int) -> None:
+        """Sets the random state of `step`, counted from 1."""
+        self._device.seed(self._seeds.at(step))
 
     def _backward(self, loss: Tensor, share: float) -> None:
         if share != 1.0:
@@ -154,24 +169,32 @@ class Stage:
             loss = self.scaler.scale(loss)
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def _step(self, step: int) -> None:
+    def squared_norm(self) -> Tensor:
+        """Of the gradients that are there."""
+        gradients = [one.grad for one in self._parameters if one.grad is not None]
+        return nn.utils.get_total_norm(gradients, foreach=True) ** 2
+
+    def update(self, step: int, norm: Tensor | None = None) -> None:
+        """Steps the optimizer with the gradients that are there.
+
+        Args:
+            step: from 1; determines the learning rate.
+            norm: of the gradient that this one is a part of, for clipping; None: its own.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
+        clip = self.settings.optimizer.clip
+        if self.scaler is not None and clip is not None:
+            self.scaler.unscale_(self.optimizer)
+        if clip is not None:
+            whole = self.squared_norm().sqrt() if norm is None else norm
+            nn.utils.clip_grads_with_norm_(self._parameters, clip, whole, foreach=True)
         if self.scaler is None:
-            self._clip()
             self.optimizer.step()
         else:
-            if self.settings.optimizer.clip is not None:
-                self.scaler.unscale_(self.optimizer)
-                self._clip()
             self.scaler.step(self.optimizer)
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-
-    def _clip(self) -> None:
-        clip = self.settings.optimizer.clip
-        if clip is not None:
-            nn.utils.clip_grad_norm_(self._parameters, clip, foreach=True)
 
     def evaluate(self, batch: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Features and softmax (B, N) of `batch`, whose loss and hits are counted.
@@ -187,10 +210,16 @@ class Stage:
         batch = admit(batch, self.settings.precision.name)
         with torch.no_grad(), self._device.autocast(self.settings.precision.name):
             logits = self.learner(batch, keep)
-            loss = self._loss(logits, labels)
-        self._counter.add(loss, logits, labels)
+            self.loss(logits, labels)
         assert features is not None
         return features, torch.softmax(logits.float(), dim=1)
+
+    def infer(self, batch: Tensor) -> Tensor:
+        """Features of `batch`, from which nothing is learnt."""
+        batch = admit(batch, self.settings.precision.name)
+        with torch.no_grad(), self._device.autocast(self.settings.precision.name):
+            features: Tensor = self.learner.segments(batch)
+        return features
 
     def eval_mode(self, on: bool) -> None:
         """Switches batch norm and dropout to testing or back to training."""

@@ -6,6 +6,8 @@ order).
 
     epoch 1: train 1, train 2, ..., test 1, test 2, ...
     epoch 2: train ...
+
+Sequential learning goes through all epochs once a stage: its rounds.
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ class Item(NamedTuple):
     number: int
     """Of the batch in its phase over the whole run, from 1; of training: the step."""
     epoch: int
-    """From 1."""
+    """From 1, over all rounds."""
     step: int
-    """Training steps done when the batch is through."""
+    """Training steps done when the batch is through, over all rounds."""
     first: int
     """Offset of this replica's first row in the order of the epoch."""
     rows: int
@@ -45,6 +47,12 @@ class Item(NamedTuple):
     """Rows of all replicas."""
     ends_pass: bool
     """Last batch of its epoch or of its evaluation."""
+    round: int
+    """From 0; 0 but in sequential learning, where it is the stage that learns."""
+    round_epoch: int
+    """The epoch, counted from 1 in every round: it determines order and augmentation."""
+    round_step: int
+    """The step, counted from 1 in every round."""
 
     def __str__(self) -> str:
         return f"{self.phase.name.lower()} batch {self.number} of {self.rows} rows"
@@ -66,6 +74,7 @@ class StreamPlan:
     epochs: int
     max_steps: int | None
     evaluate_every: int
+    rounds: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size > self.train:
@@ -86,10 +95,15 @@ class StreamPlan:
         return -(-(self.train - self.left_out) // self.batch_size)
 
     @cached_property
-    def steps(self) -> int:
-        """Training steps of the run."""
+    def steps_per_round(self) -> int:
+        """Training steps of a stage."""
         steps = self.epochs * self.steps_per_epoch
         return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    @cached_property
+    def steps(self) -> int:
+        """Training steps of the run."""
+        return self.rounds * self.steps_per_round
 
     @property
     def test_batches(self) -> int:
@@ -110,6 +124,13 @@ class StreamPlan:
                 yield from self._test_items(step, evaluations, replica)
                 evaluations += 1
 
+    def crossing(self, item: Item, below: int) -> Item:
+        """`item` as it goes over the link behind stage `below`: without rows where the stage
+        above has nothing to do with it."""
+        if self.rounds == 1 or item.phase is Phase.TEST or item.round > below:
+            return item
+        return item._replace(rows=0)
+
     def largest_rows(self, phase: Phase) -> int:
         """Rows of the largest batch that one replica can see."""
         batch = min(self.batch_size, self.train)
@@ -118,7 +139,8 @@ class StreamPlan:
         return spread(batch, self.replicas)[0]
 
     def _evaluates_after(self, step: int) -> bool:
-        if step == self.steps:
+        _, step = self._place(step)
+        if step == self.steps_per_round:
             return True
         epoch, inside = divmod(step, self.steps_per_epoch)
         return inside == 0 and self.evaluate_every > 0 and epoch % self.evaluate_every == 0
@@ -126,15 +148,35 @@ class StreamPlan:
     def _evaluations_before(self, step: int) -> int:
         return sum(self._evaluates_after(earlier) for earlier in range(1, step))
 
+    def ends_epoch(self, step: int) -> bool:
+        """Whether `step` is the last of its epoch."""
+        _, inside = self._place(step)
+        return inside % self.steps_per_epoch == 0 or inside == self.steps_per_round
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """The round of a step, and its number in there."""
+        round_, before = divmod(step - 1, self.steps_per_round)
+        return round_, before + 1
+
     def _epoch(self, step: int) -> int:
         return -(-step // self.steps_per_epoch)
 
+    def _item(
+        self, phase: Phase, number: int, step: int, share: tuple[int, int], total: int, ends: bool
+    ) -> Item:
+        round_, round_step = self._place(step)
+        round_epoch = self._epoch(round_step)
+        epoch = round_ * self._epoch(self.steps_per_round) + round_epoch
+        where = (round_, round_epoch, round_step)
+        return Item(phase, number, epoch, step, *share, total, ends, *where)
+
     def _train_item(self, step: int, replica: int) -> Item:
-        at = (step - 1) % self.steps_per_epoch * self.batch_size
+        _, inside = self._place(step)
+        at = (inside - 1) % self.steps_per_epoch * self.batch_size
         total = min(self.batch_size, self.train - at)
         first, rows = _share(total, self.replicas, replica)
-        ends = step % self.steps_per_epoch == 0 or step == self.steps
-        return Item(Phase.TRAIN, step, self._epoch(step), step, at + first, rows, total, ends)
+        where = (at + first, rows)
+        return self._item(Phase.TRAIN, step, step, where, total, self.ends_epoch(step))
 
     def _test_items(self, step: int, evaluations: int, replica: int) -> Iterator[Item]:
         for batch in range(self.test_batches):
@@ -143,7 +185,7 @@ class StreamPlan:
             first, rows = _share(total, self.replicas, replica)
             number = evaluations * self.test_batches + batch + 1
             ends = batch == self.test_batches - 1
-            yield Item(Phase.TEST, number, self._epoch(step), step, at + first, rows, total, ends)
+            yield self._item(Phase.TEST, number, step, (at + first, rows), total, ends)
 
 
 def _share(total: int, replicas: int, replica: int) -> tuple[int, int]:

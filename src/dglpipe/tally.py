@@ -39,6 +39,10 @@ class Counter:
         self._losses.append(loss.detach())
         self._hits.append(logits.argmax(dim=1) == labels)
 
+    def add_rows(self, rows: int) -> None:
+        """Notes rows without a loss."""
+        self._rows += rows
+
     def take(self) -> Tally:
         """The sums since the last call; waits for the device."""
         self._fold()

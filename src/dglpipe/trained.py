@@ -42,20 +42,24 @@ class Trained(nn.Module):
         """
         count = len(self.stages)
         end = count - 1 if exit is None else exit
-        if not 0 <= end < count:
-            raise ConfigError("exit", exit, f"0 to {count - 1}")
+        if not 0 <= end < count or not self._learner(end).is_exit:
+            there = [j for j in range(count) if self._learner(j).is_exit]
+            raise ConfigError("exit", exit, f"one of {there}")
         for j in range(end):
             batch = self._learner(j).segments(self._admit(j, batch))
         logits: Tensor = self._learner(end)(self._admit(end, batch), None)
         return logits
 
-    def exits(self, batch: Tensor) -> list[Tensor]:
-        """Logits (B, N) of every exit, in one pass."""
-        logits = []
+    def exits(self, batch: Tensor) -> list[Tensor | None]:
+        """Logits (B, N) of every stage, in one pass; None of a stage that has no exit."""
+        logits: list[Tensor | None] = []
         for j in range(len(self.stages)):
             learner = self._learner(j)
             batch = learner.segments(self._admit(j, batch))
-            logits.append(batch if learner.head is None else learner.head(batch))
+            if learner.is_exit:
+                logits.append(batch if learner.head is None else learner.head(batch))
+            else:
+                logits.append(None)
         return logits
 
     def _learner(self, j: int) -> LocalLearner:
@@ -66,12 +70,9 @@ class Trained(nn.Module):
 
     def ensemble(self, batch: Tensor) -> Tensor:
         """Mean of the softmax (B, N) of all exits, weighted 2^j (the paper's section 4.2)."""
-        found = self.exits(batch)
-        weights = [2.0**j for j in range(len(found))]
-        parts = [
-            w * torch.softmax(one.float(), dim=1) for w, one in zip(weights, found, strict=True)
-        ]
-        return torch.stack(parts).sum(dim=0) / sum(weights)
+        found = [(2.0**j, one) for j, one in enumerate(self.exits(batch)) if one is not None]
+        parts = [weight * torch.softmax(one.float(), dim=1) for weight, one in found]
+        return torch.stack(parts).sum(dim=0) / sum(weight for weight, _ in found)
 
 
 def load_run(path: Path) -> Trained:

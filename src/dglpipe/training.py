@@ -21,11 +21,12 @@ from dglpipe.errors import AgreementError, ConfigError, RunDirError, RunFailedEr
 from dglpipe.estimate import StageEstimate, estimate
 from dglpipe.images import open_images
 from dglpipe.launcher import launch
+from dglpipe.microbatches import check_microbatches
 from dglpipe.objectives import build_loss
 from dglpipe.process import run_process
 from dglpipe.process_group import ProcessGroup, Store, rendezvous, world_of_launcher
 from dglpipe.rundir import RunDir, default_path, write_json, write_whole
-from dglpipe.splitting import measure_times, measured_costs
+from dglpipe.splitting import measure_times, measured_costs, method_costs
 from dglpipe.stream import Phase
 from dglpipe.summary import unfinished
 from dglpipe.topology import Layout, plan_layout
@@ -53,7 +54,7 @@ def train(config: Config) -> dict[str, Any]:
         UserError: nothing was trained, and there is no run directory.
         RunFailedError: a process failed.
     """
-    layout = plan_layout(config.pipeline, _cores())
+    layout = plan_layout(config.pipeline, config.method, _cores())
     _adopt_cut(config, layout)
     flops = check(config, layout, layout.world_size)
     run_dir = RunDir(Path(config.run_dir) if config.run_dir else default_path())
@@ -74,7 +75,7 @@ def train_under_launcher(config: Config) -> None:
     world = world_of_launcher()
     assert world is not None
     rank, size, local = world
-    layout = plan_layout(config.pipeline, _cores(), size, local)
+    layout = plan_layout(config.pipeline, config.method, _cores(), size, local)
     if rank:
         # Rank 0 says where the cut is, for two measurements give two cuts.
         own = copy.deepcopy(config)
@@ -220,10 +221,12 @@ def plan(config: Config) -> tuple[list[StageEstimate], int]:
     Raises:
         UserError: as `train` does.
     """
-    layout = plan_layout(config.pipeline, _cores())
+    layout = plan_layout(config.pipeline, config.method, _cores())
     blueprint, rows = _draw(config, layout, layout.world_size, True)
     times = config.pipeline.times if config.pipeline.cost == "time" else None
-    seconds = measured_costs(times).stages(blueprint.bounds) if times else None
+    seconds = None
+    if times:
+        seconds = method_costs(config, measured_costs(times)).stages(blueprint.bounds)
     return estimate(blueprint, rows, seconds), rows
 
 
@@ -234,7 +237,9 @@ def _draw(config: Config, layout: Layout, local: int, timed: bool) -> tuple[Blue
         timed: whether `pipeline.cost=time` is to be measured; `pipeline.times` gets it.
     """
     source = open_images(config)
-    rows = plan_stream(config, source).largest_rows(Phase.TRAIN)
+    stream = plan_stream(config, source, layout.stages)
+    check_microbatches(config, layout, stream)
+    rows = stream.largest_rows(Phase.TRAIN)
     data, pipeline = source.description, config.pipeline
     if timed and pipeline.cost == "time" and pipeline.times is None:
         backend = choose_backend(pipeline.backend, local)

@@ -16,18 +16,25 @@ from dglpipe.config import Config
 from dglpipe.data import DataSource
 from dglpipe.device import Device
 from dglpipe.feed import DataFeed, Feed, LinkFeed
-from dglpipe.link import Receiver, Sender
+from dglpipe.link import Layouts, Receiver, Sender
 from dglpipe.metrics import ENSEMBLE, Reporter, Sums
 from dglpipe.objectives import build_loss
+from dglpipe.pipelined import Pipelined
 from dglpipe.process_group import ProcessGroup, lost_peers
 from dglpipe.rundir import RunDir
+from dglpipe.sequential import SequentialChain
 from dglpipe.stage import Copies, RunLength, Stage
 from dglpipe.stream import Item, Phase, StreamPlan
 from dglpipe.weights import named_tensors, save, sha256
 
 
-def plan_stream(config: Config, source: DataSource) -> StreamPlan:
-    """The stream plan that `config` and the sizes of the data set determine."""
+def plan_stream(config: Config, source: DataSource, stages: int | None = None) -> StreamPlan:
+    """The stream plan that `config` and the sizes of the data set determine.
+
+    Args:
+        stages: K; None: what `config` says.
+    """
+    count = stages or config.pipeline.stages or 1
     return StreamPlan(
         train=source.description.train,
         test=source.description.test,
@@ -37,6 +44,7 @@ def plan_stream(config: Config, source: DataSource) -> StreamPlan:
         epochs=config.epochs,
         max_steps=config.max_steps,
         evaluate_every=config.evaluate.every,
+        rounds=config.method.rounds(count),
     )
 
 
@@ -64,7 +72,7 @@ class Worker:
         flops: Sequence[int] | None = None,
     ) -> None:
         self.config = config
-        self.plan = plan_stream(config, source)
+        self.plan = plan_stream(config, source, group.topology.layout.stages)
         self.step = 0
         self.topology = group.topology
         self._first = self.topology.stages[0]
@@ -86,7 +94,7 @@ class Worker:
         self._feed = self._open_feed(source, (item for item in arriving if item.rows))
         self._flops = flops or count_by_stage(config, source, self.topology.layout.stages)
         self._testing = False
-        self._logged: dict[int, float] = {}
+        self._logged = 0.0
         self._window: tuple[clock.Spent, clock.Spent] | None = None
         self._window_rows = 0
 
@@ -107,7 +115,7 @@ class Worker:
         # Building the network and decoding the images are no part of any step.
         self._clock.lap(self._first, Kind.OTHER)
         start = self._clock.snapshot()
-        self._logged = dict.fromkeys(self.topology.stages, clock.seconds(start))
+        self._logged = clock.seconds(start)
         for item in self._items:
             if item.phase is Phase.TEST:
                 self._evaluate(item)
@@ -139,29 +147,39 @@ class Worker:
             config.stage(j),
             build_loss(config.method.loss, config.label_smoothing),
             self._device,
-            RunLength(self.plan.steps, self.plan.steps_per_epoch),
+            RunLength(self.plan.steps_per_round, self.plan.steps_per_epoch),
             config.seed,
             Copies(self.topology.replica, config.pipeline.replicas, self._group.replicate),
         )
 
-    def _chain(self, stages: list[Stage]) -> Chain:
+    def _layouts(self, below: int) -> Layouts:
+        """The messages from stage `below`, or from its process, upward."""
+        if self.topology.layout.is_pipelined:
+            return self._blueprint.label_layouts(self.plan)
+        return self._blueprint.layouts(below, self.plan)
+
+    def _chain(self, stages: list[Stage]) -> Chain | Pipelined:
         blueprint, last = self._blueprint, self.topology.stages[-1]
         sender = None
         if self._group.following is not None:
-            layouts = blueprint.layouts(last, self.plan)
+            layouts = self._layouts(last)
             sender = Sender(self._group.following, layouts, self._device.torch_device)
+        if self.topology.layout.is_pipelined:
+            return Pipelined(stages, blueprint, sender, self._clock, self._group, self._device)
         fields = dict(enumerate(blueprint.fields))
-        return Chain(stages, fields, sender, self._clock, self.topology.layout.stages)
+        chain = SequentialChain if self.config.method.name == "sequential" else Chain
+        return chain(stages, fields, sender, self._clock, self.topology.layout.stages)
 
     def _open_feed(self, source: DataSource, items: Iterator[Item]) -> Feed:
         if self._group.previous is None:
             size = source.description.train
             return DataFeed(source.load(), size, items, self.config.seed, self._device)
         below = self.topology.stages[0] - 1
+        items = (self.plan.crossing(item, below) for item in items)
         return LinkFeed(
             Receiver(
                 self._group.previous,
-                self._blueprint.layouts(below, self.plan),
+                self._layouts(below),
                 items,
                 self.config.pipeline.depth,
                 self._device.torch_device,
@@ -225,7 +243,7 @@ class Worker:
     def _log(self, item: Item) -> None:
         self._feed.check()
         now = clock.seconds(self._clock.snapshot())
-        for stage in self.chain.stages:
+        for stage in self.chain.learners(item):
             tally = stage.tally()
             sums = Sums(
                 kind="train",
@@ -233,23 +251,25 @@ class Worker:
                 step=item.step,
                 stage=stage.index,
                 rows=tally.rows,
-                loss=tally.loss,
-                correct=tally.correct,
-                learning_rate=stage.learning_rate(item.step),
-                seconds=now - self._logged[stage.index],
+                loss=tally.loss if stage.learner.is_exit else None,
+                correct=tally.correct if stage.learner.is_exit else None,
+                learning_rate=stage.learning_rate(item.round_step),
+                seconds=now - self._logged,
             )
-            self._logged[stage.index] = now
             self._reporter.send(sums)
             self._clock.lap(stage.index, Kind.LOGGING)
+        self._logged = now
 
     def _log_test(self, item: Item) -> None:
         rows = 0
         for stage in self.chain.stages:
-            tally = stage.tally()
-            rows = tally.rows
-            self._send_test(item, stage.index, rows, tally.loss, tally.correct)
-        if self.topology.is_last:
-            self._send_test(item, ENSEMBLE, rows, None, self.chain.ensemble_hits())
+            if stage.learner.is_exit:
+                tally = stage.tally()
+                rows = tally.rows
+                self._send_test(item, stage.index, rows, tally.loss, tally.correct)
+        hits = self.chain.ensemble_hits()
+        if hits is not None:
+            self._send_test(item, ENSEMBLE, rows, None, hits)
 
     def _send_test(
         self, item: Item, stage: int | str, rows: int, loss: float | None, correct: int
@@ -270,7 +290,7 @@ class Worker:
             "parameters": _count(stage.learner.segments),
             "head_parameters": 0 if head is None else _count(head),
             "flops_per_sample": self._flops[j],
-            "link_bytes_per_sample": 0 if head is None else blueprint.fields[j].row_bytes,
+            "link_bytes_per_sample": blueprint.row_bytes(j),
             **(clock.shares(spent, j) if spent else dict.fromkeys(clock.SHARE_NAMES)),
             "peak_memory_bytes": self._device.peak_memory(),
             "weights_sha256": digest,

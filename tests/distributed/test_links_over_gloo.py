@@ -29,7 +29,7 @@ def layouts(rows, numbers):
 
 
 def item(index, rows, phase=Phase.TRAIN):
-    return Item(phase, index, 1, index, 0, rows, rows, False)
+    return Item(phase, index, 1, index, 0, rows, rows, False, 0, 1, index)
 
 
 def content(index, rows, numbers):

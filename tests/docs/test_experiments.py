@@ -56,7 +56,7 @@ def test_command_would_start(file, images):
     if file.stem.startswith("imagenet"):  # no CUDA devices either
         small += ["precision=fp32"]
     config = compose(take_apart(small))
-    layout = plan_layout(config.pipeline, cores=64)
+    layout = plan_layout(config.pipeline, config.method, cores=64)
     check(config, layout, layout.world_size)
     source = open_images(config)
     blueprint = draw(config, source.description, layout.stages, meta=True)

@@ -62,6 +62,44 @@ def _train(config, stages):
     return learners
 
 
+def train_sequentially(config, stages):
+    """The same of training one stage after the other, those below it frozen."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [weights_sha256(learner) for learner in _train_sequentially(config, stages)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train_sequentially(config, stages):
+    source = open_data(config.data, config.seed)
+    data, size = source.load(), source.description.train
+    blueprint = draw(config, source.description, stages)
+    learners = [blueprint.learner(j).to(memory_format=torch.channels_last) for j in range(stages)]
+    epochs = range(1, config.epochs + 1)
+    orders = [(epoch, epoch_order(config.seed, epoch, size)) for epoch in epochs]
+    batches = [(epoch, rows) for epoch, order in orders for rows in order.split(config.batch_size)]
+    batches = batches[: config.max_steps]
+    low = config.precision.name == "bf16"
+    wire = torch.bfloat16 if low else torch.float32
+    for j, learner in enumerate(learners):
+        optimizer = _optimizer(learner, config.stage(j))
+        for step, (epoch, rows) in enumerate(batches, 1):
+            ((x, y),) = data.batches([Request(True, epoch, rows)])
+            for below in learners[:j]:
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+                    x = below.eval().segments(x).to(wire)
+            torch.default_generator.manual_seed(derive(config.seed, "step", j, 0, step))
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                loss = cross_entropy(learner(x, None), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.param_groups[0]["lr"] = _rate(config.stage(j), step, len(batches))
+            optimizer.step()
+    return learners
+
+
 def _optimizer(learner, settings):
     sgd = settings.optimizer
     decay, nesterov = sgd.weight_decay, sgd.nesterov

@@ -122,7 +122,7 @@ class GhostProcess:
         to_ghost(learner, where)
         loss = build_loss(config.method.loss, config.label_smoothing)
         loss = FAULTY_LOSSES.get(self._fault, lambda right: right)(loss)
-        length = RunLength(self.plan.steps, self.plan.steps_per_epoch)
+        length = RunLength(self.plan.steps_per_round, self.plan.steps_per_epoch)
         device, settings = Device(where, "gloo"), config.stage(OWN[at])
         stage = Stage(OWN[at], learner, settings, loss, device, length, config.seed)
         if foreach:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dglpipe.config import PipelineConfig
+from dglpipe.config import MethodConfig, PipelineConfig
 from dglpipe.errors import ConfigError
 from dglpipe.topology import Layout, plan_layout, spread
 
@@ -50,15 +50,17 @@ def test_peers_run_the_same_stages():
     ],
 )
 def test_what_is_left_out_is_filled_in(settings, world, expected):
-    layout = plan_layout(PipelineConfig(**settings), cores=8, world_size=world)
+    layout = plan_layout(PipelineConfig(**settings), MethodConfig(), cores=8, world_size=world)
     assert (layout.stages, layout.processes, layout.replicas) == expected
 
 
 def test_threads_share_the_cores_of_a_machine():
-    assert plan_layout(PipelineConfig(), cores=8).threads == 4
-    assert plan_layout(PipelineConfig(), cores=8, world_size=8, local=4).threads == 2
-    assert plan_layout(PipelineConfig(stages=6), cores=2).threads == 1
-    assert plan_layout(PipelineConfig(threads=3), cores=2).threads == 3
+    assert plan_layout(PipelineConfig(), MethodConfig(), cores=8).threads == 4
+    assert (
+        plan_layout(PipelineConfig(), MethodConfig(), cores=8, world_size=8, local=4).threads == 2
+    )
+    assert plan_layout(PipelineConfig(stages=6), MethodConfig(), cores=2).threads == 1
+    assert plan_layout(PipelineConfig(threads=3), MethodConfig(), cores=2).threads == 3
 
 
 @pytest.mark.parametrize(
@@ -72,5 +74,5 @@ def test_threads_share_the_cores_of_a_machine():
 )
 def test_a_layout_that_cannot_be(settings, world, key):
     with pytest.raises(ConfigError) as caught:
-        plan_layout(PipelineConfig(**settings), cores=2, world_size=world)
+        plan_layout(PipelineConfig(**settings), MethodConfig(), cores=2, world_size=world)
     assert caught.value.key == key

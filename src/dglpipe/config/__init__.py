@@ -22,13 +22,19 @@ from dglpipe.config.learning import (
     ConstantConfig,
     CosineConfig,
     HeadConfig,
-    MethodConfig,
     MultistepConfig,
     OptimizerConfig,
     PrecisionConfig,
     ScheduleConfig,
     SgdConfig,
     StepConfig,
+)
+from dglpipe.config.method import (
+    METHODS,
+    PLACEMENTS,
+    BackpropConfig,
+    MethodConfig,
+    SequentialConfig,
 )
 from dglpipe.config.model import (
     MODEL_FAMILIES,
@@ -48,11 +54,14 @@ from dglpipe.config.schema import Config, StageConfig
 
 __all__ = [
     "DATA_SETS",
+    "METHODS",
     "MODEL_FAMILIES",
     "OPTIMIZERS",
+    "PLACEMENTS",
     "SCHEDULES",
     "AdamConfig",
     "AdamWConfig",
+    "BackpropConfig",
     "CheckpointConfig",
     "Cifar10Config",
     "CnnConfig",
@@ -75,6 +84,7 @@ __all__ = [
     "ResnetCifarConfig",
     "ResnetConfig",
     "ScheduleConfig",
+    "SequentialConfig",
     "SgdConfig",
     "StageConfig",
     "StepConfig",

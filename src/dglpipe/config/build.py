@@ -22,7 +22,8 @@ def choose(group: str, node: Any, selector: str, schemas: Mapping[str, type[Any]
     """Builds the schema that `node[selector]` names; `target` means a plug-in."""
     require(isinstance(node, Mapping), group, node, "a group of settings, by name")
     if "_target_" in node or node.get(selector) == "custom":
-        require(group not in ("optimizer", "schedule"), group, "custom", ", ".join(schemas))
+        fixed = group in ("optimizer", "schedule", "method")
+        require(not fixed, group, "custom", ", ".join(schemas))
         return plug_in(group, node)
     choice = node.get(selector)
     require_name(f"{group}.{selector}", str(choice), tuple(schemas))

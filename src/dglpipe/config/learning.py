@@ -1,14 +1,11 @@
-"""How stages learn: head, optimizer, schedule, loss, precision."""
+"""How stages learn: head, optimizer, schedule, precision."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dglpipe.config.build import plug_in
 from dglpipe.config.checks import require, require_name, require_number, require_positive
-from dglpipe.config.plug_in import PlugInConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -155,22 +152,6 @@ SCHEDULES: dict[str, type[Any]] = {
     "multistep": MultistepConfig,
     "cosine": CosineConfig,
 }
-
-
-@dataclass(kw_only=True, slots=True)
-class MethodConfig:
-    """How the stages learn."""
-
-    name: str = "dgl"
-    loss: Any = "cross_entropy"
-    """The local loss: `cross_entropy`, or a plug-in (`target` and `args`)."""
-
-    def __post_init__(self) -> None:
-        require_name("method.name", self.name, ("dgl",))
-        if isinstance(self.loss, Mapping):
-            self.loss = plug_in("method.loss", self.loss)
-        elif not isinstance(self.loss, PlugInConfig):
-            require_name("method.loss", self.loss, ("cross_entropy",))
 
 
 @dataclass(kw_only=True, slots=True)

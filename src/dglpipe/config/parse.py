@@ -13,6 +13,7 @@ from dglpipe.config.build import build, choose, refuse_unknown
 from dglpipe.config.checks import require
 from dglpipe.config.data import DATA_SETS
 from dglpipe.config.learning import OPTIMIZERS, SCHEDULES
+from dglpipe.config.method import METHODS
 from dglpipe.config.model import MODEL_FAMILIES
 from dglpipe.config.schema import HEADS, SINGLE, STAGE_GROUPS, Config
 from dglpipe.errors import ConfigError
@@ -35,6 +36,7 @@ def parse(tree: Mapping[str, Any]) -> Config:
         "data": choose("data", values.pop("data"), "name", DATA_SETS),
         "optimizer": choose("optimizer", values.pop("optimizer"), "name", OPTIMIZERS),
         "schedule": choose("schedule", values.pop("schedule"), "name", SCHEDULES),
+        "method": choose("method", values.pop("method"), "name", METHODS),
     }
     for group, schema in SINGLE.items():
         groups[group] = build(schema, values.pop(group), group)

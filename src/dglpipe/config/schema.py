@@ -14,17 +14,16 @@ from dglpipe.config.learning import (
     OPTIMIZERS,
     SCHEDULES,
     HeadConfig,
-    MethodConfig,
     OptimizerConfig,
     PrecisionConfig,
     ScheduleConfig,
 )
+from dglpipe.config.method import METHODS, MethodConfig
 from dglpipe.config.model import ModelConfig
 from dglpipe.config.pipeline import CheckpointConfig, EvaluateConfig, PipelineConfig
 from dglpipe.config.plug_in import PlugInConfig
 
 SINGLE: dict[str, type[Any]] = {
-    "method": MethodConfig,
     "precision": PrecisionConfig,
     "pipeline": PipelineConfig,
     "evaluate": EvaluateConfig,
@@ -35,6 +34,7 @@ NAMED: dict[str, dict[str, type[Any]]] = {
     "head": HEADS,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
+    "method": METHODS,
 }
 """Groups whose choices have keys of their own."""
 STAGE_GROUPS = ("optimizer", "schedule", "head", "precision")

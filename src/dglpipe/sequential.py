@@ -1,0 +1,52 @@
+"""Sequential learning: one stage after the other, those below it frozen.
+
+In round r (`Item.round`) stage r learns. The stages below it are in evaluation mode and only
+hand on; to those above it come messages without rows, so that every process keeps in step
+(the layer-wise training that the paper compares with).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dglpipe.chain import Chain
+from dglpipe.clock import Kind
+from dglpipe.feed import Arrival
+from dglpipe.message import ACTIVATIONS, LABELS
+from dglpipe.stage import Stage
+from dglpipe.stream import Item
+
+
+class SequentialChain(Chain):
+    """Runs a batch up to the stage whose turn it is."""
+
+    _round = 0
+
+    def train(self, arrival: Arrival) -> None:
+        batch, item = arrival.batch, arrival.item
+        if item.round != self._round:
+            self._round = item.round
+            self.eval_mode(False)
+        total = item.total if item.total != item.rows else None
+        for stage in self.stages:
+            if stage.index < item.round:
+                batch = self._fields[stage.index].normalise(stage.infer(batch))
+            elif stage.index == item.round:
+                stage.learn(batch, arrival.labels, item.round_step, None, total)
+            self._clock.lap(stage.index, Kind.BUSY)
+        if self._sender is None:
+            return
+        last = self.stages[-1].index
+        self._sender.wait()
+        self._clock.lap(last, Kind.WAIT_OUTPUT)
+        below = last < item.round
+        parts = {LABELS: arrival.labels, ACTIVATIONS: batch} if below else {}
+        self._sender.send(item if below else item._replace(rows=0), parts)
+        self._clock.lap(last, Kind.BUSY)
+
+    def learners(self, item: Item) -> Sequence[Stage]:
+        return [stage for stage in self.stages if stage.index == item.round]
+
+    def eval_mode(self, on: bool) -> None:
+        for stage in self.stages:
+            stage.eval_mode(on or stage.index < self._round)
