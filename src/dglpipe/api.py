@@ -12,7 +12,8 @@ from torch import nn
 from dglpipe.balance import balanced
 from dglpipe.config import Config, parse
 from dglpipe.costs import Work, flop_costs
-from dglpipe.partition import boundaries, check_input, cut, trace
+from dglpipe.errors import ConfigError
+from dglpipe.partition import ValuesError, boundaries, check_input, cut, trace
 from dglpipe.trained import Trained, load_run
 from dglpipe.training import train as train_config
 
@@ -63,15 +64,41 @@ def split(
         ConfigError: a network that cannot be traced, more stages than segments, or images
             that do not fit.
     """
+    try:
+        return _split(network, stages, tuple(input_shape), at)
+    except ConfigError as error:
+        key = _ARGUMENTS.get(error.key, error.key)
+        raise ConfigError(key, error.got, error.allowed, error.hint) from error
+
+
+_ARGUMENTS = {
+    "model": "network",
+    "data.image_size": "input_shape",
+    "pipeline.stages": "stages",
+    "pipeline.split": "at",
+}
+"""What the keys of a configuration are called here."""
+
+
+def _split(
+    network: nn.Module, stages: int, row: tuple[int, ...], at: Sequence[int] | None
+) -> list[nn.Module]:
     traced = trace(network)
     count = len(traced.segments)
     names = [segment.name for segment in traced.segments]
     if at is not None:
         return [*cut(traced, boundaries(list(at), count, stages, names))]
     boundaries("even", count, stages, names)  # refuses too many stages
-    shapes = check_input(traced, (2, *input_shape))
-    rows = [tuple(input_shape), *(shape[1:] for shape in shapes[:-1])]
+    try:
+        shapes = check_input(traced, (2, *row))
+    except ValuesError:
+        traced = trace(network, values=True)
+        shapes = check_input(traced, (2, *row))
+    rows = [row, *(shape[1:] for shape in shapes[:-1])]
     costs = flop_costs(Work(traced, rows), lambda _at, _row: nn.Identity(), item_bytes=4)
-    bounds = balanced(costs, stages)
-    assert bounds is not None, "every cut fits"
+    free = set(range(count + 1)) - traced.joined
+    bounds = balanced(costs, stages, lambda first, end: {first, end} <= free)
+    if bounds is None:
+        allowed = f"at most {count - len(traced.joined)}: tensors are shared by segments"
+        raise ConfigError("pipeline.stages", stages, allowed)
     return [*cut(traced, bounds)]

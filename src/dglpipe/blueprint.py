@@ -26,7 +26,7 @@ from dglpipe.message import (
 )
 from dglpipe.models import build_network
 from dglpipe.models.building import building
-from dglpipe.partition import ShapesOnly, boundaries, cut, trace
+from dglpipe.partition import ShapesOnly, ValuesError, boundaries, cut, example, looking, trace
 from dglpipe.seeds import derive
 from dglpipe.splitting import choose_bounds, entrances
 from dglpipe.stage import LocalLearner, admit
@@ -61,10 +61,8 @@ class Blueprint:
     work: Work | None
     """Of the segments; only on meta."""
 
-    @property
-    def meta(self) -> bool:
-        """Whether it is on paper."""
-        return self.work is not None
+    meta: bool
+    """Whether its weights are not there: on paper, unless the network looks at values."""
 
     def learner(self, j: int) -> LocalLearner:
         """Stage `j` with its head; the head's weights depend on the seed and on where the
@@ -107,9 +105,10 @@ class Blueprint:
             if not learner.is_exit:
                 continue
             key = "model" if learner.head is None else "head"
-            batch = torch.zeros(2, *self.input_shape(j), device="meta")
+            paper = next(learner.parameters()).device
+            batch = example((2, *self.input_shape(j)), paper)
             try:
-                with torch.no_grad(), ShapesOnly():
+                with torch.no_grad(), looking(paper):
                     logits = learner(batch, None)
             except Exception as error:  # whatever a user's head does
                 kind = type(learner.head or learner.segments).__name__
@@ -177,13 +176,28 @@ def draw(
         ConfigError: a network that cannot be built or cut so, or images that do not fit it.
     """
     _check_per_stage(config, stages)
+    try:
+        return _draw(config, data, stages, meta, rows)
+    except ValuesError:
+        return _draw(config, data, stages, meta, rows, values=True)
+
+
+def _draw(
+    config: Config,
+    data: DataDescription,
+    stages: int,
+    paper: bool,
+    rows: int | None,
+    values: bool = False,
+) -> Blueprint:
+    meta = paper and not values
     with building(meta, derive(config.seed, "network")):
         network = build_network(config.model, data.channels, len(data.classes), data.height)
     network = network.to(memory_format=torch.channels_last)
-    traced = trace(network)
+    traced = trace(network, values)
     names = [segment.name for segment in traced.segments]
     work = None
-    if meta:
+    if paper:
         work = Work(traced, entrances(data, traced))
         bounds = choose_bounds(config, data, stages, traced, work, rows)
     elif config.pipeline.split == "auto":
@@ -205,6 +219,7 @@ def draw(
             for bound, field in zip(bounds[1:], fields, strict=True)
         ),
         work=work,
+        meta=meta,
     )
 
 

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import starmap
 
+import torch
 from torch import nn
 
 from dglpipe.balance import Costs
 from dglpipe.flops import count_flops
 from dglpipe.models.signature import module_signature
-from dglpipe.partition import Traced, on_meta
+from dglpipe.partition import Traced, on_paper
 
 Shape = tuple[int, ...]
 HeadAt = Callable[[int, Shape], nn.Module | None]
@@ -61,7 +62,12 @@ class Work:
     def _count(self, key: tuple[str, Shape, bool], module: Callable[[], nn.Module]) -> int:
         if key not in self._known:
             _, shape, input_gradient = key
-            self._known[key] = count_flops(on_meta(module()), shape, input_gradient)
+            found = module()
+            paper = self._traced.paper
+            if all(tensor.is_meta for tensor in found.parameters()):
+                paper = torch.device("meta")  # a head, which looks at no values
+            counted = on_paper(found, paper)
+            self._known[key] = count_flops(counted, shape, input_gradient, paper)
         return self._known[key]
 
 

@@ -15,20 +15,29 @@ ROWS = 2
 """Of the batch that is counted: batch norm wants more than one."""
 
 
-def count_flops(module: Function, shape: Sequence[int], input_gradient: bool = False) -> int:
+META = torch.device("meta")
+
+
+def count_flops(
+    module: Function,
+    shape: Sequence[int],
+    input_gradient: bool = False,
+    paper: torch.device = META,
+) -> int:
     """Floating-point operations of forward and backward for one sample; a multiply-add is 2.
 
     Matrix products, convolutions and attention count, as `torch.utils.flop_counter` does.
 
     Args:
-        module: its weights on meta; (B, *shape) -> one tensor.
+        module: its weights on `paper`; (B, *shape) -> one tensor.
         shape: of one row.
         input_gradient: whether the gradient of the batch is made too.
+        paper: meta, or the CPU for a module that looks at values.
     """
     # Loads a compiler, which takes seconds.
     from torch.utils.flop_counter import FlopCounterMode
 
-    batch = torch.zeros(ROWS, *shape, device="meta", requires_grad=input_gradient)
+    batch = torch.zeros(ROWS, *shape, device=paper, requires_grad=input_gradient)
     counter = FlopCounterMode(
         display=False,
         custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward},
@@ -86,11 +95,13 @@ def kept_bytes(
     """What each of `pieces`, run one after the other, keeps.
 
     Args:
-        pieces: on meta; (B, ...) -> one tensor.
+        pieces: on paper; (B, ...) -> one tensor.
         shape: of one row at the entrance of the first.
         input_gradient: whether the gradient of the batch is made too.
     """
-    weights = {tensor.untyped_storage()._cdata for piece in pieces for tensor in piece.parameters()}
+    own = [tensor for piece in pieces for tensor in piece.parameters()]
+    paper = own[0].device if own else META
+    weights = {tensor.untyped_storage()._cdata for tensor in own}
     # Alive until all is counted, so that no address is used twice: the graph keeps them.
     kept: dict[int, int] = {}
 
@@ -100,7 +111,7 @@ def kept_bytes(
             kept[storage._cdata] = storage.nbytes() // ROWS
         return tensor
 
-    batch = torch.zeros(ROWS, *shape, device="meta", requires_grad=input_gradient)
+    batch = torch.zeros(ROWS, *shape, device=paper, requires_grad=input_gradient)
     result = []
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _LightNorms():
         for piece in pieces:
@@ -129,7 +140,7 @@ class _LightNorms(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in (torch.nn.functional.batch_norm, torch.batch_norm):
+        if args and func in (torch.nn.functional.batch_norm, torch.batch_norm):
             return _KeepsInput.apply(args[0])
         return func(*args, **(kwargs or {}))
 

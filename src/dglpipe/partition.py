@@ -16,8 +16,10 @@ blocks): there the cut in front of the norm is the only one there is.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
@@ -63,6 +65,9 @@ class Traced:
     network: nn.Module
     operations: Operations
     segments: tuple[Segment, ...]
+    paper: torch.device
+    """Where shapes and work are looked at: on the CPU, with real numbers, if the network asks
+    for values."""
     _outputs: dict[tuple[int, ...], list[tuple[int, ...]]] = field(default_factory=dict)
     """What `check_input` found, by shape of the batch."""
     _pieces: dict[int, fx.GraphModule] = field(default_factory=dict)
@@ -84,6 +89,28 @@ class Traced:
         """Those of the network's `state_dict`."""
         return frozenset(self.network.state_dict())
 
+    @functools.cached_property
+    def joined(self) -> frozenset[int]:
+        """Segments in front of which there can be no cut: tensors are used on both sides."""
+        first: dict[int, int] = {}
+        between: set[int] = set()
+        for at, segment in enumerate(self.segments):
+            for tensor in itertools.chain.from_iterable(map(self._tensors, segment.nodes)):
+                between.update(range(first.setdefault(id(tensor), at) + 1, at + 1))
+        return frozenset(between)
+
+    def _tensors(self, node: fx.Node) -> Iterable[Tensor]:
+        """Parameters and buffers that an operation uses."""
+        module = self.operations.module(node)
+        if module is not None:
+            return itertools.chain(module.parameters(), module.buffers())
+        used = (str(source.target) for source in node.all_input_nodes if source.op == "get_attr")
+        return [self._state[path] for path in used if path in self._state]
+
+    @functools.cached_property
+    def _state(self) -> dict[str, Any]:
+        return _state(self.network)
+
     def piece(self, at: int) -> fx.GraphModule:
         """Segment `at` as a module of its own, to look at; it does not own its weights."""
         if at not in self._pieces:
@@ -99,17 +126,21 @@ class Traced:
         ]
 
 
-def trace(network: nn.Module) -> Traced:
+def trace(network: nn.Module, values: bool = False) -> Traced:
     """Finds the segments of `network`, on any device, meta included, without running it.
 
     Only the first argument of its forward is an input; the others keep their defaults.
+
+    Args:
+        values: whether its forward looks at values, so that it cannot be looked at on meta.
 
     Raises:
         ConfigError: the network cannot be traced, or does other operations in training than
             in evaluation.
     """
     operations = Operations(network, symbolic_graph(network))
-    return Traced(network, operations, _segments(operations))
+    paper = torch.device("cpu" if values else "meta")
+    return Traced(network, operations, _segments(operations), paper)
 
 
 def _segments(operations: Operations) -> tuple[Segment, ...]:
@@ -335,14 +366,17 @@ def _refuse_ties(stages: Iterable[nn.Module], boundaries: Sequence[int]) -> None
         for key, tensor in _state(stage).items():
             other, name = owners.setdefault(id(tensor), (j, key))
             if other != j:
-                allowed = f"cuts that leave {name} and {key}, one and the same tensor, in one stage"
+                what = f"{name} and {key}, one and the same tensor,"
+                if name == key:
+                    what = f"all uses of {key}"
+                allowed = f"auto, or cuts that leave {what} in one stage"
                 got = f"stages that begin at segments {list(boundaries)}"
                 hint = f"Tied weights: stages {other} and {j} would each train their own copy"
                 raise ConfigError("pipeline.split", got, allowed, hint)
 
 
 def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
-    """Sends a batch through the segments on the meta device: no memory, no arithmetic.
+    """Sends a batch through the segments on paper, the meta device: no memory, no arithmetic.
 
     Args:
         shape: of a batch, (B, C, H, W).
@@ -351,13 +385,14 @@ def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
         Shape of every segment's output, (B, ...); the last one's is that of the logits.
 
     Raises:
+        ValuesError: a segment cannot be looked at on meta.
         ConfigError: a segment shrinks the image to nothing or fails on it otherwise, or
             gives something else than one tensor with a row for each row of the batch.
     """
     known = traced._outputs.get(tuple(shape))
     if known is not None:
         return known
-    batch = torch.empty(*shape, device="meta")
+    batch = example(shape, traced.paper)
     shapes = []
     seen: dict[tuple[object, ...], Tensor] = {}
     for at, segment in enumerate(traced.segments):
@@ -367,9 +402,11 @@ def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
             shapes.append(tuple(batch.shape))
             continue
         try:
-            with torch.no_grad(), ShapesOnly():
-                output = on_meta(traced.piece(at))(batch)
+            with torch.no_grad(), looking(traced.paper):
+                output = on_paper(traced.piece(at), traced.paper)(batch)
         except Exception as error:  # shape errors come as RuntimeError, ValueError, IndexError
+            if batch.is_meta and "meta tensor" in str(error).lower():
+                raise ValuesError("model", segment.name, "shapes alone", str(error)) from error
             raise _unfit(traced, at, batch.shape, shape, str(error)) from error
         if not isinstance(output, Tensor) or output.shape[:1] != batch.shape[:1]:
             got = f"{type(output).__name__} from segment {at} ({segment.name})"
@@ -380,6 +417,24 @@ def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
         shapes.append(tuple(output.shape))
     traced._outputs[tuple(shape)] = shapes
     return shapes
+
+
+class ValuesError(ConfigError):
+    """A network that looks at values, where only shapes were there."""
+
+
+def example(shape: Sequence[int], paper: torch.device) -> Tensor:
+    """A batch on paper. Where values count it is not all zeros, and always the same."""
+    if paper.type == "meta":
+        return torch.empty(*shape, device=paper)
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def looking(paper: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The context in which a network is looked at: the quick one where only shapes count."""
+    if paper.type == "meta":
+        return ShapesOnly()
+    return torch.random.fork_rng(devices=[])
 
 
 class ShapesOnly(TorchFunctionMode):
@@ -396,24 +451,25 @@ class ShapesOnly(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in (nn.functional.batch_norm, torch.batch_norm):
+        if args and func in (nn.functional.batch_norm, torch.batch_norm):
             return args[0]
-        if func is nn.functional.linear and args[0].shape[-1] == args[1].shape[-1]:
+        linear = func is nn.functional.linear and len(args) > 1
+        if linear and args[0].shape[-1] == args[1].shape[-1]:
             return args[0].new_empty(*args[0].shape[:-1], len(args[1]))
         return func(*args, **(kwargs or {}))
 
 
-def on_meta(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """`module` with meta tensors in the place of its own, which stay as they are."""
-    tensors_ = itertools.chain(module.parameters(), module.buffers())
-    if all(tensor.is_meta for tensor in tensors_):
+def on_paper(module: nn.Module, paper: torch.device) -> Callable[[Tensor], Tensor]:
+    """`module` with other tensors in the place of its own, which stay as they are."""
+    own = itertools.chain(module.parameters(), module.buffers())
+    if all(tensor.is_meta for tensor in own):
         return module
     named = itertools.chain(
         module.named_parameters(remove_duplicate=False),
         module.named_buffers(remove_duplicate=False),
     )
     tensors = {
-        name: torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
+        name: _copied(tensor.detach(), paper).requires_grad_(tensor.requires_grad)
         for name, tensor in named
     }
     return lambda batch: cast(
@@ -421,18 +477,28 @@ def on_meta(module: nn.Module) -> Callable[[Tensor], Tensor]:
     )
 
 
+def _copied(tensor: Tensor, paper: torch.device) -> Tensor:
+    meta = paper.type == "meta"
+    return torch.empty_like(tensor, device=paper) if meta else tensor.clone()
+
+
+_PROXY = re.compile(r"Proxy\([^)]*\)")
+"""How a network's own check, made while it was traced, speaks of a size."""
+
+
 def _unfit(
     traced: Traced, at: int, incoming: Sequence[int], shape: Sequence[int], reason: str
 ) -> ConfigError:
     name = traced.segments[at].name
-    if at == 0 and "channels" in reason:
+    if at == 0 and "channel" in reason:
         got, wanted = f"images of {shape[1]} channels", "images of the network's own channels"
         return ConfigError("model", got, wanted, f"Segment 0 ({name}): {reason.splitlines()[0]}")
     allowed = f"images that segment {at} ({name}) of the network can work on"
-    first_line = reason.partition("\n")[0]
+    first_line = _PROXY.sub("another", reason.partition("\n")[0])
     hint = f"It fails on an input of shape {tuple(incoming[1:])} a row: {first_line}"
     height, width = shape[-2:]
     if height != width:
         hint += ". The images are not square: data.image_size=SIDE makes them so"
         return ConfigError("data.image_size", f"images of {height}x{width}", allowed, hint)
+    hint += ". Some builders take the size: model.args={image_size:SIDE}"
     return ConfigError("data.image_size", width, allowed, hint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import traceback
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -53,14 +54,14 @@ def build_plug_in(config: PlugInConfig, key: str, **offered: object) -> Any:
         offered: what the package knows and a builder may want.
 
     Raises:
-        ConfigError: as `load_target`; the arguments do not fit the signature. What the
-            builder itself raises passes through.
+        ConfigError: as `load_target`; the arguments do not fit the signature; the builder
+            fails (its own error is the cause).
     """
     builder = load_target(config.target, f"{key}.target")
     try:
         signature = inspect.signature(builder)
     except (TypeError, ValueError):  # some builtins have none
-        return builder(**config.args)
+        return _call(builder, config, key, config.args)
     extra = {name: value for name, value in offered.items() if name in signature.parameters}
     arguments = {**extra, **config.args}
     try:
@@ -68,7 +69,20 @@ def build_plug_in(config: PlugInConfig, key: str, **offered: object) -> Any:
     except TypeError as error:
         allowed = f"arguments of {config.target}{signature}"
         raise ConfigError(f"{key}.args", config.args, allowed, str(error)) from None
-    return builder(**arguments)
+    return _call(builder, config, key, arguments)
+
+
+def _call(builder: Callable[..., Any], config: PlugInConfig, key: str, arguments: Any) -> Any:
+    try:
+        return builder(**arguments)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the user's builder does
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{last.filename}, line {last.lineno}"
+        hint = f"The builder fails with them: {_describe(error)} ({where})"
+        allowed = f"arguments with which {config.target} works"
+        raise ConfigError(f"{key}.args", arguments, allowed, hint) from error
 
 
 def _split(target: str, key: str) -> tuple[str, list[str]]:

@@ -52,8 +52,10 @@ def plan_table(stages: Sequence[StageEstimate], rows: int) -> None:
     timed = stages[0].seconds_per_step is not None
     columns = ["stage", "segments", "parameters", "of head", "GFLOPs\na sample", "share\nof head"]
     columns += ["ms\na step"] * timed
-    for column in (*columns, "output\na row", "KiB a row\non link", f"MiB at\n{rows} rows"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns += ["output\na row", "KiB a row\non link", "weights\nMiB", "optimizer\nMiB"]
+    for column in (*columns, f"activations\nat {rows} rows"):
+        # The names of segments give way: a column that may be folded is made narrow first.
+        table.add_column(column, justify="right", no_wrap=column != "segments", overflow="fold")
     for stage in stages:
         names = stage.segments
         shape = stage.output_shape
@@ -67,7 +69,9 @@ def plan_table(stages: Sequence[StageEstimate], rows: int) -> None:
             *([_show((stage.seconds_per_step or 0) * 1e3, ".2f")] * timed),
             "x".join(map(str, shape)) if shape else "-",
             f"{stage.link_bytes_per_sample / 1024:.1f}" if shape else "-",
-            f"{stage.memory_bytes / 2**20:.0f}",
+            f"{stage.weight_bytes / 2**20:.1f}",
+            f"{stage.optimizer_bytes / 2**20:.1f}",
+            f"{stage.activation_bytes / 2**20:.1f}",
         )
     console.print(table)
     by = "measured time" if timed else "FLOPs"

@@ -57,13 +57,21 @@ def choose_bounds(
     boundaries("even", len(names), stages, names)  # for its refusal of too many stages
     refused: list[ConfigError] = []
     costs = network_costs(config, data, traced, work, refused)
-    if memory is None or limit is None:
-        found = balanced(costs, stages)
-    else:
-        found = balanced(costs, stages, lambda first, end: memory.stage(first, end) <= limit)
-        if found is None:
-            hint = "It is the cut that comes nearest: take more stages or a smaller batch"
-            memory.check(memory.nearest(stages), limit, hint)
+    joined = traced.joined
+    if stages > len(names) - len(joined):
+        allowed = f"at most {len(names) - len(joined)}: tensors are shared by segments"
+        raise ConfigError(
+            "pipeline.stages", stages, allowed, f"No cut in front of {sorted(joined)}"
+        )
+
+    def fits(first: int, end: int) -> bool:
+        whole = first not in joined and end not in joined
+        return whole and (memory is None or limit is None or memory.stage(first, end) <= limit)
+
+    found = balanced(costs, stages, fits)
+    if found is None and memory is not None and limit is not None:
+        hint = "It is the cut that comes nearest: take more stages or a smaller batch"
+        memory.check(memory.nearest(stages), limit, hint)
     assert found is not None, "what does not fit has been refused"
     if math.inf in costs.stages(found):
         allowed = "a number of stages for which every cut can have its head"

@@ -42,7 +42,8 @@ class Trained(nn.Module):
         """
         count = len(self.stages)
         end = count - 1 if exit is None else exit
-        if not 0 <= end < count or not self._learner(end).is_exit:
+        known = type(end) is int and 0 <= end < count
+        if not known or not self._learner(end).is_exit:
             there = [j for j in range(count) if self._learner(j).is_exit]
             raise ConfigError("exit", exit, f"one of {there}")
         for j in range(end):

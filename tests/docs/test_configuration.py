@@ -110,7 +110,7 @@ def schema_classes() -> dict[str, tuple[type, ...]]:
         "data": (*schema.DATA_SETS.values(), schema.PlugInConfig),
         "optimizer": tuple(schema.OPTIMIZERS.values()),
         "schedule": tuple(schema.SCHEDULES.values()),
-        "method": (schema.MethodConfig,),
+        "method": tuple(schema.METHODS.values()),
         "precision": (schema.PrecisionConfig,),
         "pipeline": (schema.PipelineConfig,),
         "evaluate": (schema.EvaluateConfig,),

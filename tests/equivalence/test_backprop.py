@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness import layout, make_config, train_world
 from dglpipe.topology import plan_layout
+from harness import make_config, train_world
 
 PLAIN = (
     *("model=custom", "model.target=plug_ins:plain_network", "model.args={depth:6}"),

@@ -59,8 +59,11 @@ def test_exits_are_those_of_the_run(finished):
     assert torch.allclose(ensemble.sum(dim=1), torch.ones(len(batch)))
     hits = (ensemble.argmax(dim=1) == labels).float().mean().item()
     assert hits == pytest.approx(told["ensemble_accuracy"], abs=1e-6)
-    with pytest.raises(ConfigError, match="exit: got 3; allowed: 0 to 2"):
+    with pytest.raises(ConfigError, match=r"exit: got 3; allowed: one of \[0, 1, 2\]"):
         network(batch, exit=3)
+    for wrong in (1.0, "0", True):
+        with pytest.raises(ConfigError, match="exit: got"):
+            network(batch, exit=wrong)
 
 
 @torch.no_grad()
@@ -188,5 +191,5 @@ def test_split():
         with torch.no_grad():
             assert torch.equal(torch.nn.Sequential(*parts)(batch), network(batch))
     assert all(weights.device.type == "cpu" for weights in network.parameters())
-    with pytest.raises(ConfigError, match=r"pipeline\.stages: got 99; allowed: 1 to 9"):
+    with pytest.raises(ConfigError, match=r"^stages: got 99; allowed: 1 to 9"):
         dglpipe.split(network, 99, (3, 64, 64))

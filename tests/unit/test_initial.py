@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import pytest
 import torch
@@ -108,3 +109,35 @@ def test_weights_of_torchvision_come_from_the_cache(tmp_path, monkeypatch):
 def test_an_unknown_member_of_the_enums():
     with pytest.raises(ConfigError, match="a member of torchvision's enums"):
         initialise(network(), "ResNet18_Weights.NO_SUCH")
+
+
+def test_files_of_older_days_are_read(tmp_path):
+    """Without zip, and without the counters of batch norm, as torchvision's of 2017."""
+    source = {
+        key: value
+        for key, value in network(seed=1).state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    path = tmp_path / "old.pth"
+    torch.save(source, path, _use_new_zipfile_serialization=False)
+    target = network(seed=2)
+    initialise(target, str(path))
+    assert all(torch.equal(target.state_dict()[key], source[key]) for key in source)
+
+
+def test_keys_of_published_densenets_are_renamed(tmp_path):
+    from torchvision.models import densenet121
+
+    with building(False, 1):
+        source = densenet121(num_classes=10)
+    names = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))(\d\.)", r"\1.\2", key): value
+        for key, value in source.state_dict().items()
+    }
+    assert names.keys() != source.state_dict().keys()
+    path = written(tmp_path / "densenet.pt", names)
+    with building(True, 2):
+        initialise(densenet121(num_classes=10), path)
+    target = densenet121(num_classes=10)
+    initialise(target, path)
+    assert all(torch.equal(one, source.state_dict()[k]) for k, one in target.state_dict().items())

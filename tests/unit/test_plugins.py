@@ -140,6 +140,8 @@ def test_arguments_that_do_not_fit_are_refused(folder):
     assert "unexpected keyword argument 'dept'" in text
 
 
-def test_errors_of_the_builder_pass_through(folder):
-    with pytest.raises(RuntimeError, match="from inside"):
+def test_errors_of_the_builder_name_the_key_and_the_line(folder):
+    told = r"^model\.args: got \{\}; .*RuntimeError: from inside \(.*plugged\.py, line \d+\)"
+    with pytest.raises(ConfigError, match=told) as caught:
         build_plug_in(PlugInConfig(target="plugged:fail"), "model")
+    assert isinstance(caught.value.__cause__, RuntimeError)

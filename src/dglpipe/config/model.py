@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from dglpipe.config.checks import require, require_name, require_number
@@ -92,11 +92,12 @@ class TorchvisionConfig:
     family: str = "torchvision"
     name: str = ""
     """As `torchvision.models.list_models(module=torchvision.models)` has it."""
-    args: dict[str, Any] = field(default_factory=dict)
+    args: dict[str, Any] | None = None
     """Further keyword arguments of the builder."""
     weights: str | None = None
 
     def __post_init__(self) -> None:
+        self.args = self.args or {}
         require(bool(self.name), "model.name", self.name, "the name of a network of torchvision")
 
 
@@ -107,11 +108,12 @@ class TimmConfig:
     family: str = "timm"
     name: str = ""
     """As `timm.list_models()` has it."""
-    args: dict[str, Any] = field(default_factory=dict)
+    args: dict[str, Any] | None = None
     """Further keyword arguments of `timm.create_model`."""
     weights: str | None = None
 
     def __post_init__(self) -> None:
+        self.args = self.args or {}
         require(bool(self.name), "model.name", self.name, "the name of a network of timm")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlparse
@@ -30,6 +32,7 @@ def initialise(network: nn.Module, weights: str) -> None:
     """
     tensors = _read(_find(weights))
     own = network.state_dict()
+    tensors = _modern(tensors, own)
     _require_fit(weights, own, tensors)
     if not any(value.is_meta for value in own.values()):
         network.load_state_dict(tensors, strict=True)
@@ -61,7 +64,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        tree = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        zipped = zipfile.is_zipfile(path)  # as torch has written them since 1.6
+        tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # each format has its own for what it cannot read
         raise ConfigError(KEY, str(path), allowed, _first_line(error)) from error
     for name in ("state_dict", "model"):
@@ -70,6 +74,29 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not isinstance(tree, Mapping) or not all(isinstance(one, Tensor) for one in tree.values()):
         raise ConfigError(KEY, str(path), allowed, f"It holds a {type(tree).__name__}")
     return dict(tree)
+
+
+_DENSE = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)")
+"""Keys of torchvision's published DenseNets, which its builders rename while they load."""
+_COUNTER = "num_batches_tracked"
+"""Batch norm counts batches since torch 0.4; older files know nothing of it."""
+
+
+def _modern(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`given` as torch and torchvision of today would have written it."""
+    if given.keys() - own.keys():
+        given = {_DENSE.sub(r"\1\2", key): value for key, value in given.items()}
+    if not any(map(_is_counter, given)):
+        statistics = {key.rpartition(".")[0] for key in given if key.endswith("running_mean")}
+        zero = torch.zeros((), dtype=torch.int64)
+        counters = [key for key in own if _is_counter(key)]
+        lacking = [key for key in counters if key.rpartition(".")[0] in statistics]
+        given = {**given, **{key: zero.clone() for key in lacking}}
+    return given
+
+
+def _is_counter(key: str) -> bool:
+    return key.rpartition(".")[2] == _COUNTER
 
 
 def _first_line(error: Exception) -> str:

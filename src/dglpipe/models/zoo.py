@@ -17,6 +17,10 @@ NETWORKS = {
 }
 
 
+_TRANSFORMING = ("googlenet", "inception_v3")
+"""Networks whose published weights want other images, which their builders then make."""
+
+
 def build_torchvision(config: TorchvisionConfig, classes: int) -> nn.Module:
     """Images (B, 3, H, W) -> logits (B, N).
 
@@ -28,9 +32,12 @@ def build_torchvision(config: TorchvisionConfig, classes: int) -> nn.Module:
     names = library.list_models(module=library)
     if config.name not in names:
         raise _unknown(config.name, "one of torchvision's classification networks", names)
-    return _call(
-        library.get_model_builder(config.name), config.args, weights=None, num_classes=classes
-    )
+    args = config.args or {}
+    published = config.weights is not None and "_Weights." in config.weights
+    if published and config.name in _TRANSFORMING:
+        args = {"transform_input": True, **args}
+    builder = library.get_model_builder(config.name)
+    return _call(builder, args, weights=None, num_classes=classes)
 
 
 def build_timm(config: TimmConfig, channels: int, classes: int) -> nn.Module:
@@ -50,7 +57,9 @@ def build_timm(config: TimmConfig, channels: int, classes: int) -> nn.Module:
     if not timm.is_model(config.name):
         raise _unknown(config.name, "one of timm's networks", timm.list_models())
     own = {"num_classes": classes, "in_chans": channels}
-    return _call(timm.create_model, config.args, model_name=config.name, pretrained=False, **own)
+    return _call(
+        timm.create_model, config.args or {}, model_name=config.name, pretrained=False, **own
+    )
 
 
 def _call(builder: Any, given: dict[str, Any], **own: Any) -> nn.Module:

@@ -1,0 +1,133 @@
+"""`dglpipe.split` and the cut of networks that stand in their own way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import dglpipe
+from dglpipe.blueprint import draw
+from dglpipe.errors import ConfigError
+from dglpipe.images import open_images
+from harness import layout, make_config, train_world
+
+
+class Chooses(nn.Module):
+    """Looks at the values of its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, batch):
+        output = self.convolution(batch)
+        return torch.relu(output) if float(batch.detach().abs().sum()) > 0 else output
+
+
+def choosing_network():
+    end = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
+    return nn.Sequential(nn.Conv2d(1, 4, 1), Chooses(), Chooses(), end)
+
+
+class Keywords(nn.Module):
+    """Calls functions by the names of their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.second, self.last = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 10)
+
+    def forward(self, batch):
+        batch, norm = self.first(batch), self.norm
+        batch = nn.functional.batch_norm(
+            input=batch,
+            running_mean=norm.running_mean,
+            running_var=norm.running_var,
+            weight=norm.weight,
+        )
+        batch = self.second(batch).mean(dim=(2, 3))
+        return nn.functional.linear(batch, weight=self.last.weight, bias=self.last.bias)
+
+
+class Twice(nn.Module):
+    """Runs one layer two times."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.again = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Linear(256, 10)
+
+    def forward(self, batch):
+        batch = self.again(torch.relu(self.again(self.first(batch))))
+        return self.last(batch.flatten(1))
+
+
+def assert_same(network, parts, batch):
+    for training in (True, False):
+        network.train(training)
+        expected, output = network(batch), batch
+        for part in parts:
+            output = part.train(training)(output)
+        assert torch.equal(output, expected)
+
+
+@pytest.mark.parametrize("build", [choosing_network, Keywords, Twice])
+def test_parts_are_the_network(build):
+    network = build()
+    batch = torch.randn(5, 1, 8, 8)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    parts = dglpipe.split(network, 2, (1, 8, 8))
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert_same(network, parts, batch)
+
+
+def test_a_network_that_looks_at_values_is_drawn_and_trained():
+    overrides = ("model=custom", "max_steps=3", "pipeline.split=[2]")
+    config = make_config(*overrides)
+    config.model.target = f"{__name__}:choosing_network"
+    config.model.args = {}
+    blueprint = draw(config, open_images(config).description, 2, meta=True)
+    blueprint.check_logits()
+    assert [blueprint.flops(j) > 0 for j in range(2)] == [True, True]
+    run = train_world(config, layout(2))
+    assert run.hashes == train_world(config, layout(2, 1)).hashes
+    config.pipeline.split, config.pipeline.memory_limit = "auto", "1GiB"
+    assert len(draw(config, open_images(config).description, 2, meta=True, rows=8).bounds) == 2
+
+
+def test_no_cut_divides_a_tensor():
+    network = Twice()
+    parts = dglpipe.split(network, 2, (1, 8, 8))
+    assert [sorted(part.state_dict()) for part in parts] == [
+        ["first.bias", "first.weight"],
+        ["again.bias", "again.weight", "last.bias", "last.weight"],
+    ]
+    with pytest.raises(ConfigError, match=r"^stages: got 3; allowed: at most 2: tensors"):
+        dglpipe.split(network, 3, (1, 8, 8))
+    with pytest.raises(ConfigError, match=r"^at: .*all uses of again.weight in one stage"):
+        dglpipe.split(network, 2, (1, 8, 8), at=[2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((4, (1, 8, 8)), "^stages: got 4; allowed: 1 to"),
+        ((2, (3, 8, 8)), "^network: got 'images of 3 channels'"),
+        ((2, (1, 5, 5)), "^input_shape: got 5"),
+        ((2, (1, 8, 8), [0]), "^at: got"),
+    ],
+)
+def test_mistakes_are_told_in_the_words_of_the_function(arguments, text):
+    with pytest.raises(ConfigError, match=text):
+        dglpipe.split(Twice(), *arguments)
+
+
+def test_small_images_for_a_vision_transformer():
+    config = make_config("model=torchvision", "data=synthetic", "data.image_size=32")
+    config.model.name = "vit_b_16"
+    data = open_images(config).description
+    with pytest.raises(ConfigError, match=r"Expected 224 but got another.*model\.args"):
+        draw(config, data, 2, meta=True)
+    config.model.args = {"image_size": 32}
+    assert len(draw(config, data, 2, meta=True).bounds) == 2
