@@ -453,3 +453,38 @@ def test_evaluate_of_a_run_that_failed(cli, tmp_path):
 
 def test_models_takes_no_arguments(cli):
     assert "models: got 'cnn6'" in cli.refuse("cnn6", command="models")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["method=gpipe"], "method"),
+        (
+            ["method=backprop", "method.schedule=2f2b"],
+            "method.schedule: got '2f2b'; allowed: gpipe",
+        ),
+        (["method=dgl", "method.microbatches=4"], "method.microbatches"),
+        (
+            ["method=backprop", "pipeline.stages=2", "method.microbatches=3"],
+            "method.microbatches: got 3; allowed: a number that divides batch_size=128",
+        ),
+        (
+            ["method=backprop", "pipeline.stages=4", "method.microbatches=2"],
+            "method.microbatches: got 2; allowed: 4 or more, the stages, for method.schedule=1f1b",
+        ),
+        (
+            ["method=backprop", "method.schedule=interleaved_1f1b", "pipeline.stages=6"],
+            "method.microbatches: got 4; allowed: a multiple of 3, the processes",
+        ),
+        (
+            ["method=backprop", "pipeline.stages=2", "precision=fp16"],
+            "precision: got 'fp16'; allowed: fp32 or bf16 in a pipeline of backprop",
+        ),
+        (
+            ["method=backprop", "pipeline.stages=2", "pipeline.replicas=2"],
+            "pipeline.replicas: got 2; allowed: 1 for a pipeline",
+        ),
+    ],
+)
+def test_methods_that_cannot_be(cli, words, text):
+    assert text in cli.refuse(*words)

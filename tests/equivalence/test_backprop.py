@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
+from dglpipe.blueprint import draw
+from dglpipe.data import Request
+from dglpipe.data.order import epoch_order
+from dglpipe.images import open_images
 from dglpipe.topology import plan_layout
 from harness import make_config, train_world
 
@@ -30,6 +35,27 @@ def reference():
     return train()
 
 
+def test_the_reference_is_a_plain_loop(reference):
+    """As one would write it by hand."""
+    config = make_config(*PLAIN)
+    source = open_images(config)
+    data, size = source.load(), source.description.train
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    network = draw(config, source.description, 1).learner(0).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), 0.05, 0.9, weight_decay=5e-4, fused=True)
+    orders = [(epoch, epoch_order(config.seed, epoch, size)) for epoch in (1, 2)]
+    batches = [(epoch, rows) for epoch, order in orders for rows in order.split(480)]
+    for epoch, rows in batches[:5]:
+        ((images, labels),) = data.batches([Request(True, epoch, rows)])
+        optimizer.zero_grad()
+        cross_entropy(network(images, None), labels).backward()
+        optimizer.step()
+    torch.set_num_threads(threads)
+    for key, tensor in network.segments.state_dict().items():
+        assert torch.equal(merged(reference)[key], tensor), key
+
+
 WAYS = {
     "ddp": "pipeline.replicas=2",
     "gpipe": "pipeline.stages=2 method.schedule=gpipe",
@@ -48,3 +74,52 @@ def test_weights_agree_to_rounding(way, reference):
     assert one.keys() == other.keys()
     for key in one:
         torch.testing.assert_close(other[key], one[key], rtol=1e-4, atol=1e-5, msg=key)
+
+
+def test_exits_that_are_not_there_are_not_told():
+    """Only the last stage has one, and all tell the same learning rate and speed."""
+    run = train(*WAYS["zbv"].split())
+    last = [line for line in run.lines if line.step == 5]
+    tests = {line.stage: line.accuracy for line in last if line.kind == "test"}
+    assert tests.keys() == {3, "ensemble"}
+    assert tests[3] == tests["ensemble"] > 0
+    told = {line.stage: line for line in last if line.kind == "train"}
+    assert sorted(told) == [0, 1, 2, 3]
+    assert [told[j].accuracy is None and told[j].loss is None for j in range(4)] == [
+        *(True, True, True, False)
+    ]
+    assert all(line.samples_per_second and line.learning_rate for line in told.values())
+    assert [stage["head_parameters"] for stage in run.finals] == [0] * 4
+    assert [stage["process"] for stage in run.finals] == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("way", ["ddp", "1f1b", "zbv"])
+def test_the_gradient_of_the_whole_network_is_clipped(way):
+    clipped = merged(train("optimizer.clip=0.01"))
+    run = train("optimizer.clip=0.01", *WAYS[way].split())
+    for key, tensor in merged(run).items():
+        torch.testing.assert_close(tensor, clipped[key], rtol=1e-4, atol=1e-5, msg=key)
+    free = merged(train())
+    assert not all(torch.allclose(clipped[key], free[key], 1e-4, 1e-5) for key in free)
+
+
+@pytest.mark.parametrize("way", ["gpipe", "1f1b_3", "interleaved", "zbv"])
+def test_real_networks_go_through_in_low_precision(way):
+    """Batch norm, dropout, bf16 and channels last on the wire."""
+    config = make_config(
+        *("method=backprop", "model.dropout=0.1", "precision=bf16", "batch_size=240"),
+        *("epochs=6", "optimizer.lr=0.05", "log_every=1", *WAYS[way].split()),
+    )
+    run = train_world(config, plan_layout(config.pipeline, config.method, cores=2))
+    losses = [line.loss for line in run.lines if line.kind == "train" and line.loss is not None]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_a_pipeline_is_resumed(tmp_path):
+    words = WAYS["1f1b"].split()
+    whole = train(*words).hashes
+    for steps in (3, 5):
+        config = make_config(*PLAIN, *words, "checkpoint.every=1", "resume=auto")
+        config.max_steps = steps
+        run = train_world(config, plan_layout(config.pipeline, config.method, 2), tmp_path)
+    assert run.hashes == whole

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dglpipe.config import MethodConfig, PipelineConfig
+from dglpipe.config import BackpropConfig, MethodConfig, PipelineConfig
 from dglpipe.errors import ConfigError
 from dglpipe.topology import Layout, plan_layout, spread
 
@@ -75,4 +75,53 @@ def test_threads_share_the_cores_of_a_machine():
 def test_a_layout_that_cannot_be(settings, world, key):
     with pytest.raises(ConfigError) as caught:
         plan_layout(PipelineConfig(**settings), MethodConfig(), cores=2, world_size=world)
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("settings", "schedule", "world", "expected"),
+    [
+        ({}, None, None, (1, 1, 1, "chain")),
+        ({"replicas": 3}, None, None, (1, 1, 3, "chain")),
+        ({"replicas": 3}, None, 3, (1, 1, 3, "chain")),
+        ({"stages": 3}, None, None, (3, 3, 1, "line")),
+        ({}, "gpipe", None, (2, 2, 1, "line")),
+        ({}, None, 4, (4, 4, 1, "line")),
+        ({"processes": 3}, "interleaved_1f1b", None, (6, 3, 1, "loop")),
+        ({"stages": 6, "processes": 2}, "interleaved_1f1b", None, (6, 2, 1, "loop")),
+        ({"stages": 6}, "zbv", None, (6, 3, 1, "v")),
+    ],
+)
+def test_backprop_is_one_stage_unless_it_is_told_otherwise(settings, schedule, world, expected):
+    method = BackpropConfig(schedule=schedule)
+    layout = plan_layout(PipelineConfig(**settings), method, cores=8, world_size=world)
+    assert (layout.stages, layout.processes, layout.replicas, layout.placement) == expected
+
+
+def test_a_pipeline_places_stages_as_its_schedule_wants_them():
+    for placement, expected in (
+        ("loop", [[0, 3], [1, 4], [2, 5]]),
+        ("v", [[0, 5], [1, 4], [2, 3]]),
+    ):
+        layout = Layout(6, 3, 1, 1, placement)
+        assert [list(layout.at(rank).stages) for rank in range(3)] == expected
+    assert layout.at(1).name() == "rank 1 (stages 1, 4)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "schedule", "key"),
+    [
+        ({"stages": 1}, "gpipe", "method.schedule"),
+        ({"stages": 2, "replicas": 2}, None, "pipeline.replicas"),
+        ({"stages": 4, "processes": 2}, "1f1b", "pipeline.stages"),
+        ({"stages": 4, "processes": 1}, None, "pipeline.stages"),
+        ({"stages": 5}, "zbv", "pipeline.stages"),
+        ({"stages": 2}, "interleaved_1f1b", "pipeline.stages"),
+        ({"stages": 5, "processes": 2}, "interleaved_1f1b", "pipeline.stages"),
+        ({"stages": 1, "processes": 2}, None, "pipeline.processes"),
+    ],
+)
+def test_a_pipeline_that_cannot_be(settings, schedule, key):
+    with pytest.raises(ConfigError) as caught:
+        plan_layout(PipelineConfig(**settings), BackpropConfig(schedule=schedule), cores=2)
     assert caught.value.key == key
