@@ -7,6 +7,7 @@ the same process is what a link would have carried.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -44,6 +45,9 @@ class Chain:
         self._clock = clock
         self._count = count
         self._handed: Tensor | None = None
+        if clock.is_tracing:
+            for stage in stages:
+                stage.mark = functools.partial(clock.lap, stage.index, Kind.BUSY)
         self._ensemble_hits = torch.zeros((), dtype=torch.int64)
 
     def train(self, arrival: Arrival) -> None:
@@ -53,7 +57,7 @@ class Chain:
             emit = self._emit(stage, arrival)
             total = item.total if item.total != item.rows else None
             stage.learn(batch, arrival.labels, item.round_step, emit, total)
-            self._clock.lap(stage.index, Kind.BUSY)
+            self._clock.lap(stage.index, Kind.BUSY, "step")
             if self._handed is not None:
                 batch, self._handed = self._handed, None
 
@@ -71,14 +75,18 @@ class Chain:
 
             def keep(features: Tensor) -> None:
                 self._handed = field.normalise(features)
+                if stage.mark is not None:
+                    stage.mark("forward")
 
             return keep
 
         def send(features: Tensor) -> None:
-            self._clock.lap(stage.index, Kind.BUSY)
+            self._clock.lap(stage.index, Kind.BUSY, "forward")
             sender.wait()
             self._clock.lap(stage.index, Kind.WAIT_OUTPUT)
             sender.send(arrival.item, {LABELS: arrival.labels, ACTIVATIONS: features.detach()})
+            if stage.mark is not None:
+                stage.mark("send")
 
         return send
 

@@ -32,17 +32,30 @@ Spent = dict[tuple[int, Kind], int]
 
 
 class Clock:
-    """The clock of one process."""
+    """The clock of one process.
+
+    Attributes:
+        is_tracing: whether it wants to know every part of a step.
+    """
+
+    is_tracing = False
 
     def __init__(self) -> None:
         self._last = perf_counter_ns()
         self._spent: defaultdict[tuple[int, Kind], int] = defaultdict(int)
 
-    def lap(self, stage: int, kind: Kind) -> None:
-        """Gives the time since the last lap to `kind` of `stage`."""
+    def lap(self, stage: int, kind: Kind, what: str | None = None) -> None:
+        """Gives the time since the last lap to `kind` of `stage`.
+
+        Args:
+            what: was done, for a timeline; None: what `kind` says.
+        """
         now = perf_counter_ns()
         self._spent[stage, kind] += now - self._last
         self._last = now
+
+    def steps_to(self, step: int) -> None:
+        """What follows belongs to `step`, for a timeline."""
 
     def snapshot(self) -> Spent:
         """Nanoseconds by stage and kind up to the last lap."""

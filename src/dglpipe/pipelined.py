@@ -97,7 +97,7 @@ class Pipelined:
             if not stage.learner.is_exit:
                 stage.count_rows(item.rows)
             stage.update(item.round_step, norm)
-        self._lap(Kind.BUSY)
+        self._lap(Kind.BUSY, "step")
 
     def learners(self, item: Item) -> Sequence[Stage]:
         """All stages learn from every batch."""
@@ -137,8 +137,8 @@ class Pipelined:
             self._sender.wait()
             self._sender.send(arrival.item, {LABELS: arrival.labels})
 
-    def _lap(self, kind: Kind) -> None:
-        self._clock.lap(self.stages[0].index, kind)
+    def _lap(self, kind: Kind, what: str | None = None) -> None:
+        self._clock.lap(self.stages[0].index, kind, what)
 
     def _schedule(self, learns: bool, rows: int) -> Schedule:
         """The schedule of a batch of `rows`; static buffers make it one a size."""
@@ -171,7 +171,7 @@ class Pipelined:
         def loss(logits: Tensor, labels: Tensor) -> Tensor:
             """The share of a micro-batch in the mean loss of the batch."""
             value = last.loss(logits, labels) / m
-            self._clock.lap(last.index, Kind.BUSY)
+            self._clock.lap(last.index, Kind.BUSY, "forward")
             return value
 
         return loss
@@ -280,15 +280,15 @@ class _TimedStage(PipelineStage):
     def forward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:
         self._clock.lap(self.stage_index, Kind.WAIT_INPUT)
         result = super().forward_one_chunk(*args, **kwargs)
-        self._clock.lap(self.stage_index, Kind.BUSY)
+        self._clock.lap(self.stage_index, Kind.BUSY, "forward")
         return result
 
     def backward_one_chunk(self, *args: Any, **kwargs: Any) -> None:
         self._clock.lap(self.stage_index, Kind.WAIT_INPUT)
         super().backward_one_chunk(*args, **kwargs)
-        self._clock.lap(self.stage_index, Kind.BUSY)
+        self._clock.lap(self.stage_index, Kind.BUSY, "backward")
 
     def backward_weight_one_chunk(self, *args: Any, **kwargs: Any) -> None:
         self._clock.lap(self.stage_index, Kind.WAIT_INPUT)
         super().backward_weight_one_chunk(*args, **kwargs)
-        self._clock.lap(self.stage_index, Kind.BUSY)
+        self._clock.lap(self.stage_index, Kind.BUSY, "weights")

@@ -26,6 +26,7 @@ from dglpipe.report import closing_table
 from dglpipe.rundir import RunDir, write_json
 from dglpipe.summary import Summary
 from dglpipe.tensorboard import TensorBoard
+from dglpipe.timeline import merge
 from dglpipe.topology import Layout, Topology
 from dglpipe.watchdog import watch_parent
 from dglpipe.worker import Worker
@@ -103,6 +104,10 @@ def _run(
         finals = collector.finals(config.timeout_s)
         result = summary.finished(finals, time.monotonic() - started)
         write_json(run_dir.manifest, summary.manifest(finals, source.description))
+        if config.timeline:
+            ranks = range(topology.layout.world_size)
+            parts = [run_dir.timeline_part(rank) for rank in ranks]
+            merge(parts, run_dir.timeline, run_dir.timeline.with_suffix(".png"))
         write_json(run_dir.summary, result)
         closing_table(result, run_dir.path)
     group.close()

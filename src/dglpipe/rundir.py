@@ -61,6 +61,15 @@ class RunDir:
         return self.path / "logs"
 
     @property
+    def timeline(self) -> Path:
+        """The trace; the picture lies beside it."""
+        return self.path / "timeline.json"
+
+    def timeline_part(self, rank: int) -> Path:
+        """What one process noted, until all is put together."""
+        return self.logs / f"timeline_{rank}.json"
+
+    @property
     def _lock(self) -> Path:
         return self.path / ".lock"
 

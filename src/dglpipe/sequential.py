@@ -31,9 +31,10 @@ class SequentialChain(Chain):
         for stage in self.stages:
             if stage.index < item.round:
                 batch = self._fields[stage.index].normalise(stage.infer(batch))
+                self._clock.lap(stage.index, Kind.BUSY, "forward")
             elif stage.index == item.round:
                 stage.learn(batch, arrival.labels, item.round_step, None, total)
-            self._clock.lap(stage.index, Kind.BUSY)
+                self._clock.lap(stage.index, Kind.BUSY, "step")
         if self._sender is None:
             return
         last = self.stages[-1].index
@@ -42,7 +43,7 @@ class SequentialChain(Chain):
         below = last < item.round
         parts = {LABELS: arrival.labels, ACTIVATIONS: batch} if below else {}
         self._sender.send(item if below else item._replace(rows=0), parts)
-        self._clock.lap(last, Kind.BUSY)
+        self._clock.lap(last, Kind.BUSY, "send")
 
     def learners(self, item: Item) -> Sequence[Stage]:
         return [stage for stage in self.stages if stage.index == item.round]

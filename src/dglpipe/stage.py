@@ -117,6 +117,8 @@ class Stage:
         wrapped = self._copies.wrap(self.learner)
         self._forward = self.learner.forward if wrapped is self.learner else wrapped
         self._counter = Counter()
+        self.mark: Callable[[str], None] | None = None
+        """Is told what part of a step has just ended, if somebody wants to know."""
 
     def learning_rate(self, step: int) -> float:
         """The rate of `step`, counted from 1."""
@@ -141,12 +143,17 @@ class Stage:
         share = 1.0 if total is None else len(labels) * self._copies.count / total
         # Nobody keeps the loss, so its graph is freed before the optimizer works.
         self._backward(self._local_loss(batch, labels, emit), share)
+        if self.mark is not None:
+            self.mark("backward")
         self.update(step)
 
     def _local_loss(self, batch: Tensor, labels: Tensor, emit: Emit | None) -> Tensor:
         with self._device.autocast(self.settings.precision.name):
             logits: Tensor = self._forward(batch, emit)
-            return self.loss(logits, labels)
+            loss = self.loss(logits, labels)
+        if self.mark is not None:
+            self.mark("forward" if emit is None else "head")
+        return loss
 
     def count_rows(self, rows: int) -> None:
         """Notes rows that went through a stage without an exit."""

@@ -25,6 +25,7 @@ from dglpipe.rundir import RunDir
 from dglpipe.sequential import SequentialChain
 from dglpipe.stage import Copies, RunLength, Stage
 from dglpipe.stream import Item, Phase, StreamPlan
+from dglpipe.timeline import TracingClock, write_part
 from dglpipe.weights import named_tensors, save, sha256
 
 
@@ -80,7 +81,7 @@ class Worker:
         self._device = device
         self._group = group
         self._run_dir = run_dir
-        self._clock = Clock()
+        self._clock = TracingClock() if config.timeline else Clock()
         self._reporter = Reporter(group.store, group.topology.rank)
         self._blueprint = draw(config, source.description, group.topology.layout.stages)
         stages = [self._stage(j) for j in self.topology.stages]
@@ -135,6 +136,9 @@ class Worker:
             if self._run_dir is not None and self.topology.replica == 0:
                 save(self._run_dir.final(stage.index), tensors)
             finals.append(self._final(stage, sha256(tensors)))
+        if isinstance(self._clock, TracingClock) and self._run_dir is not None:
+            part = self._run_dir.timeline_part(self.topology.rank)
+            write_part(part, self.topology.rank, self.topology.name(), self._clock.spans())
         rows, spent = self._window_rows, self._spent()
         rate = rows / clock.seconds(spent) if spent and self.plan.steps >= 10 else None
         self._reporter.finish({"samples_per_second": rate, "stages": finals})
@@ -212,6 +216,7 @@ class Worker:
 
     def _train(self, item: Item) -> None:
         self._clock.lap(self._first, Kind.OTHER)
+        self._clock.steps_to(item.step)
         arrival = self._feed.take()
         self._clock.lap(self._first, self._arriving)
         self.step = item.step

@@ -80,7 +80,7 @@ class Config:
     timeout_s: float
     """Seconds after which a process that waits for another gives up."""
     timeline: bool
-    """Not built yet: false."""
+    """Whether `timeline.json` and a picture show what each stage did when."""
     deterministic: bool
     """Refuse operations that are not deterministic."""
     label_smoothing: float
@@ -96,7 +96,6 @@ class Config:
         require_number("log_every", self.log_every, 1)
         require_name("resume", self.resume, ("never", "auto"))
         require_positive("timeout_s", self.timeout_s)
-        require(not self.timeline, "timeline", True, "false", "Timelines are not built yet")
         require_number("label_smoothing", self.label_smoothing, 0, 1)
 
     def stage(self, j: int) -> StageConfig:

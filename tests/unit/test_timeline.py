@@ -1,0 +1,98 @@
+"""Timelines: what was noted, as a trace and as a picture."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from torchvision.io import decode_image
+
+from dglpipe.clock import Clock, Kind
+from dglpipe.process_group import ProcessGroup
+from dglpipe.timeline import COLOURS, NAMES, Span, TracingClock, merge, write_part
+from dglpipe.topology import Layout
+from harness import layout, make_config, make_worker, run_world, train_world
+
+
+def test_spans_lie_one_behind_the_other_and_add_up_to_the_shares():
+    clock = TracingClock()
+    for step in (1, 2):
+        clock.steps_to(step)
+        clock.lap(0, Kind.LOADING)
+        clock.lap(0, Kind.BUSY, "forward")
+        clock.lap(1, Kind.BUSY, "step")
+    spans = clock.spans()
+    assert [(span.stage, span.what, span.step) for span in spans] == [
+        *((0, "load", 1), (0, "forward", 1), (1, "step", 1)),
+        *((0, "load", 2), (0, "forward", 2), (1, "step", 2)),
+    ]
+    for before, after in itertools.pairwise(spans):
+        assert before.start + before.duration == after.start
+    spent = clock.snapshot()
+    assert spent[0, Kind.BUSY] == sum(span.duration for span in spans if span.what == "forward")
+    assert not Clock.is_tracing
+
+
+def test_parts_are_put_together(tmp_path):
+    parts = [tmp_path / f"{rank}.json" for rank in range(2)]
+    write_part(parts[0], 0, "rank 0 (stage 0)", [Span(0, "forward", 5_000, 2_000, 1)])
+    write_part(parts[1], 1, "rank 1 (stage 1)", [Span(1, "receive", 6_000, 1_500, 1)])
+    merge(parts, tmp_path / "t.json", tmp_path / "t.png")
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    names = {(one["pid"], one["name"]): one["args"]["name"] for one in events if one["ph"] == "M"}
+    assert names[1, "process_name"] == "rank 1 (stage 1)"
+    assert names[1, "thread_name"] == "stage 1"
+    spans = [one for one in events if one["ph"] == "X"]
+    assert [(one["ts"], one["dur"], one["pid"], one["tid"]) for one in spans] == [
+        *((0.0, 2.0, 0, 0), (1.0, 1.5, 1, 1)),
+    ]
+    assert decode_image(str(tmp_path / "t.png")).shape[0] in (3, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.json", "t.png"]
+
+
+def test_a_picture_of_nothing_is_no_mistake(tmp_path):
+    part = tmp_path / "0.json"
+    write_part(part, 0, "rank 0", [])
+    merge([part], tmp_path / "t.json", tmp_path / "t.png")
+    assert (tmp_path / "t.png").exists()
+
+
+def test_every_part_of_a_step_has_a_colour():
+    assert set(NAMES.values()) - {"compute"} <= COLOURS.keys()
+
+
+PARTS = {"load", "forward", "backward", "step"}
+RUNS = {
+    "dgl": (layout(2), PARTS | {"send", "head", "wait"}),
+    "sequential": (layout(2), PARTS | {"send", "wait"}),
+    "backprop": (Layout(2, 2, 1, 1, "line"), PARTS),
+}
+
+
+def spans_of(group: ProcessGroup, config):
+    worker = make_worker(group, config)
+    worker.run()
+    return worker._clock.spans()
+
+
+@pytest.mark.parametrize("method", RUNS)
+def test_all_parts_of_all_steps_are_there(method):
+    world, parts = RUNS[method]
+    config = make_config(f"method={method}", "timeline=true", "max_steps=4")
+    said = run_world(world, spans_of, config)
+    found = [{span.what for span in spans if span.step} for spans in said]
+    assert parts | {"evaluation", "log"} <= found[0]
+    assert {"receive", "forward", "backward", "step", "evaluation"} <= found[1]
+    steps = 8 if method == "sequential" else 4
+    assert {span.step for span in said[0]} >= set(range(1, steps + 1))
+    # On one clock: nothing is received before it has been sent.
+    if method == "dgl":
+        sent = next(span for span in said[0] if span.what == "send")
+        came = next(span for span in said[1] if span.what == "receive")
+        assert sent.start < came.start + came.duration
+
+
+def test_a_timeline_changes_no_weight():
+    runs = [train_world(make_config(f"timeline={one}"), layout(2)) for one in ("true", "false")]
+    assert runs[0].hashes == runs[1].hashes
