@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from dglpipe.blueprint import Blueprint
+from dglpipe.config import BackpropConfig, MethodConfig
 from dglpipe.flops import saved_bytes
 from dglpipe.memory import optimizer_state
+from dglpipe.topology import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,52 @@ def estimate(
     ]
 
 
-def speed_up(stages: Sequence[StageEstimate]) -> float:
-    """Of a process a stage over one process for all, if links were free: sum / slowest, in
-    seconds where they have been measured, else in FLOPs."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will take, and how fast it can be where links cost nothing.
+
+    Attributes:
+        rows: of a step on one replica.
+        speed_up: of the processes over one process for all stages, without replicas: sum /
+            busiest, in seconds where they have been measured, else in FLOPs.
+        samples_per_second: of all replicas; None where seconds have not been measured.
+    """
+
+    stages: tuple[StageEstimate, ...]
+    rows: int
+    speed_up: float
+    samples_per_second: float | None
+
+
+def predict(
+    stages: Sequence[StageEstimate], rows: int, layout: Layout, method: MethodConfig
+) -> Plan:
+    """The plan of `stages` on the processes of `layout`."""
     work = [stage.seconds_per_step or float(stage.flops_per_sample) for stage in stages]
-    return sum(work) / (max(work) or 1.0)
+    processes = range(layout.processes)
+    busiest = max(sum(work[j] for j in layout.at(rank).stages) for rank in processes)
+    busiest /= _filled(layout, method)
+    timed = stages[0].seconds_per_step is not None
+    return Plan(
+        stages=tuple(stages),
+        rows=rows,
+        speed_up=sum(work) / (busiest or 1.0),
+        samples_per_second=rows * layout.replicas / busiest if timed else None,
+    )
+
+
+def _filled(layout: Layout, method: MethodConfig) -> float:
+    """Share of a step in which the busiest process of a pipeline can work.
+
+    Local learning has no bubbles. GPipe and 1F1B: m / (m + P - 1) (Huang et al., 2019);
+    v stages a process, interleaved: m / (m + (P - 1) / v) (Narayanan et al., 2021); ZBV has
+    none where forward and both parts of backward take the same time (Qi et al., 2024).
+    """
+    if not isinstance(method, BackpropConfig) or not layout.is_pipelined:
+        return 1.0
+    each = layout.stages / layout.processes
+    idle = 0.0 if layout.placement == "v" else (layout.processes - 1) / each
+    return method.microbatches / (method.microbatches + idle)
 
 
 def _stage(blueprint: Blueprint, j: int, rows: int, seconds: float | None) -> StageEstimate:

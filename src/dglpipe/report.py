@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from dglpipe.estimate import StageEstimate, speed_up
+from dglpipe.estimate import Plan
 
 PERCENT = ".2%"
 
@@ -45,8 +45,9 @@ def closing_table(summary: Mapping[str, Any], path: Path) -> None:
     console.print(f"results in {path}", soft_wrap=True, highlight=False)
 
 
-def plan_table(stages: Sequence[StageEstimate], rows: int) -> None:
-    """Prints what each stage will take, and the speed-up that the cut promises."""
+def plan_table(plan: Plan) -> None:
+    """Prints what each stage will take, and the speed that the cut promises."""
+    stages, rows = plan.stages, plan.rows
     console = Console(width=None if Console().is_terminal else 120)
     table = Table(title=f"plan: {len(stages)} stages", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
     timed = stages[0].seconds_per_step is not None
@@ -75,4 +76,6 @@ def plan_table(stages: Sequence[StageEstimate], rows: int) -> None:
         )
     console.print(table)
     by = "measured time" if timed else "FLOPs"
-    console.print(f"predicted speed-up over one process, by {by}: {speed_up(stages):.2f}")
+    console.print(f"predicted speed-up over one process, by {by}: {plan.speed_up:.2f}")
+    if plan.samples_per_second is not None:
+        console.print(f"predicted samples/s: {plan.samples_per_second:.1f}")

@@ -18,7 +18,7 @@ from dglpipe.blueprint import Blueprint, draw
 from dglpipe.config import Config, from_yaml, to_tree, to_yaml
 from dglpipe.device import check_precision, choose_backend, select
 from dglpipe.errors import AgreementError, ConfigError, RunDirError, RunFailedError, UserError
-from dglpipe.estimate import StageEstimate, estimate
+from dglpipe.estimate import Plan, estimate, predict
 from dglpipe.images import open_images
 from dglpipe.launcher import launch
 from dglpipe.microbatches import check_microbatches
@@ -215,8 +215,8 @@ def check(config: Config, layout: Layout, local: int) -> list[int]:
     return [blueprint.flops(j) for j in range(layout.stages)]
 
 
-def plan(config: Config) -> tuple[list[StageEstimate], int]:
-    """What the stages of `config` will take, and for how many rows, without training.
+def plan(config: Config) -> Plan:
+    """What the stages of `config` will take, and how fast they can be, without training.
 
     Raises:
         UserError: as `train` does.
@@ -227,7 +227,7 @@ def plan(config: Config) -> tuple[list[StageEstimate], int]:
     seconds = None
     if times:
         seconds = method_costs(config, measured_costs(times)).stages(blueprint.bounds)
-    return estimate(blueprint, rows, seconds), rows
+    return predict(estimate(blueprint, rows, seconds), rows, layout, config.method)
 
 
 def _draw(config: Config, layout: Layout, local: int, timed: bool) -> tuple[Blueprint, int]:

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from dglpipe.blueprint import draw
-from dglpipe.config import PlugInConfig
+from dglpipe.config import BackpropConfig, MethodConfig, PlugInConfig
 from dglpipe.costs import Work
 from dglpipe.device import Device
 from dglpipe.errors import ConfigError
-from dglpipe.estimate import estimate, speed_up
+from dglpipe.estimate import estimate, predict
 from dglpipe.flops import count_flops
 from dglpipe.images import open_images
 from dglpipe.models import build_network
@@ -27,6 +27,7 @@ from dglpipe.splitting import (
     memory_needs,
     network_costs,
 )
+from dglpipe.topology import Layout
 from harness import make_config
 
 ROWS = 16
@@ -167,7 +168,18 @@ def test_a_dear_segment_is_measured_as_one():
 def test_the_predicted_speed_up_is_that_of_what_was_measured():
     config, data, _ = on_paper("model=cnn6")
     blueprint = draw(config, data, 2, meta=True)
-    assert speed_up(estimate(blueprint, ROWS, [3.0, 1.0])) == pytest.approx(4 / 3)
+    timed = estimate(blueprint, ROWS, [3.0, 1.0])
+    dgl, one = MethodConfig(), Layout(2, 1, 1, 1)
+    assert predict(timed, ROWS, Layout(2, 2, 1, 1), dgl).speed_up == pytest.approx(4 / 3)
+    assert predict(timed, ROWS, one, dgl).speed_up == pytest.approx(1)
+    assert predict(timed, ROWS, one, dgl).samples_per_second == pytest.approx(ROWS / 4)
+    twice = predict(timed, ROWS, Layout(2, 2, 2, 1), dgl)
+    assert twice.samples_per_second == pytest.approx(2 * ROWS / 3)
+    line = Layout(2, 2, 1, 1, "line")
+    slowed = predict(timed, ROWS, line, BackpropConfig(microbatches=4))
+    assert slowed.speed_up == pytest.approx(4 / 3 * 4 / 5)
     stages = estimate(blueprint, ROWS)
     flops = [stage.flops_per_sample for stage in stages]
-    assert speed_up(stages) == pytest.approx(sum(flops) / max(flops))
+    plan = predict(stages, ROWS, Layout(2, 2, 1, 1), dgl)
+    assert plan.speed_up == pytest.approx(sum(flops) / max(flops))
+    assert plan.samples_per_second is None

@@ -10,7 +10,6 @@ from typing import Any
 
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.errors import UserError
-from dglpipe.estimate import speed_up
 from dglpipe.report import plan_table
 from dglpipe.training import plan as plan_run
 
@@ -21,17 +20,18 @@ def plan(arguments: Sequence[str]) -> int:
     parts = take_apart([word for word in arguments if not word.startswith("output=")])
     if parts.sweep or parts.flags or parts.run_dir or len(output) > 1:
         raise UserError(f"plan: got {' '.join(arguments)!r}; allowed: OVERRIDES [output=FILE.json]")
-    stages, rows = plan_run(compose(parts))
-    plan_table(stages, rows)
+    found = plan_run(compose(parts))
+    plan_table(found)
     if output:
         _write(
             Path(output[0]),
             {
-                "rows": rows,
-                "predicted_speed_up": speed_up(stages),
+                "rows": found.rows,
+                "predicted_speed_up": found.speed_up,
+                "predicted_samples_per_second": found.samples_per_second,
                 "per_stage": [
                     {**dataclasses.asdict(stage), "memory_bytes": stage.memory_bytes}
-                    for stage in stages
+                    for stage in found.stages
                 ],
             },
         )
