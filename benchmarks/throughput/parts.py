@@ -1,27 +1,33 @@
-"""What the benchmark times in a process of its own: one stage alone, or a plain loop.
+"""What the benchmark times in a process of its own: one stage, or a plain loop.
 
     python parts.py stage 1 OVERRIDES...    stage 1 with its head, fed from memory, no link
     python parts.py loop OVERRIDES...       all stages in a plain loop, without the trainer
+
+A stage of `method=backprop` goes forward and backward in m micro-batches, whose gradient behind
+it is given, and makes that of its input. Where MEETING names a folder and COUNT a number, so many
+processes begin to be timed together.
 
 Prints samples a second, from the end of step w to the end of the last step.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from dglpipe.blueprint import WIRE, Blueprint, draw
 from dglpipe.cli.compose import compose, take_apart
-from dglpipe.config import Config
+from dglpipe.config import BackpropConfig, Config
 from dglpipe.data import open_data
 from dglpipe.device import Device
 from dglpipe.optimizer import build_optimizer
-from dglpipe.stage import RunLength, Stage
+from dglpipe.stage import RunLength, Stage, admit
 
 WARM = 5
 
@@ -33,7 +39,12 @@ def main() -> None:
     torch.set_num_threads(config.pipeline.threads or 1)
     source = open_data(config.data, config.seed)
     blueprint = draw(config, source.description, config.pipeline.stages or 2)
-    step = stage_step(config, blueprint, j) if what == "stage" else loop_step(config, blueprint)
+    if what == "loop":
+        step = loop_step(config, blueprint)
+    elif config.method.local:
+        step = stage_step(config, blueprint, j)
+    else:
+        step = backprop_step(config, blueprint, j)
     sys.stdout.write(f"{rate(step, config):.3f}\n")
 
 
@@ -42,10 +53,21 @@ def rate(step: Callable[[int], None], config: Config) -> float:
     steps = config.max_steps or 20
     for number in range(1, WARM + 1):
         step(number)
+    meet()
     start = time.perf_counter()
     for number in range(WARM + 1, steps + 1):
         step(number)
     return (steps - WARM) * config.batch_size / (time.perf_counter() - start)
+
+
+def meet() -> None:
+    """Returns when as many processes as COUNT have come here."""
+    folder = os.environ.get("MEETING")
+    if folder is None:
+        return
+    (Path(folder) / str(os.getpid())).touch()
+    while len(list(Path(folder).iterdir())) < int(os.environ["COUNT"]):
+        time.sleep(0.001)
 
 
 def batch_of(config: Config, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -64,6 +86,32 @@ def stage_step(config: Config, blueprint: Blueprint, j: int) -> Callable[[int], 
     dtype = WIRE[config.precision.name] if j else torch.float32
     batch, labels = batch_of(config, blueprint.input_shape(j), dtype)
     return lambda number: stage.learn(batch, labels, number, None)
+
+
+def backprop_step(config: Config, blueprint: Blueprint, j: int) -> Callable[[int], None]:
+    """What a pipeline of backprop computes of stage `j`, without anything around it."""
+    method = config.method
+    assert isinstance(method, BackpropConfig)
+    device = Device(torch.device("cpu"), "gloo")
+    learner = blueprint.learner(j).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(config.stage(j).optimizer, learner.parameters())
+    precision = config.precision.name
+    images, _ = batch_of(config, blueprint.input_shape(j), WIRE[precision] if j else torch.float32)
+    parts = [one.detach().requires_grad_(j > 0) for one in images.chunk(method.microbatches)]
+    gradients: list[Tensor] = []
+
+    def step(_: int) -> None:
+        for at, part in enumerate(parts):
+            with device.autocast(precision):
+                output = learner.segments(admit(part, precision))
+            if len(gradients) == at:
+                gradients.append(torch.randn_like(output) / len(parts))
+            output.backward(gradients[at])
+            part.grad = None
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
 
 
 def loop_step(config: Config, blueprint: Blueprint) -> Callable[[int], None]:

@@ -1,10 +1,11 @@
-"""How near two processes come to the best that their stages allow.
+"""Local learning on several processes beside what the same machine does otherwise.
 
-    python benchmarks/throughput/throughput.py --repeats 5 --output FILE.json
+    python benchmarks/throughput/throughput.py --repeats 5 --output FILE.json --picture FILE.png
 
-Runs, in turn and repeated: the chain on P = 2 and on P = 1 through `dglpipe train`, each of
-its stages alone and fed from memory, and a plain loop outside the package; one thread a
-process. Prints medians, spread and ratios.
+First every schedule of pipelined backprop runs once with every number of micro-batches, each with
+its own cut; the fastest goes on. Then all ways run in turn, again and again. Prints medians,
+spread, peak memory and ratios; a ratio is taken round by round, so that a drift of the machine
+cancels. A baseline that does not reach 0.9 of its own bound is marked, and gives no ratio.
 """
 
 from __future__ import annotations
@@ -16,119 +17,268 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
 import dglpipe
 
-HERE = Path(__file__).parent
-PARTS = HERE / "parts.py"
+PARTS = Path(__file__).parent / "parts.py"
+NETWORKS = {
+    "cnn6": ["model=cnn6", "model.width=64", "data.image_size=32"],
+    "resnet18": ["model=resnet18", "data.image_size=32"],
+    "narrow": ["model=cnn4", "model.width=16", "data.image_size=32"],
+}
+SCHEDULES = ("gpipe", "1f1b", "interleaved_1f1b", "zbv")
+UNDERPERFORMS = 0.9
+BACKPROP, DDP = "backprop, 1 thread", "backprop, data-parallel"
+THREADS, ONE, LOOP = "backprop, all threads", "DGL, 1 process", "DGL, plain loop"
+DGL, PIPELINE = "DGL", "best pipeline of backprop"
+BOUND, PIPELINE_BOUND = "DGL without communication", "bound of that pipeline"
+PREDICTED = "DGL as planned"
+
+
+@dataclass
+class Result:
+    """One run."""
+
+    samples_per_second: float
+    peak_memory: list[int] = field(default_factory=list)
+    """Bytes, by stage, where it was measured."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all ways do the same."""
+
+    network: str
+    batch: int
+    steps: int
+    precision: str
+    processes: int
+    split: str
+
+    def words(self, processes: int, threads: int = 1) -> list[str]:
+        return [
+            *NETWORKS[self.network],
+            *("data=synthetic", f"data.samples={self.batch * self.steps}"),
+            *(f"batch_size={self.batch}", f"max_steps={self.steps}", "epochs=1"),
+            *("evaluate.every=0", f"precision={self.precision}", f"pipeline.threads={threads}"),
+            f"pipeline.processes={processes}",
+        ]
+
+    def local(self, processes: int) -> list[str]:
+        """K stages by local learning."""
+        cut = [f"pipeline.stages={self.processes}", f"pipeline.split={self.split}"]
+        return [*self.words(processes), *cut]
+
+    def pipeline(self, schedule: str, microbatches: int) -> list[str]:
+        each = 1 if schedule in ("gpipe", "1f1b") else 2
+        return [
+            *self.words(self.processes),
+            *("method=backprop", f"method.schedule={schedule}"),
+            f"method.microbatches={microbatches}",
+            f"pipeline.stages={each * self.processes}",
+        ]
 
 
 def main() -> None:
     arguments = parse()
-    if arguments.output:
-        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-    result = {
-        "command": " ".join(["python", *sys.argv]),
-        "environment": environment(),
-        "rows": [measure(arguments, precision) for precision in arguments.precision],
-    }
-    for row in result["rows"]:
-        sys.stdout.write(table(row) + "\n")
+    for file in filter(None, (arguments.output, arguments.picture)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for network in arguments.networks:
+        for batch in arguments.batch:
+            for precision in arguments.precision:
+                size = (arguments.steps, precision, arguments.processes, arguments.split)
+                rows.append(measure(Work(network, batch, *size), arguments))
+                sys.stdout.write(table(rows[-1]) + "\n")
+                sys.stdout.flush()
+    command = " ".join(["python", *sys.argv])
+    result = {"command": command, "environment": environment(), "rows": rows}
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n")
+    if arguments.picture:
+        draw(rows, Path(arguments.picture))
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--networks", nargs="+", default=["cnn6"], choices=list(NETWORKS))
+    parser.add_argument("--batch", nargs="+", type=int, default=[128])
+    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--processes", type=int, default=2, help="K, a stage each")
+    parser.add_argument("--split", default="auto", help="of local learning: auto, even, [3]")
+    parser.add_argument("--microbatches", nargs="+", type=int, default=[2, 4, 8, 16])
+    parser.add_argument("--schedules", nargs="+", default=list(SCHEDULES), choices=SCHEDULES)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--output", help="JSON file of the results")
+    parser.add_argument("--picture", help="PNG file of the results")
     return parser.parse_args()
 
 
-def overrides(arguments: argparse.Namespace, precision: str) -> list[str]:
-    """The work: cnn6, synthetic 3x32x32 images, two stages of three segments."""
-    return [
-        "model=cnn6",
-        f"model.width={arguments.width}",
-        "data=synthetic",
-        f"data.samples={arguments.batch * arguments.steps}",
-        f"batch_size={arguments.batch}",
-        f"max_steps={arguments.steps}",
-        "epochs=1",
-        "evaluate.every=0",
-        "pipeline.stages=2",
-        "pipeline.split=[3]",
-        "pipeline.threads=1",
-        f"precision={precision}",
-    ]
-
-
-def measure(arguments: argparse.Namespace, precision: str) -> dict[str, object]:
-    """Samples a second of each way, `repeats` times in turn."""
-    work = overrides(arguments, precision)
-    ways: dict[str, Callable[[], float]] = {
-        "P=2": lambda: train(work, 2),
-        "P=1": lambda: train(work, 1),
-        "loop": lambda: part(["loop", *work]),
-        "stage 0": lambda: part(["stage", "0", *work]),
-        "stage 1": lambda: part(["stage", "1", *work]),
+def measure(work: Work, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All ways, `repeats` times in turn."""
+    screened = {
+        f"{schedule}, m={m}": train(work.pipeline(schedule, m)).samples_per_second
+        for schedule in arguments.schedules
+        for m in arguments.microbatches
+        if fits(schedule, m, work)
     }
-    samples: dict[str, list[float]] = {name: [] for name in ways}
+    ways: dict[str, Callable[[], Result]] = {
+        BACKPROP: lambda: train([*work.words(1), "method=backprop"]),
+        THREADS: lambda: train([*work.words(1, os.cpu_count() or 1), "method=backprop"]),
+        DDP: lambda: train(
+            [*work.words(1), "method=backprop", f"pipeline.replicas={work.processes}"]
+        ),
+        LOOP: lambda: Result(parts([["loop", *work.local(1)]])[0]),
+        ONE: lambda: train(work.local(1)),
+        DGL: lambda: train(work.local(work.processes)),
+        BOUND: lambda: Result(
+            min(parts([["stage", str(j), *work.local(1)] for j in range(work.processes)]))
+        ),
+        PREDICTED: lambda: predicted([*work.local(work.processes), "pipeline.cost=time"]),
+    }
+    best = max(screened, key=screened.__getitem__, default=None)
+    if best is not None:
+        schedule, m = best.split(", m=")
+        ways[PIPELINE] = lambda: train(work.pipeline(schedule, int(m)))
+        ways[PIPELINE_BOUND] = lambda: Result(bound(work, schedule, int(m)))
+    results: dict[str, list[Result]] = {name: [] for name in ways}
     for _ in range(arguments.repeats):
         for name, run in ways.items():
-            samples[name].append(run())
+            results[name].append(run())
+    rates = {name: [one.samples_per_second for one in all_] for name, all_ in results.items()}
     return {
-        "precision": precision,
+        "network": work.network,
+        "batch": work.batch,
+        "precision": work.precision,
+        "processes": work.processes,
+        "split": work.split,
         "load_average": os.getloadavg()[0],
-        "samples_per_second": samples,
-        "ratios": ratios(samples),
+        "best_pipeline": best,
+        "screened_pipelines": screened,
+        "samples_per_second": rates,
+        "peak_memory_bytes": {
+            name: max((max(one.peak_memory) for one in all_ if one.peak_memory), default=None)
+            for name, all_ in results.items()
+        },
+        "ratios": ratios(rates),
     }
 
 
-def ratios(samples: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Ratios, round by round, so that a drift of the machine cancels."""
-    rounds = [
-        dict(zip(samples, values, strict=True)) for values in zip(*samples.values(), strict=True)
+def fits(schedule: str, m: int, work: Work) -> bool:
+    """Whether the schedule takes so many micro-batches."""
+    if work.batch // m < 2:
+        return False
+    if schedule == "1f1b":
+        return m >= work.processes
+    return schedule != "interleaved_1f1b" or m % work.processes == 0
+
+
+def bound(work: Work, schedule: str, m: int) -> float:
+    """Samples a second of a pipeline whose transfers and waiting cost nothing but its bubbles.
+
+    Its stages, each alone on the machine, in micro-batches of its size; the busiest process
+    works for m / (m + (P - 1) / v) of the time with v stages a process (zbv: always).
+    """
+    words = work.pipeline(schedule, m)
+    count = int(words[-1].partition("=")[2])
+    # In the other stages' own words: one process draws the network with this cut.
+    words = [word for word in words if not word.startswith("pipeline.processes")]
+    seconds = [work.batch / parts([["stage", str(j), *words]])[0] for j in range(count)]
+    each = count // work.processes
+    placed = [
+        sum(seconds[j] for j in stages(schedule, process, count, work.processes))
+        for process in range(work.processes)
     ]
-    slowest = [min(one["stage 0"], one["stage 1"]) for one in rounds]
-    both = [1 / (1 / one["stage 0"] + 1 / one["stage 1"]) for one in rounds]
-    return {
-        "P=2 / slower stage alone": [a["P=2"] / b for a, b in zip(rounds, slowest, strict=True)],
-        "P=2 / P=1": [one["P=2"] / one["P=1"] for one in rounds],
-        "its bound: sum of the stages / slower": [
-            a / b for a, b in zip(slowest, both, strict=True)
-        ],
-        "P=1 / plain loop": [one["P=1"] / one["loop"] for one in rounds],
+    idle = 0.0 if schedule == "zbv" else (work.processes - 1) / each
+    return work.batch / (max(placed) * (m + idle) / m)
+
+
+def stages(schedule: str, process: int, count: int, processes: int) -> Sequence[int]:
+    if schedule == "zbv":
+        return process, count - 1 - process
+    return range(process, count, processes)
+
+
+def ratios(rates: dict[str, list[float]]) -> dict[str, list[float] | str]:
+    """By name, round by round; a text where a baseline is not at its best."""
+
+    def over(one: str, other: str) -> list[float]:
+        return [a / b for a, b in zip(rates[one], rates[other], strict=True)]
+
+    result: dict[str, list[float] | str] = {
+        "DGL / without communication": over(DGL, BOUND),
+        "without communication / DGL on 1 process": over(BOUND, ONE),
+        "DGL / DGL on 1 process": over(DGL, ONE),
+        "DGL on 1 process / plain loop": over(ONE, LOOP),
+        "DGL / as planned": over(DGL, PREDICTED),
+        "DGL / backprop on 1 thread": over(DGL, BACKPROP),
+        "DGL / backprop on all threads": over(DGL, THREADS),
+        "DGL / data-parallel backprop": over(DGL, DDP),
     }
+    if PIPELINE in rates:
+        reached = over(PIPELINE, PIPELINE_BOUND)
+        result["best pipeline / its bound"] = reached
+        fair = median(reached) >= UNDERPERFORMS
+        told: list[float] | str = over(DGL, PIPELINE) if fair else "baseline underperforms"
+        result["DGL / best pipeline"] = told
+        result["DGL / bound of the best pipeline"] = over(DGL, PIPELINE_BOUND)
+    return result
 
 
-def train(work: list[str], processes: int) -> float:
-    """Samples a second as `summary.json` gives them."""
+def train(words: list[str]) -> Result:
+    """Samples a second and peak memory as `summary.json` gives them."""
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
-        command = [sys.executable, "-m", "dglpipe", "train", *work]
-        command += [f"pipeline.processes={processes}", f"run_dir={run_dir}"]
-        subprocess.run(command, check=True, capture_output=True)
+        run([sys.executable, "-m", "dglpipe", "train", *words, f"run_dir={run_dir}"])
         summary = json.loads((run_dir / "summary.json").read_text())
-    return float(summary["throughput"]["samples_per_second"])
+    memory = [stage["peak_memory_bytes"] for stage in summary["per_stage"]]
+    return Result(float(summary["throughput"]["samples_per_second"]), memory)
 
 
-def part(words: list[str]) -> float:
-    command = [sys.executable, str(PARTS), *words]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(answer.stdout)
+def predicted(words: list[str]) -> Result:
+    """What `dglpipe plan` says of measured stages."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "plan.json"
+        run([sys.executable, "-m", "dglpipe", "plan", *words, f"output={output}"])
+        return Result(json.loads(output.read_text())["predicted_samples_per_second"])
 
 
-def environment() -> dict[str, object]:
+def parts(commands: Sequence[list[str]]) -> list[float]:
+    """Samples a second of parts that run at the same time."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "MEETING": folder, "COUNT": str(len(commands))}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, str(PARTS), *words],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for words in commands
+        ]
+        told = [process.communicate() for process in processes]
+    for process, (_, error) in zip(processes, told, strict=True):
+        if process.returncode:
+            raise RuntimeError(error)
+    return [float(out) for out, _ in told]
+
+
+def run(command: list[str]) -> None:
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise RuntimeError(answer.stderr)
+
+
+def environment() -> dict[str, Any]:
     model = "unknown"
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -143,14 +293,44 @@ def environment() -> dict[str, object]:
     }
 
 
-def table(row: dict[str, object]) -> str:
+def table(row: dict[str, Any]) -> str:
     """Medians with minimum and maximum."""
-    lines = [f"{row['precision']}, load average at the end {row['load_average']:.2f}"]
-    for group in ("samples_per_second", "ratios"):
-        for name, values in row[group].items():  # type: ignore[attr-defined]
-            low, high = min(values), max(values)
-            lines.append(f"  {name:40} {median(values):9.3f}   {low:.3f} .. {high:.3f}")
+    title = f"{row['network']}, batch {row['batch']}, {row['precision']}, K={row['processes']}"
+    lines = [f"{title}, cut {row['split']}; best pipeline: {row['best_pipeline']}"]
+    for name, values in row["samples_per_second"].items():
+        peak = row["peak_memory_bytes"][name]
+        memory = f"{peak / 2**20:8.0f} MiB a process" if peak else ""
+        lines.append(f"  {name:42} {spread(values)}{memory}")
+    for name, values in row["ratios"].items():
+        lines.append(f"  {name:42} {values if isinstance(values, str) else spread(values)}")
     return "\n".join(lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{median(values):9.3f}   {min(values):9.3f} .. {max(values):9.3f}"
+
+
+def draw(rows: Sequence[dict[str, Any]], picture: Path) -> None:
+    """Medians as bars, the spread as lines, for every row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = [PIPELINE, DDP, THREADS, BACKPROP, ONE, DGL, BOUND]
+    figure = Figure(figsize=(4.5 * len(rows) + 2, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
+        rates = {name: row["samples_per_second"].get(name, [0.0]) for name in names}
+        base = median(rates[BACKPROP])
+        middle = [median(values) / base for values in rates.values()]
+        below = [m - min(v) / base for m, v in zip(middle, rates.values(), strict=True)]
+        above = [max(v) / base - m for m, v in zip(middle, rates.values(), strict=True)]
+        colours = ["#f58518"] * 4 + ["#4c78a8"] * 2 + ["#d9d9d9"]
+        axes.barh(names, middle, xerr=[below, above], color=colours)
+        axes.set_title(f"{row['network']}, batch {row['batch']}, {row['precision']}")
+        axes.set_xlabel("samples a second over backprop on 1 thread")
+        if axes is not figure.axes[0]:
+            axes.set_yticklabels([])
+    figure.savefig(picture, dpi=110)
 
 
 if __name__ == "__main__":

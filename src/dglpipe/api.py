@@ -13,7 +13,7 @@ from dglpipe.balance import balanced
 from dglpipe.config import Config, parse
 from dglpipe.costs import Work, flop_costs
 from dglpipe.errors import ConfigError
-from dglpipe.partition import ValuesError, boundaries, check_input, cut, trace
+from dglpipe.partition import Traced, ValuesError, boundaries, check_input, cut, paper_copy, trace
 from dglpipe.trained import Trained, load_run
 from dglpipe.training import train as train_config
 
@@ -90,15 +90,18 @@ def _split(
         return [*cut(traced, boundaries(list(at), count, stages, names))]
     boundaries("even", count, stages, names)  # refuses too many stages
     try:
-        shapes = check_input(traced, (2, *row))
+        work = _look(trace(paper_copy(network)), row)
     except ValuesError:
-        traced = trace(network, values=True)
-        shapes = check_input(traced, (2, *row))
-    rows = [row, *(shape[1:] for shape in shapes[:-1])]
-    costs = flop_costs(Work(traced, rows), lambda _at, _row: nn.Identity(), item_bytes=4)
+        work = _look(trace(paper_copy(network, values=True)), row)
+    costs = flop_costs(work, lambda _at, _row: nn.Identity(), item_bytes=4)
     free = set(range(count + 1)) - traced.joined
     bounds = balanced(costs, stages, lambda first, end: {first, end} <= free)
     if bounds is None:
         allowed = f"at most {count - len(traced.joined)}: tensors are shared by segments"
         raise ConfigError("pipeline.stages", stages, allowed)
     return [*cut(traced, bounds)]
+
+
+def _look(traced: Traced, row: tuple[int, ...]) -> Work:
+    shapes = check_input(traced, (2, *row))
+    return Work(traced, [row, *(shape[1:] for shape in shapes[:-1])])

@@ -194,7 +194,7 @@ def _draw(
     with building(meta, derive(config.seed, "network")):
         network = build_network(config.model, data.channels, len(data.classes), data.height)
     network = network.to(memory_format=torch.channels_last)
-    traced = trace(network, values)
+    traced = trace(network)
     names = [segment.name for segment in traced.segments]
     work = None
     if paper:

@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import starmap
 
-import torch
 from torch import nn
 
 from dglpipe.balance import Costs
 from dglpipe.flops import count_flops
 from dglpipe.models.signature import module_signature
-from dglpipe.partition import Traced, on_paper
+from dglpipe.partition import Traced
 
 Shape = tuple[int, ...]
 HeadAt = Callable[[int, Shape], nn.Module | None]
@@ -24,7 +23,7 @@ class Work:
     """FLOPs a sample, forward and backward. What does the same work is counted once.
 
     Args:
-        traced: on any device; nothing is computed.
+        traced: on meta, unless it looks at values.
         shapes: of a row at the entrance of every segment.
     """
 
@@ -62,12 +61,7 @@ class Work:
     def _count(self, key: tuple[str, Shape, bool], module: Callable[[], nn.Module]) -> int:
         if key not in self._known:
             _, shape, input_gradient = key
-            found = module()
-            paper = self._traced.paper
-            if all(tensor.is_meta for tensor in found.parameters()):
-                paper = torch.device("meta")  # a head, which looks at no values
-            counted = on_paper(found, paper)
-            self._known[key] = count_flops(counted, shape, input_gradient, paper)
+            self._known[key] = count_flops(module(), shape, input_gradient)
         return self._known[key]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,34 +10,24 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-Function = Callable[[Tensor], Tensor]
 ROWS = 2
 """Of the batch that is counted: batch norm wants more than one."""
 
 
-META = torch.device("meta")
-
-
-def count_flops(
-    module: Function,
-    shape: Sequence[int],
-    input_gradient: bool = False,
-    paper: torch.device = META,
-) -> int:
+def count_flops(module: nn.Module, shape: Sequence[int], input_gradient: bool = False) -> int:
     """Floating-point operations of forward and backward for one sample; a multiply-add is 2.
 
     Matrix products, convolutions and attention count, as `torch.utils.flop_counter` does.
 
     Args:
-        module: its weights on `paper`; (B, *shape) -> one tensor.
+        module: on meta, unless it looks at values; (B, *shape) -> one tensor.
         shape: of one row.
         input_gradient: whether the gradient of the batch is made too.
-        paper: meta, or the CPU for a module that looks at values.
     """
     # Loads a compiler, which takes seconds.
     from torch.utils.flop_counter import FlopCounterMode
 
-    batch = torch.zeros(ROWS, *shape, device=paper, requires_grad=input_gradient)
+    batch = _rows(shape, module.parameters(), input_gradient)
     counter = FlopCounterMode(
         display=False,
         custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward},
@@ -45,7 +35,7 @@ def count_flops(
     with counter, _LightNorms():
         output = module(batch)
         if output.requires_grad:
-            output.sum().backward()  # type: ignore[no-untyped-call]
+            output.sum().backward()
     return int(counter.get_total_flops()) // ROWS
 
 
@@ -100,7 +90,6 @@ def kept_bytes(
         input_gradient: whether the gradient of the batch is made too.
     """
     own = [tensor for piece in pieces for tensor in piece.parameters()]
-    paper = own[0].device if own else META
     weights = {tensor.untyped_storage()._cdata for tensor in own}
     # Alive until all is counted, so that no address is used twice: the graph keeps them.
     kept: dict[int, int] = {}
@@ -111,7 +100,7 @@ def kept_bytes(
             kept[storage._cdata] = storage.nbytes() // ROWS
         return tensor
 
-    batch = torch.zeros(ROWS, *shape, device=paper, requires_grad=input_gradient)
+    batch = _rows(shape, own, input_gradient)
     result = []
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _LightNorms():
         for piece in pieces:
@@ -122,6 +111,12 @@ def kept_bytes(
             exit_ = batch.untyped_storage()._cdata
             result.append(Kept(sum(new.values()), new.get(entrance, 0), kept.get(exit_, 0)))
     return result
+
+
+def _rows(shape: Sequence[int], weights: Iterable[Tensor], input_gradient: bool) -> Tensor:
+    """A batch where `weights` are; on meta if there are none."""
+    device = next((tensor.device for tensor in weights), torch.device("meta"))
+    return torch.zeros(ROWS, *shape, device=device, requires_grad=input_gradient)
 
 
 def saved_bytes(module: nn.Module, shape: Sequence[int]) -> int:

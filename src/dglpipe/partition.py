@@ -17,13 +17,14 @@ blocks): there the cut in front of the norm is the only one there is.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -65,12 +66,14 @@ class Traced:
     network: nn.Module
     operations: Operations
     segments: tuple[Segment, ...]
-    paper: torch.device
-    """Where shapes and work are looked at: on the CPU, with real numbers, if the network asks
-    for values."""
     _outputs: dict[tuple[int, ...], list[tuple[int, ...]]] = field(default_factory=dict)
     """What `check_input` found, by shape of the batch."""
     _pieces: dict[int, fx.GraphModule] = field(default_factory=dict)
+
+    @property
+    def paper(self) -> torch.device:
+        """Where shapes and work are looked at: on meta, or with real numbers if it has them."""
+        return next((one.device for one in self.network.parameters()), torch.device("meta"))
 
     @property
     def entry(self) -> fx.Node:
@@ -126,21 +129,17 @@ class Traced:
         ]
 
 
-def trace(network: nn.Module, values: bool = False) -> Traced:
+def trace(network: nn.Module) -> Traced:
     """Finds the segments of `network`, on any device, meta included, without running it.
 
     Only the first argument of its forward is an input; the others keep their defaults.
-
-    Args:
-        values: whether its forward looks at values, so that it cannot be looked at on meta.
 
     Raises:
         ConfigError: the network cannot be traced, or does other operations in training than
             in evaluation.
     """
     operations = Operations(network, symbolic_graph(network))
-    paper = torch.device("cpu" if values else "meta")
-    return Traced(network, operations, _segments(operations), paper)
+    return Traced(network, operations, _segments(operations))
 
 
 def _segments(operations: Operations) -> tuple[Segment, ...]:
@@ -376,7 +375,8 @@ def _refuse_ties(stages: Iterable[nn.Module], boundaries: Sequence[int]) -> None
 
 
 def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
-    """Sends a batch through the segments on paper, the meta device: no memory, no arithmetic.
+    """Sends a batch through the segments where the network is: on meta that takes no memory and
+    no arithmetic.
 
     Args:
         shape: of a batch, (B, C, H, W).
@@ -403,7 +403,7 @@ def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
             continue
         try:
             with torch.no_grad(), looking(traced.paper):
-                output = on_paper(traced.piece(at), traced.paper)(batch)
+                output = traced.piece(at)(batch)
         except Exception as error:  # shape errors come as RuntimeError, ValueError, IndexError
             if batch.is_meta and "meta tensor" in str(error).lower():
                 raise ValuesError("model", segment.name, "shapes alone", str(error)) from error
@@ -459,27 +459,19 @@ class ShapesOnly(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def on_paper(module: nn.Module, paper: torch.device) -> Callable[[Tensor], Tensor]:
-    """`module` with other tensors in the place of its own, which stay as they are."""
-    own = itertools.chain(module.parameters(), module.buffers())
-    if all(tensor.is_meta for tensor in own):
-        return module
-    named = itertools.chain(
-        module.named_parameters(remove_duplicate=False),
-        module.named_buffers(remove_duplicate=False),
-    )
-    tensors = {
-        name: _copied(tensor.detach(), paper).requires_grad_(tensor.requires_grad)
-        for name, tensor in named
-    }
-    return lambda batch: cast(
-        Tensor, torch.func.functional_call(module, tensors, (batch,), tie_weights=False)
-    )
+def paper_copy(network: nn.Module, values: bool = False) -> nn.Module:
+    """A copy of `network` to look at: a forward may leave something behind in its modules.
 
-
-def _copied(tensor: Tensor, paper: torch.device) -> Tensor:
-    meta = paper.type == "meta"
-    return torch.empty_like(tensor, device=paper) if meta else tensor.clone()
+    Args:
+        values: with its numbers; otherwise its parameters and buffers are on meta.
+    """
+    if values:
+        return copy.deepcopy(network)
+    memo: dict[int, Any] = {id(tensor): tensor.to("meta") for tensor in network.buffers()}
+    for weights in network.parameters():
+        empty = torch.empty_like(weights, device="meta")
+        memo[id(weights)] = nn.Parameter(empty, requires_grad=weights.requires_grad)
+    return copy.deepcopy(network, memo)
 
 
 _PROXY = re.compile(r"Proxy\([^)]*\)")

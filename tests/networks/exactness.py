@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from dglpipe.partition import check_input, cut, even_boundaries, trace
+from dglpipe.partition import check_input, cut, even_boundaries, paper_copy, trace
 
 ROWS = 3
 KWARGS = {
@@ -44,7 +44,7 @@ def check(name: str, counts: tuple[int, ...] = (2, 4)) -> None:
 
 def check_network(network: nn.Module, shape: tuple[int, ...], counts: tuple[int, ...]) -> None:
     traced = trace(network)
-    check_input(traced, shape)
+    check_input(trace(paper_copy(network)), shape)
     start = copy.deepcopy(dict(network.named_buffers()))
     torch.manual_seed(1)
     images = torch.randn(*shape)

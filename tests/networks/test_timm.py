@@ -29,9 +29,10 @@ def check(name: str) -> None:
 
 
 def smallest_side(network: torch.nn.Module) -> int:
-    """Of the images, in pixels: many take small ones, which spares time."""
+    """Of the images, in pixels: many take small ones, which spares time. Buffers that a network
+    makes for the size of its images (ConViT) are there afterwards."""
     own: int = network.default_cfg["input_size"][-1]
-    for side in (64, 96):
+    for side in (64, 96, own):
         try:
             for training in (True, False):
                 with torch.no_grad():

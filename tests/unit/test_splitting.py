@@ -49,9 +49,15 @@ def on_paper(*overrides):
     return config, data, trace(network)
 
 
-def whole(blueprint, j):
-    learner = blueprint.learner(j)
-    return lambda batch: learner(batch, None)
+class Whole(nn.Module):
+    """A stage with its head."""
+
+    def __init__(self, blueprint, j):
+        super().__init__()
+        self.learner = blueprint.learner(j)
+
+    def forward(self, batch):
+        return self.learner(batch, None)
 
 
 @pytest.mark.parametrize("overrides", NETWORKS, ids=lambda words: ",".join(words))
@@ -64,7 +70,7 @@ def test_costs_and_needs_of_any_cut_are_those_of_its_stages(overrides):
     for bounds in [[0, count // 3, 2 * count // 3], [0, 1, count - 1]][: 1 + (count < 10)]:
         config.pipeline.split = bounds[1:]
         blueprint = draw(config, data, 3, meta=True)
-        flops = [count_flops(whole(blueprint, j), blueprint.input_shape(j)) for j in range(3)]
+        flops = [count_flops(Whole(blueprint, j), blueprint.input_shape(j)) for j in range(3)]
         assert costs.stages(bounds) == flops == [blueprint.flops(j) for j in range(3)]
         stages = estimate(blueprint, ROWS)
         spans = itertools.pairwise([*bounds, count])
