@@ -20,7 +20,7 @@ from torch import nn
 from dglpipe.config import CnnConfig, ResnetCifarConfig, ResnetConfig, VggConfig
 from dglpipe.errors import ConfigError
 from dglpipe.models import build_network
-from dglpipe.partition import boundaries, check_input, cut, even_boundaries, trace
+from dglpipe.partition import boundaries, check_input, cut, even_boundaries, paper_copy, trace
 
 torch.set_num_threads(1)
 
@@ -574,10 +574,12 @@ def test_the_shape_behind_each_segment():
 
 
 def test_the_check_leaves_real_networks_alone():
-    network, traced = real("cnn6")
+    network, _ = real("cnn6")
     network.train()
     before, random = copy.deepcopy(network.state_dict()), torch.get_rng_state()
-    assert check_input(traced, (2, 3, 16, 16))[-1] == (2, 10)
+    for values in (False, True):
+        paper = trace(paper_copy(network, values))
+        assert check_input(paper, (2, 3, 16, 16))[-1] == (2, 10)
     assert same(network.state_dict(), before)
     assert torch.equal(torch.get_rng_state(), random)
 
