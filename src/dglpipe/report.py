@@ -13,6 +13,8 @@ from rich.table import Table
 from dglpipe.estimate import Plan
 
 PERCENT = ".2%"
+SLOW_LOADING = 0.1
+"""Share of the time of stage 0 from which on loading is spoken of."""
 
 
 def _show(value: float | None, form: str = PERCENT) -> str:
@@ -42,6 +44,13 @@ def closing_table(summary: Mapping[str, Any], path: Path) -> None:
     rate = summary["throughput"]["samples_per_second"]
     ensemble = summary["test"]["ensemble_accuracy"]
     console.print(f"ensemble {_show(ensemble)}   samples/s {_show(rate, '.0f')}")
+    loading = summary["per_stage"][0]["loading_fraction"]
+    if loading is not None and loading > SLOW_LOADING:
+        text = (
+            f"loading images took {_show(loading, '.0%')} of the time of stage 0, which feeds all:"
+        )
+        hint = "raise data.workers, or hold smaller images in memory (data.image_size)"
+        console.print(f"{text} {hint}", soft_wrap=True)
     console.print(f"results in {path}", soft_wrap=True, highlight=False)
 
 

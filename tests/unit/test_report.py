@@ -39,26 +39,40 @@ def test_the_live_table_shows_loss_and_accuracy_of_every_stage():
         assert text in out.getvalue()
 
 
-def test_the_closing_table(capsys, tmp_path):
-    stage = {
-        "stage": 0,
-        "process": 0,
-        "segments": ["a", "b"],
-        "parameters": 12345,
-        "busy_fraction": 0.9,
-        "wait_input_fraction": None,
-        "wait_output_fraction": 0.05,
+STAGE = {
+    "stage": 0,
+    "process": 0,
+    "segments": ["a", "b"],
+    "parameters": 12345,
+    "busy_fraction": 0.9,
+    "wait_input_fraction": None,
+    "wait_output_fraction": 0.05,
+    "loading_fraction": 0.01,
+}
+
+
+def summary_of(stage):
+    return {
+        "method": "dgl",
+        "stages": 1,
+        "per_stage": [stage],
+        "test": {"accuracy": [0.9875], "ensemble_accuracy": 0.99},
+        "throughput": {"samples_per_second": 1234.5},
     }
-    closing_table(
-        {
-            "method": "dgl",
-            "stages": 1,
-            "per_stage": [stage],
-            "test": {"accuracy": [0.9875], "ensemble_accuracy": 0.99},
-            "throughput": {"samples_per_second": 1234.5},
-        },
-        tmp_path,
-    )
+
+
+def test_the_closing_table(capsys, tmp_path):
+    closing_table(summary_of(STAGE), tmp_path)
     text = capsys.readouterr().out
     for part in ("12,345", "98.75%", "90.0%", "5.0%", "99.00%", "1234", str(tmp_path)):
         assert part in text
+    assert "loading" not in text
+
+
+def test_loading_that_holds_up_the_chain_is_told(capsys, tmp_path):
+    closing_table(summary_of({**STAGE, "loading_fraction": 0.31}), tmp_path)
+    text = capsys.readouterr().out
+    assert "loading images took 31% of the time of stage 0" in text
+    assert "raise data.workers" in text
+    closing_table(summary_of({**STAGE, "loading_fraction": None}), tmp_path)
+    assert "loading" not in capsys.readouterr().out
