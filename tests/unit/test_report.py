@@ -66,7 +66,7 @@ def test_the_closing_table(capsys, tmp_path):
     text = capsys.readouterr().out
     for part in ("12,345", "98.75%", "90.0%", "5.0%", "99.00%", "1234", str(tmp_path)):
         assert part in text
-    assert "loading" not in text
+    assert "loading images" not in text
 
 
 def test_loading_that_holds_up_the_chain_is_told(capsys, tmp_path):
@@ -75,4 +75,4 @@ def test_loading_that_holds_up_the_chain_is_told(capsys, tmp_path):
     assert "loading images took 31% of the time of stage 0" in text
     assert "raise data.workers" in text
     closing_table(summary_of({**STAGE, "loading_fraction": None}), tmp_path)
-    assert "loading" not in capsys.readouterr().out
+    assert "loading images" not in capsys.readouterr().out
