@@ -24,6 +24,7 @@ from torch.distributed.pipelining import (
 from torch.distributed.pipelining.schedules import _PipelineSchedule as Schedule
 
 from dglpipe.blueprint import Blueprint
+from dglpipe.chain import Chain
 from dglpipe.clock import Clock, Kind
 from dglpipe.config import BackpropConfig
 from dglpipe.device import Device
@@ -33,7 +34,6 @@ from dglpipe.message import LABELS, Field
 from dglpipe.microbatches import fits
 from dglpipe.process_group import ProcessGroup
 from dglpipe.stage import Stage, admit
-from dglpipe.stream import Item
 
 SCHEDULES: dict[str, Any] = {
     "gpipe": ScheduleGPipe,
@@ -43,8 +43,8 @@ SCHEDULES: dict[str, Any] = {
 }
 
 
-class Pipelined:
-    """The stages of one process, with the methods of a `Chain`.
+class Pipelined(Chain):
+    """The stages of one process, whose gradients come from the process above.
 
     Args:
         stages: of this process, rising.
@@ -61,13 +61,12 @@ class Pipelined:
         device: Device,
     ) -> None:
         assert isinstance(blueprint.config.method, BackpropConfig)
-        self.stages = stages
+        count = group.topology.layout.stages
+        super().__init__(stages, dict(enumerate(blueprint.fields)), sender, clock, count)
         self._parts = [_Part(stage, blueprint, device) for stage in stages]
         self._method = blueprint.config.method
         self._classes = len(blueprint.data.classes)
         self._image = blueprint.input_shape(0)
-        self._sender = sender
-        self._clock = clock
         self._group = group
         self._device = device
         self._layout = group.topology.layout
@@ -77,7 +76,6 @@ class Pipelined:
         )
         self._holds_first = stages[0].index == 0
         self._holds_last = stages[-1].index == self._layout.stages - 1
-        self._hits = 0
 
     def train(self, arrival: Arrival) -> None:
         """One step of all stages on the batch."""
@@ -99,11 +97,6 @@ class Pipelined:
             stage.update(item.round_step, norm)
         self._lap(Kind.BUSY, "step")
 
-    def learners(self, item: Item) -> Sequence[Stage]:
-        """All stages learn from every batch."""
-        del item
-        return self.stages
-
     def evaluate(self, arrival: Arrival) -> None:
         """Counts loss and hits of the last stage."""
         self._hand_on(arrival)
@@ -113,24 +106,7 @@ class Pipelined:
             logits = schedule.eval(*images)
             if self._holds_last:
                 self.stages[-1].loss(logits, arrival.labels)
-                self._hits += int((logits.argmax(dim=1) == arrival.labels).sum())
-
-    def ensemble_hits(self) -> int | None:
-        """Hits since the last call, in the process of the only exit, else None."""
-        if not self._holds_last:
-            return None
-        hits, self._hits = self._hits, 0
-        return hits
-
-    def eval_mode(self, on: bool) -> None:
-        """Switches all stages to testing or back to training."""
-        for stage in self.stages:
-            stage.eval_mode(on)
-
-    def flush(self) -> None:
-        """Returns when the last labels have left."""
-        if self._sender is not None:
-            self._sender.wait()
+                self._count_ensemble(logits, arrival.labels)  # of one exit
 
     def _hand_on(self, arrival: Arrival) -> None:
         if self._sender is not None:

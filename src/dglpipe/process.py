@@ -104,12 +104,12 @@ def _run(
         finals = collector.finals(config.timeout_s)
         result = summary.finished(finals, time.monotonic() - started)
         write_json(run_dir.manifest, summary.manifest(finals, source.description))
+        write_json(run_dir.summary, result)
+        closing_table(result, run_dir.path)
         if config.timeline:
             ranks = range(topology.layout.world_size)
             parts = [run_dir.timeline_part(rank) for rank in ranks]
             merge(parts, run_dir.timeline, run_dir.timeline.with_suffix(".png"))
-        write_json(run_dir.summary, result)
-        closing_table(result, run_dir.path)
     group.close()
     return result
 

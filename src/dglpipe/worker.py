@@ -162,7 +162,7 @@ class Worker:
             return self._blueprint.label_layouts(self.plan)
         return self._blueprint.layouts(below, self.plan)
 
-    def _chain(self, stages: list[Stage]) -> Chain | Pipelined:
+    def _chain(self, stages: list[Stage]) -> Chain:
         blueprint, last = self._blueprint, self.topology.stages[-1]
         sender = None
         if self._group.following is not None:

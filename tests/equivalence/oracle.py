@@ -36,14 +36,11 @@ def train(config, stages):
 
 def _train(config, stages):
     source = open_data(config.data, config.seed)
-    data, size = source.load(), source.description.train
+    data = source.load()
     blueprint = draw(config, source.description, stages)
     learners = [blueprint.learner(j).to(memory_format=torch.channels_last) for j in range(stages)]
     optimizers = [_optimizer(learner, config.stage(j)) for j, learner in enumerate(learners)]
-    epochs = range(1, config.epochs + 1)
-    orders = [(epoch, epoch_order(config.seed, epoch, size)) for epoch in epochs]
-    batches = [(epoch, rows) for epoch, order in orders for rows in order.split(config.batch_size)]
-    batches = batches[: config.max_steps]
+    batches = _batches(config, source)
     for step, (epoch, rows) in enumerate(batches, 1):
         ((x, y),) = data.batches([Request(True, epoch, rows)])
         for j, (learner, optimizer) in enumerate(zip(learners, optimizers, strict=True)):
@@ -62,6 +59,15 @@ def _train(config, stages):
     return learners
 
 
+def _batches(config, source):
+    """(epoch, rows) of every step."""
+    size = source.description.train
+    epochs = range(1, config.epochs + 1)
+    orders = [(epoch, epoch_order(config.seed, epoch, size)) for epoch in epochs]
+    batches = [(epoch, rows) for epoch, order in orders for rows in order.split(config.batch_size)]
+    return batches[: config.max_steps]
+
+
 def train_sequentially(config, stages):
     """The same of training one stage after the other, those below it frozen."""
     threads = torch.get_num_threads()
@@ -74,13 +80,10 @@ def train_sequentially(config, stages):
 
 def _train_sequentially(config, stages):
     source = open_data(config.data, config.seed)
-    data, size = source.load(), source.description.train
+    data = source.load()
     blueprint = draw(config, source.description, stages)
     learners = [blueprint.learner(j).to(memory_format=torch.channels_last) for j in range(stages)]
-    epochs = range(1, config.epochs + 1)
-    orders = [(epoch, epoch_order(config.seed, epoch, size)) for epoch in epochs]
-    batches = [(epoch, rows) for epoch, order in orders for rows in order.split(config.batch_size)]
-    batches = batches[: config.max_steps]
+    batches = _batches(config, source)
     low = config.precision.name == "bf16"
     wire = torch.bfloat16 if low else torch.float32
     for j, learner in enumerate(learners):
