@@ -9,7 +9,7 @@ from itertools import starmap
 from torch import nn
 
 from dglpipe.balance import Costs
-from dglpipe.flops import count_flops
+from dglpipe.flops import Flops, count_flops
 from dglpipe.models.signature import module_signature
 from dglpipe.partition import Traced
 
@@ -30,16 +30,11 @@ class Work:
     def __init__(self, traced: Traced, shapes: Sequence[Shape]) -> None:
         self.shapes = tuple(shapes)
         self._traced = traced
-        self._known: dict[tuple[str, Shape, bool], int] = {}
+        self._known: dict[tuple[str, Shape], Flops] = {}
 
-    def segment(self, at: int, input_gradient: bool) -> int:
-        """Of segment `at`.
-
-        Args:
-            input_gradient: whether the gradient of its input is made: not in the first
-                segment of a stage.
-        """
-        key = self._traced.signatures[at], self.shapes[at], input_gradient
+    def segment(self, at: int) -> Flops:
+        """Of segment `at`; the first one of a stage makes no gradient of its input."""
+        key = self._traced.signatures[at], self.shapes[at]
         return self._count(key, lambda: self._traced.piece(at))
 
     def head(self, head: nn.Module, shape: Shape) -> int:
@@ -48,7 +43,7 @@ class Work:
         Args:
             shape: of a row of what it reads.
         """
-        return self._count((module_signature(head), shape, True), lambda: head)
+        return sum(self._count((module_signature(head), shape), lambda: head))
 
     def stage(self, first: int, end: int, input_gradient: bool) -> int:
         """Of segments `first` to `end` - 1, without a head.
@@ -56,12 +51,12 @@ class Work:
         Args:
             input_gradient: whether the gradient of the stage's input is made.
         """
-        return sum(self.segment(at, at > first or input_gradient) for at in range(first, end))
+        segments = [self.segment(at) for at in range(first, end)]
+        return sum(map(sum, segments)) - (0 if input_gradient else segments[0].input_gradient)
 
-    def _count(self, key: tuple[str, Shape, bool], module: Callable[[], nn.Module]) -> int:
+    def _count(self, key: tuple[str, Shape], module: Callable[[], nn.Module]) -> Flops:
         if key not in self._known:
-            _, shape, input_gradient = key
-            self._known[key] = count_flops(module(), shape, input_gradient)
+            self._known[key] = count_flops(module(), key[1])
         return self._known[key]
 
 
@@ -72,12 +67,11 @@ def flop_costs(work: Work, head_at: HeadAt, item_bytes: int) -> Costs:
         head_at: on any device.
         item_bytes: of one number on a link.
     """
-    segments = range(len(work.shapes))
-    whole = [work.segment(at, True) for at in segments]
+    segments = [work.segment(at) for at in range(len(work.shapes))]
     heads = starmap(head_at, enumerate(work.shapes[1:], start=1))
     return Costs(
-        segments=tuple(whole),
-        input_gradients=tuple(whole[at] - work.segment(at, False) for at in segments),
+        segments=tuple(map(sum, segments)),
+        input_gradients=tuple(flops.input_gradient for flops in segments),
         heads=tuple(
             math.inf if head is None else work.head(head, shape)
             for head, shape in zip(heads, work.shapes[1:], strict=True)

@@ -17,8 +17,8 @@ from dglpipe.images import open_images
 from dglpipe.objectives import build_loss
 from dglpipe.rundir import RunDir, write_json
 from dglpipe.stage import RunLength, Stage
+from dglpipe.stream import plan_stream
 from dglpipe.weights import load, load_tensors
-from dglpipe.worker import plan_stream
 
 
 def evaluate_run(path: Path) -> dict[str, Any]:

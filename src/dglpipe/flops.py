@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,29 +15,44 @@ ROWS = 2
 """Of the batch that is counted: batch norm wants more than one."""
 
 
-def count_flops(module: nn.Module, shape: Sequence[int], input_gradient: bool = False) -> int:
+class Flops(NamedTuple):
     """Floating-point operations of forward and backward for one sample; a multiply-add is 2.
 
-    Matrix products, convolutions and attention count, as `torch.utils.flop_counter` does.
+    Attributes:
+        own: forward and the gradients of the weights.
+        input_gradient: what the gradient of the batch takes on top.
+    """
+
+    own: int
+    input_gradient: int
+
+
+def count_flops(module: nn.Module, shape: Sequence[int]) -> Flops:
+    """Matrix products, convolutions and attention count, as `torch.utils.flop_counter` does.
 
     Args:
         module: on meta, unless it looks at values; (B, *shape) -> one tensor.
         shape: of one row.
-        input_gradient: whether the gradient of the batch is made too.
     """
     # Loads a compiler, which takes seconds.
     from torch.utils.flop_counter import FlopCounterMode
 
-    batch = _rows(shape, module.parameters(), input_gradient)
+    weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    batch = _rows(shape, module.parameters(), input_gradient=True)
     counter = FlopCounterMode(
         display=False,
         custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward},
     )
+    totals = [0]
     with counter, _LightNorms():
-        output = module(batch)
-        if output.requires_grad:
-            output.sum().backward()
-    return int(counter.get_total_flops()) // ROWS
+        loss = module(batch).sum()
+        totals.append(counter.get_total_flops())
+        for wanted in (weights, [*weights, batch]):
+            if wanted and loss.requires_grad:
+                loss.backward(retain_graph=True, inputs=wanted)
+            totals.append(counter.get_total_flops())
+    forward, own, whole = (later - before for before, later in itertools.pairwise(totals))
+    return Flops((forward + own) // ROWS, (whole - own) // ROWS)
 
 
 def _convolution_backward(

@@ -18,6 +18,8 @@ from enum import IntEnum
 from functools import cached_property
 from typing import NamedTuple
 
+from dglpipe.config import Config
+from dglpipe.data import DataSource
 from dglpipe.errors import ConfigError
 from dglpipe.topology import spread
 
@@ -194,3 +196,23 @@ def _share(total: int, replicas: int, replica: int) -> tuple[int, int]:
         return 0, total
     sizes = spread(total, replicas)
     return sum(sizes[:replica]), sizes[replica]
+
+
+def plan_stream(config: Config, source: DataSource, stages: int | None = None) -> StreamPlan:
+    """The stream plan that `config` and the sizes of the data set determine.
+
+    Args:
+        stages: K; None: what `config` says.
+    """
+    count = stages or config.pipeline.stages or 1
+    return StreamPlan(
+        train=source.description.train,
+        test=source.description.test,
+        batch_size=config.batch_size,
+        test_batch_size=config.evaluate.batch_size or config.batch_size,
+        replicas=config.pipeline.replicas,
+        epochs=config.epochs,
+        max_steps=config.max_steps,
+        evaluate_every=config.evaluate.every,
+        rounds=config.method.rounds(count),
+    )

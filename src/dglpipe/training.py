@@ -8,30 +8,21 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dglpipe import failure
 from dglpipe.agreement import flatten
-from dglpipe.blueprint import Blueprint, draw
 from dglpipe.config import Config, from_yaml, to_tree, to_yaml
-from dglpipe.device import check_precision, choose_backend, select
 from dglpipe.errors import AgreementError, ConfigError, RunDirError, RunFailedError, UserError
-from dglpipe.estimate import Plan, estimate, predict
-from dglpipe.images import open_images
 from dglpipe.launcher import launch
-from dglpipe.microbatches import check_microbatches
-from dglpipe.objectives import build_loss
+from dglpipe.planning import check, cores
 from dglpipe.process import run_process
 from dglpipe.process_group import ProcessGroup, Store, rendezvous, world_of_launcher
 from dglpipe.rundir import RunDir, default_path, write_json, write_whole
-from dglpipe.splitting import measure_times, measured_costs, method_costs
-from dglpipe.stream import Phase
 from dglpipe.summary import unfinished
 from dglpipe.topology import Layout, plan_layout
 from dglpipe.watchdog import on_sigterm
-from dglpipe.worker import plan_stream
 
 TERMINATION_PAUSE_S = 1.5
 """What the loss of a neighbour takes to be noticed, at most."""
@@ -54,7 +45,7 @@ def train(config: Config) -> dict[str, Any]:
         UserError: nothing was trained, and there is no run directory.
         RunFailedError: a process failed.
     """
-    layout = plan_layout(config.pipeline, config.method, _cores())
+    layout = plan_layout(config.pipeline, config.method, cores())
     _adopt_cut(config, layout)
     flops = check(config, layout, layout.world_size)
     run_dir = RunDir(Path(config.run_dir) if config.run_dir else default_path())
@@ -75,7 +66,7 @@ def train_under_launcher(config: Config) -> None:
     world = world_of_launcher()
     assert world is not None
     rank, size, local = world
-    layout = plan_layout(config.pipeline, config.method, _cores(), size, local)
+    layout = plan_layout(config.pipeline, config.method, cores(), size, local)
     if rank:
         # Rank 0 says where the cut is, for two measurements give two cuts.
         own = copy.deepcopy(config)
@@ -186,77 +177,6 @@ def _conclude(status: str, config: Config, layout: Layout, run_dir: RunDir) -> N
         write_json(run_dir.summary, unfinished(status, config, layout))
 
 
-def check(config: Config, layout: Layout, local: int) -> list[int]:
-    """All that can be known to be wrong before anything is started.
-
-    `pipeline.split=auto` becomes the list that it stands for.
-
-    Returns:
-        FLOPs a sample, of every stage.
-
-    Raises:
-        UserError: with the key, what came, what is allowed and what to do.
-    """
-    blueprint, _ = _draw(config, layout, local, config.pipeline.split == "auto")
-    if config.pipeline.split == "auto":
-        config.pipeline.split = list(blueprint.bounds[1:])
-    build_loss(config.method.loss, config.label_smoothing)
-    backend = choose_backend(config.pipeline.backend, local)
-    for j in range(layout.stages):
-        own = bool(config.per_stage) and "precision" in config.per_stage[j]
-        key = f"per_stage[{j}].precision" if own else "precision"
-        check_precision(config.stage(j).precision.name, backend, key)
-    cores = _cores()
-    if layout.threads * local > cores and os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(
-            f"dglpipe: warning: {local} processes x {layout.threads} threads "
-            f"(pipeline.threads) on {cores} cores: they will be in each other's way\n"
-        )
-    return [blueprint.flops(j) for j in range(layout.stages)]
-
-
-def plan(config: Config) -> Plan:
-    """What the stages of `config` will take, and how fast they can be, without training.
-
-    Raises:
-        UserError: as `train` does.
-    """
-    layout = plan_layout(config.pipeline, config.method, _cores())
-    blueprint, rows = _draw(config, layout, layout.world_size, True)
-    times = config.pipeline.times if config.pipeline.cost == "time" else None
-    seconds = None
-    if times:
-        seconds = method_costs(config, measured_costs(times)).stages(blueprint.bounds)
-    return predict(estimate(blueprint, rows, seconds), rows, layout, config.method)
-
-
-def _draw(config: Config, layout: Layout, local: int, timed: bool) -> tuple[Blueprint, int]:
-    """The stages on paper, and the rows of a step on one replica.
-
-    Args:
-        timed: whether `pipeline.cost=time` is to be measured; `pipeline.times` gets it.
-    """
-    source = open_images(config)
-    stream = plan_stream(config, source, layout.stages)
-    check_microbatches(config, layout, stream)
-    rows = stream.largest_rows(Phase.TRAIN)
-    data, pipeline = source.description, config.pipeline
-    if timed and pipeline.cost == "time" and pipeline.times is None:
-        backend = choose_backend(pipeline.backend, local)
-        check_precision(config.precision.name, backend)
-        # What is wrong is found before anything is measured.
-        by_flops = copy.deepcopy(config)
-        by_flops.pipeline.cost = "flops"
-        draw(by_flops, data, layout.stages, meta=True).check_logits()
-        times = measure_times(config, data, select(backend, 0), layout.threads, rows)
-        pipeline.times = {
-            name: [round(one, 7) for one in values] for name, values in asdict(times).items()
-        }
-    blueprint = draw(config, data, layout.stages, meta=True, rows=rows)
-    blueprint.check_logits()
-    return blueprint, rows
-
-
 def _adopt_cut(config: Config, layout: Layout) -> None:
     """A run that is resumed keeps its cut, wherever a new measurement would put it."""
     if config.resume == "never" or config.run_dir is None or config.pipeline.split != "auto":
@@ -302,10 +222,3 @@ def _check_same(old: Config, new: Config) -> None:
         if key not in RESUMABLE and before.get(key) != after.get(key):
             hint = "A resumed run keeps its settings; give another run_dir for a new one"
             raise ConfigError(key, after.get(key), f"{before.get(key)!r}, as before", hint)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

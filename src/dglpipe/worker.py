@@ -24,29 +24,9 @@ from dglpipe.process_group import ProcessGroup, lost_peers
 from dglpipe.rundir import RunDir
 from dglpipe.sequential import SequentialChain
 from dglpipe.stage import Copies, RunLength, Stage
-from dglpipe.stream import Item, Phase, StreamPlan
+from dglpipe.stream import Item, Phase, plan_stream
 from dglpipe.timeline import TracingClock, write_part
 from dglpipe.weights import named_tensors, save, sha256
-
-
-def plan_stream(config: Config, source: DataSource, stages: int | None = None) -> StreamPlan:
-    """The stream plan that `config` and the sizes of the data set determine.
-
-    Args:
-        stages: K; None: what `config` says.
-    """
-    count = stages or config.pipeline.stages or 1
-    return StreamPlan(
-        train=source.description.train,
-        test=source.description.test,
-        batch_size=config.batch_size,
-        test_batch_size=config.evaluate.batch_size or config.batch_size,
-        replicas=config.pipeline.replicas,
-        epochs=config.epochs,
-        max_steps=config.max_steps,
-        evaluate_every=config.evaluate.every,
-        rounds=config.method.rounds(count),
-    )
 
 
 def count_by_stage(config: Config, source: DataSource, stages: int) -> list[int]:

@@ -12,8 +12,8 @@ from torchvision.io import write_png
 from dglpipe.blueprint import draw
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.images import open_images
+from dglpipe.planning import check
 from dglpipe.topology import plan_layout
-from dglpipe.training import check
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))

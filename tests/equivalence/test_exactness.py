@@ -20,8 +20,7 @@ import torch
 
 from dglpipe.blueprint import draw
 from dglpipe.data import open_data
-from dglpipe.stream import Phase
-from dglpipe.worker import plan_stream
+from dglpipe.stream import Phase, plan_stream
 from harness import hash_all, layout, make_config, train_all
 
 DROPOUT = "model.dropout=0.2"

@@ -23,8 +23,7 @@ from dglpipe.link import Receiver, Sender, Work
 from dglpipe.objectives import build_loss
 from dglpipe.process_group import PairTransport
 from dglpipe.stage import Loss, RunLength, Stage
-from dglpipe.stream import Phase
-from dglpipe.worker import plan_stream
+from dglpipe.stream import Phase, plan_stream
 from harness import make_config
 
 STAGES, OWN = 4, (1, 2)

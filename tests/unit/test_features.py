@@ -51,9 +51,8 @@ def test_channels_last_and_tokens_are_what_their_names_say():
 
 
 @pytest.mark.parametrize("groups", [1, 2, 8])
-@pytest.mark.parametrize("gradient", [False, True])
-def test_every_part_of_a_convolution_costs_what_its_forward_does(groups, gradient):
+def test_every_part_of_a_convolution_costs_what_its_forward_does(groups):
     with torch.device("meta"):
         convolution = nn.Conv2d(8, 8, 3, padding=1, groups=groups, bias=False)
     forward = 2 * 5 * 5 * 8 * (8 // groups) * 9
-    assert count_flops(convolution, (8, 5, 5), gradient) == forward * (3 if gradient else 2)
+    assert count_flops(convolution, (8, 5, 5)) == (2 * forward, forward)

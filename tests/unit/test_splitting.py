@@ -70,7 +70,7 @@ def test_costs_and_needs_of_any_cut_are_those_of_its_stages(overrides):
     for bounds in [[0, count // 3, 2 * count // 3], [0, 1, count - 1]][: 1 + (count < 10)]:
         config.pipeline.split = bounds[1:]
         blueprint = draw(config, data, 3, meta=True)
-        flops = [count_flops(Whole(blueprint, j), blueprint.input_shape(j)) for j in range(3)]
+        flops = [count_flops(Whole(blueprint, j), blueprint.input_shape(j)).own for j in range(3)]
         assert costs.stages(bounds) == flops == [blueprint.flops(j) for j in range(3)]
         stages = estimate(blueprint, ROWS)
         spans = itertools.pairwise([*bounds, count])

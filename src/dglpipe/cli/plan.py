@@ -10,8 +10,8 @@ from typing import Any
 
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.errors import UserError
+from dglpipe.planning import plan as plan_run
 from dglpipe.report import plan_table
-from dglpipe.training import plan as plan_run
 
 
 def plan(arguments: Sequence[str]) -> int:

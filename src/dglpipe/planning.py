@@ -1,0 +1,97 @@
+"""A run before it starts: what is wrong with it, what it takes, and where it is cut."""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from dataclasses import asdict
+
+from dglpipe.blueprint import Blueprint, draw
+from dglpipe.config import Config
+from dglpipe.device import check_precision, choose_backend, select
+from dglpipe.estimate import Plan, estimate, predict
+from dglpipe.images import open_images
+from dglpipe.microbatches import check_microbatches
+from dglpipe.objectives import build_loss
+from dglpipe.splitting import measure_times, measured_costs, method_costs
+from dglpipe.stream import Phase, plan_stream
+from dglpipe.topology import Layout, plan_layout
+
+
+def check(config: Config, layout: Layout, local: int) -> list[int]:
+    """All that can be known to be wrong before anything is started.
+
+    `pipeline.split=auto` becomes the list that it stands for.
+
+    Returns:
+        FLOPs a sample, of every stage.
+
+    Raises:
+        UserError: with the key, what came, what is allowed and what to do.
+    """
+    blueprint, _ = _draw(config, layout, local, config.pipeline.split == "auto")
+    if config.pipeline.split == "auto":
+        config.pipeline.split = list(blueprint.bounds[1:])
+    build_loss(config.method.loss, config.label_smoothing)
+    backend = choose_backend(config.pipeline.backend, local)
+    for j in range(layout.stages):
+        own = bool(config.per_stage) and "precision" in config.per_stage[j]
+        key = f"per_stage[{j}].precision" if own else "precision"
+        check_precision(config.stage(j).precision.name, backend, key)
+    have = cores()
+    if layout.threads * local > have and os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(
+            f"dglpipe: warning: {local} processes x {layout.threads} threads "
+            f"(pipeline.threads) on {have} cores: they will be in each other's way\n"
+        )
+    return [blueprint.flops(j) for j in range(layout.stages)]
+
+
+def plan(config: Config) -> Plan:
+    """What the stages of `config` will take, and how fast they can be, without training.
+
+    Raises:
+        UserError: as `train` does.
+    """
+    layout = plan_layout(config.pipeline, config.method, cores())
+    blueprint, rows = _draw(config, layout, layout.world_size, True)
+    times = config.pipeline.times if config.pipeline.cost == "time" else None
+    seconds = None
+    if times:
+        seconds = method_costs(config, measured_costs(times)).stages(blueprint.bounds)
+    return predict(estimate(blueprint, rows, seconds), rows, layout, config.method)
+
+
+def _draw(config: Config, layout: Layout, local: int, timed: bool) -> tuple[Blueprint, int]:
+    """The stages on paper, and the rows of a step on one replica.
+
+    Args:
+        timed: whether `pipeline.cost=time` is to be measured; `pipeline.times` gets it.
+    """
+    source = open_images(config)
+    stream = plan_stream(config, source, layout.stages)
+    check_microbatches(config, layout, stream)
+    rows = stream.largest_rows(Phase.TRAIN)
+    data, pipeline = source.description, config.pipeline
+    if timed and pipeline.cost == "time" and pipeline.times is None:
+        backend = choose_backend(pipeline.backend, local)
+        check_precision(config.precision.name, backend)
+        # What is wrong is found before anything is measured.
+        by_flops = copy.deepcopy(config)
+        by_flops.pipeline.cost = "flops"
+        draw(by_flops, data, layout.stages, meta=True).check_logits()
+        times = measure_times(config, data, select(backend, 0), layout.threads, rows)
+        pipeline.times = {
+            name: [round(one, 7) for one in values] for name, values in asdict(times).items()
+        }
+    blueprint = draw(config, data, layout.stages, meta=True, rows=rows)
+    blueprint.check_logits()
+    return blueprint, rows
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
