@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dglpipe.allocator import keep_memory
 from dglpipe.blueprint import WIRE, Blueprint, draw
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.config import BackpropConfig, Config
@@ -36,6 +37,7 @@ def main() -> None:
     what, *words = sys.argv[1:]
     j = int(words.pop(0)) if what == "stage" else 0
     config = compose(take_apart(words))
+    keep_memory()  # as `dglpipe train` does
     torch.set_num_threads(config.pipeline.threads or 1)
     source = open_data(config.data, config.seed)
     blueprint = draw(config, source.description, config.pipeline.stages or 2)

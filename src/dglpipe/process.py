@@ -16,6 +16,7 @@ import torch
 
 from dglpipe import failure
 from dglpipe.agreement import check_agreement
+from dglpipe.allocator import keep_memory
 from dglpipe.config import Config
 from dglpipe.device import Device, choose_backend, select
 from dglpipe.images import open_images
@@ -57,6 +58,7 @@ def run_process(
     rank = int(os.environ["RANK"])
     topology = layout.at(rank)
     watch_parent()
+    keep_memory()
     _log_to_file(run_dir, topology)
     worker: list[Worker] = []
     try:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from dglpipe.allocator import keep_memory
 from dglpipe.balance import Costs, balanced
 from dglpipe.config import Config, PlugInConfig
 from dglpipe.costs import HeadAt, Shape, Work, flop_costs, link_bytes
@@ -129,6 +130,7 @@ def measure_times(
     config: Config, data: DataDescription, device: Device, threads_: int, rows: int
 ) -> Times:
     """Builds the network of `config` for real and times its segments on `device`."""
+    keep_memory()  # as the processes of the run do
     with building(False, derive(config.seed, "network")):
         network = build_network(config.model, data.channels, len(data.classes), data.height)
     traced = trace(network)
