@@ -13,7 +13,8 @@ from dglpipe.balance import balanced
 from dglpipe.config import Config, parse
 from dglpipe.costs import Work, flop_costs
 from dglpipe.errors import ConfigError
-from dglpipe.partition import Traced, ValuesError, boundaries, check_input, cut, paper_copy, trace
+from dglpipe.paper import ValuesError, check_input, paper_copy
+from dglpipe.partition import Traced, boundaries, cut, trace
 from dglpipe.trained import Trained, load_run
 from dglpipe.training import train as train_config
 

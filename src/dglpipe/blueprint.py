@@ -26,7 +26,8 @@ from dglpipe.message import (
 )
 from dglpipe.models import build_network
 from dglpipe.models.building import building
-from dglpipe.partition import ShapesOnly, ValuesError, boundaries, cut, example, looking, trace
+from dglpipe.paper import ShapesOnly, ValuesError, example, looking
+from dglpipe.partition import boundaries, cut, trace
 from dglpipe.seeds import derive
 from dglpipe.splitting import choose_bounds, entrances
 from dglpipe.stage import LocalLearner, admit

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from enum import Enum
 from time import perf_counter_ns
+from typing import NamedTuple
 
 
 class Kind(str, Enum):
@@ -31,6 +32,18 @@ Spent = dict[tuple[int, Kind], int]
 """Nanoseconds by stage and kind."""
 
 
+class Span(NamedTuple):
+    """Something that took time."""
+
+    stage: int
+    what: str
+    start: int
+    """Nanoseconds since the epoch."""
+    duration: int
+    """Nanoseconds."""
+    step: int
+
+
 class Clock:
     """The clock of one process.
 
@@ -44,18 +57,29 @@ class Clock:
         self._last = perf_counter_ns()
         self._spent: defaultdict[tuple[int, Kind], int] = defaultdict(int)
 
+    def start(self, now: int) -> None:
+        """Counts from `now` on, in nanoseconds of `perf_counter_ns`."""
+        self._last = now
+
     def lap(self, stage: int, kind: Kind, what: str | None = None) -> None:
         """Gives the time since the last lap to `kind` of `stage`.
 
         Args:
             what: was done, for a timeline; None: what `kind` says.
         """
-        now = perf_counter_ns()
+        self.book(perf_counter_ns(), stage, kind, what)
+
+    def book(self, now: int, stage: int, kind: Kind, what: str | None) -> None:
+        """As `lap`, at a time that has been read elsewhere, in nanoseconds."""
         self._spent[stage, kind] += now - self._last
         self._last = now
 
     def steps_to(self, step: int) -> None:
         """What follows belongs to `step`, for a timeline."""
+
+    def spans(self) -> list[Span]:
+        """For a timeline: what was kept, in order."""
+        return []
 
     def snapshot(self) -> Spent:
         """Nanoseconds by stage and kind up to the last lap."""

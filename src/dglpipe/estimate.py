@@ -74,19 +74,30 @@ class Plan:
         rows: of a step on one replica.
         speed_up: of the processes over one process for all stages, without replicas: sum /
             busiest, in seconds where they have been measured, else in FLOPs.
-        samples_per_second: of all replicas; None where seconds have not been measured.
+        samples_per_second: of all replicas; None where seconds have not been measured. The
+            slower of the stages and of the loader.
+        loading_seconds: in which the loader of a replica makes a batch; None as above.
     """
 
     stages: tuple[StageEstimate, ...]
     rows: int
     speed_up: float
     samples_per_second: float | None
+    loading_seconds: float | None = None
 
 
 def predict(
-    stages: Sequence[StageEstimate], rows: int, layout: Layout, method: MethodConfig
+    stages: Sequence[StageEstimate],
+    rows: int,
+    layout: Layout,
+    method: MethodConfig,
+    loading: float | None = None,
 ) -> Plan:
-    """The plan of `stages` on the processes of `layout`."""
+    """The plan of `stages` on the processes of `layout`.
+
+    Args:
+        loading: seconds in which the loader makes a batch, where they have been measured.
+    """
     work = [stage.seconds_per_step or float(stage.flops_per_sample) for stage in stages]
     processes = range(layout.processes)
     busiest = max(sum(work[j] for j in layout.at(rank).stages) for rank in processes)
@@ -96,7 +107,8 @@ def predict(
         stages=tuple(stages),
         rows=rows,
         speed_up=sum(work) / (busiest or 1.0),
-        samples_per_second=rows * layout.replicas / busiest if timed else None,
+        samples_per_second=rows * layout.replicas / max(busiest, loading or 0) if timed else None,
+        loading_seconds=loading,
     )
 
 

@@ -19,7 +19,7 @@ from dglpipe.config import HeadConfig, PlugInConfig
 from dglpipe.errors import ConfigError
 from dglpipe.features import Features
 from dglpipe.models.blocks import average_pool, mlp
-from dglpipe.partition import ShapesOnly
+from dglpipe.paper import ShapesOnly
 from dglpipe.plugins import build_plug_in
 
 Side = tuple[int, int]

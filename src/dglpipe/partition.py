@@ -16,20 +16,16 @@ blocks): there the cut in front of the norm is the only one there is.
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import functools
 import itertools
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Argument, map_arg
-from torch.overrides import TorchFunctionMode
 
 from dglpipe.errors import ConfigError
 from dglpipe.models.operations import Operations
@@ -66,7 +62,7 @@ class Traced:
     network: nn.Module
     operations: Operations
     segments: tuple[Segment, ...]
-    _outputs: dict[tuple[int, ...], list[tuple[int, ...]]] = field(default_factory=dict)
+    outputs: dict[tuple[int, ...], list[tuple[int, ...]]] = field(default_factory=dict)
     """What `check_input` found, by shape of the batch."""
     _pieces: dict[int, fx.GraphModule] = field(default_factory=dict)
 
@@ -372,125 +368,3 @@ def _refuse_ties(stages: Iterable[nn.Module], boundaries: Sequence[int]) -> None
                 got = f"stages that begin at segments {list(boundaries)}"
                 hint = f"Tied weights: stages {other} and {j} would each train their own copy"
                 raise ConfigError("pipeline.split", got, allowed, hint)
-
-
-def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
-    """Sends a batch through the segments where the network is: on meta that takes no memory and
-    no arithmetic.
-
-    Args:
-        shape: of a batch, (B, C, H, W).
-
-    Returns:
-        Shape of every segment's output, (B, ...); the last one's is that of the logits.
-
-    Raises:
-        ValuesError: a segment cannot be looked at on meta.
-        ConfigError: a segment shrinks the image to nothing or fails on it otherwise, or
-            gives something else than one tensor with a row for each row of the batch.
-    """
-    known = traced._outputs.get(tuple(shape))
-    if known is not None:
-        return known
-    batch = example(shape, traced.paper)
-    shapes = []
-    seen: dict[tuple[object, ...], Tensor] = {}
-    for at, segment in enumerate(traced.segments):
-        same = traced.signatures[at], batch.shape, batch.stride(), batch.dtype
-        if same in seen:
-            batch = seen[same]
-            shapes.append(tuple(batch.shape))
-            continue
-        try:
-            with torch.no_grad(), looking(traced.paper):
-                output = traced.piece(at)(batch)
-        except Exception as error:  # shape errors come as RuntimeError, ValueError, IndexError
-            if batch.is_meta and "meta tensor" in str(error).lower():
-                raise ValuesError("model", segment.name, "shapes alone", str(error)) from error
-            raise _unfit(traced, at, batch.shape, shape, str(error)) from error
-        if not isinstance(output, Tensor) or output.shape[:1] != batch.shape[:1]:
-            got = f"{type(output).__name__} from segment {at} ({segment.name})"
-            raise ConfigError("model", got, "one tensor with a row for each row of the batch")
-        if not output.numel():
-            raise _unfit(traced, at, batch.shape, shape, "Nothing is left of it")
-        batch = seen[same] = output
-        shapes.append(tuple(output.shape))
-    traced._outputs[tuple(shape)] = shapes
-    return shapes
-
-
-class ValuesError(ConfigError):
-    """A network that looks at values, where only shapes were there."""
-
-
-def example(shape: Sequence[int], paper: torch.device) -> Tensor:
-    """A batch on paper. Where values count it is not all zeros, and always the same."""
-    if paper.type == "meta":
-        return torch.empty(*shape, device=paper)
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
-
-
-def looking(paper: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """The context in which a network is looked at: the quick one where only shapes count."""
-    if paper.type == "meta":
-        return ShapesOnly()
-    return torch.random.fork_rng(devices=[])
-
-
-class ShapesOnly(TorchFunctionMode):
-    """Answers the commonest operations by the shape of their output.
-
-    On the meta device batch norm and linear layers are decomposed in Python: most of the
-    time of a forward, and the first call imports `torch._dynamo`, which takes seconds.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if args and func in (nn.functional.batch_norm, torch.batch_norm):
-            return args[0]
-        linear = func is nn.functional.linear and len(args) > 1
-        if linear and args[0].shape[-1] == args[1].shape[-1]:
-            return args[0].new_empty(*args[0].shape[:-1], len(args[1]))
-        return func(*args, **(kwargs or {}))
-
-
-def paper_copy(network: nn.Module, values: bool = False) -> nn.Module:
-    """A copy of `network` to look at: a forward may leave something behind in its modules.
-
-    Args:
-        values: with its numbers; otherwise its parameters and buffers are on meta.
-    """
-    if values:
-        return copy.deepcopy(network)
-    memo: dict[int, Any] = {id(tensor): tensor.to("meta") for tensor in network.buffers()}
-    for weights in network.parameters():
-        empty = torch.empty_like(weights, device="meta")
-        memo[id(weights)] = nn.Parameter(empty, requires_grad=weights.requires_grad)
-    return copy.deepcopy(network, memo)
-
-
-_PROXY = re.compile(r"Proxy\([^)]*\)")
-"""How a network's own check, made while it was traced, speaks of a size."""
-
-
-def _unfit(
-    traced: Traced, at: int, incoming: Sequence[int], shape: Sequence[int], reason: str
-) -> ConfigError:
-    name = traced.segments[at].name
-    if at == 0 and "channel" in reason:
-        got, wanted = f"images of {shape[1]} channels", "images of the network's own channels"
-        return ConfigError("model", got, wanted, f"Segment 0 ({name}): {reason.splitlines()[0]}")
-    allowed = f"images that segment {at} ({name}) of the network can work on"
-    first_line = _PROXY.sub("another", reason.partition("\n")[0])
-    hint = f"It fails on an input of shape {tuple(incoming[1:])} a row: {first_line}"
-    height, width = shape[-2:]
-    if height != width:
-        hint += ". The images are not square: data.image_size=SIDE makes them so"
-        return ConfigError("data.image_size", f"images of {height}x{width}", allowed, hint)
-    hint += ". Some builders take the size: model.args={image_size:SIDE}"
-    return ConfigError("data.image_size", width, allowed, hint)

@@ -12,6 +12,7 @@ from dglpipe.config import Config
 from dglpipe.device import check_precision, choose_backend, select
 from dglpipe.estimate import Plan, estimate, predict
 from dglpipe.images import open_images
+from dglpipe.loading import loading_seconds
 from dglpipe.microbatches import check_microbatches
 from dglpipe.objectives import build_loss
 from dglpipe.splitting import measure_times, measured_costs, method_costs
@@ -57,10 +58,12 @@ def plan(config: Config) -> Plan:
     layout = plan_layout(config.pipeline, config.method, cores())
     blueprint, rows = _draw(config, layout, layout.world_size, True)
     times = config.pipeline.times if config.pipeline.cost == "time" else None
-    seconds = None
+    seconds = loading = None
     if times:
         seconds = method_costs(config, measured_costs(times)).stages(blueprint.bounds)
-    return predict(estimate(blueprint, rows, seconds), rows, layout, config.method)
+        source = open_images(config)
+        loading = loading_seconds(config, source, plan_stream(config, source, layout.stages))
+    return predict(estimate(blueprint, rows, seconds), rows, layout, config.method, loading)
 
 
 def _draw(config: Config, layout: Layout, local: int, timed: bool) -> tuple[Blueprint, int]:

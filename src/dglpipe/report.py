@@ -86,5 +86,8 @@ def plan_table(plan: Plan) -> None:
     console.print(table)
     by = "measured time" if timed else "FLOPs"
     console.print(f"predicted speed-up over one process, by {by}: {plan.speed_up:.2f}")
+    if plan.loading_seconds is not None:
+        rate = plan.rows / plan.loading_seconds
+        console.print(f"loader: {plan.loading_seconds * 1e3:.2f} ms a batch, {rate:.1f} samples/s")
     if plan.samples_per_second is not None:
         console.print(f"predicted samples/s: {plan.samples_per_second:.1f}")

@@ -20,7 +20,8 @@ from dglpipe.heads import check_head, head_on
 from dglpipe.memory import Needs, needs, optimizer_state
 from dglpipe.models import build_network
 from dglpipe.models.building import building
-from dglpipe.partition import Traced, boundaries, check_input, trace
+from dglpipe.paper import check_input
+from dglpipe.partition import Traced, boundaries, trace
 from dglpipe.seeds import derive
 from dglpipe.timing import Times, measure, threads
 

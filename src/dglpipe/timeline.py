@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any, NamedTuple
+from typing import Any
 
-from dglpipe.clock import Clock, Kind
+from dglpipe.clock import Clock, Kind, Span
 
 CAPACITY = 200_000
 """Spans that a process keeps: the last ones of a long run."""
@@ -47,18 +47,6 @@ NAMES = {
 }
 
 
-class Span(NamedTuple):
-    """Something that took time."""
-
-    stage: int
-    what: str
-    start: int
-    """Nanoseconds since the epoch."""
-    duration: int
-    """Nanoseconds."""
-    step: int
-
-
 class TracingClock(Clock):
     """A clock that keeps what it measured, span by span."""
 
@@ -73,13 +61,12 @@ class TracingClock(Clock):
     def steps_to(self, step: int) -> None:
         self._step = step
 
-    def lap(self, stage: int, kind: Kind, what: str | None = None) -> None:
+    def book(self, now: int, stage: int, kind: Kind, what: str | None) -> None:
         start = self._last
-        super().lap(stage, kind)
+        super().book(now, stage, kind, what)
         self._spans.append((stage, what or NAMES[kind], start, self._last - start, self._step))
 
     def spans(self) -> list[Span]:
-        """What was kept, in order."""
         return [
             Span(stage, what, start + self._epoch, duration, step)
             for stage, what, start, duration, step in self._spans

@@ -15,6 +15,7 @@ from dglpipe.clock import Clock, Kind
 from dglpipe.config import Config
 from dglpipe.data import DataSource
 from dglpipe.device import Device
+from dglpipe.device_clock import DeviceClock
 from dglpipe.feed import DataFeed, Feed, LinkFeed
 from dglpipe.link import Layouts, Receiver, Sender
 from dglpipe.metrics import ENSEMBLE, Reporter, Sums
@@ -61,7 +62,7 @@ class Worker:
         self._device = device
         self._group = group
         self._run_dir = run_dir
-        self._clock = TracingClock() if config.timeline else Clock()
+        self._clock = _clock(config, device)
         self._reporter = Reporter(group.store, group.topology.rank)
         self._blueprint = draw(config, source.description, group.topology.layout.stages)
         stages = [self._stage(j) for j in self.topology.stages]
@@ -116,7 +117,7 @@ class Worker:
             if self._run_dir is not None and self.topology.replica == 0:
                 save(self._run_dir.final(stage.index), tensors)
             finals.append(self._final(stage, sha256(tensors)))
-        if isinstance(self._clock, TracingClock) and self._run_dir is not None:
+        if self.config.timeline and self._run_dir is not None:
             part = self._run_dir.timeline_part(self.topology.rank)
             write_part(part, self.topology.rank, self.topology.name(), self._clock.spans())
         rows, spent = self._window_rows, self._spent()
@@ -284,3 +285,8 @@ class Worker:
 
 def _count(module: Any) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _clock(config: Config, device: Device) -> Clock:
+    own = TracingClock() if config.timeline else Clock()
+    return DeviceClock(device.torch_device, own) if device.is_cuda else own

@@ -7,7 +7,8 @@ import copy
 import torch
 from torch import nn
 
-from dglpipe.partition import check_input, cut, even_boundaries, paper_copy, trace
+from dglpipe.paper import check_input, paper_copy
+from dglpipe.partition import cut, even_boundaries, trace
 
 ROWS = 3
 KWARGS = {

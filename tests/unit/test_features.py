@@ -11,7 +11,8 @@ from dglpipe.config import HeadConfig
 from dglpipe.features import Features, channels_at
 from dglpipe.flops import count_flops
 from dglpipe.heads import head_on
-from dglpipe.partition import check_input, trace
+from dglpipe.paper import check_input
+from dglpipe.partition import trace
 
 NETWORKS = {
     "maps": (lambda: models.resnet18(num_classes=5), {0}),

@@ -20,7 +20,8 @@ from torch import nn
 from dglpipe.config import CnnConfig, ResnetCifarConfig, ResnetConfig, VggConfig
 from dglpipe.errors import ConfigError
 from dglpipe.models import build_network
-from dglpipe.partition import boundaries, check_input, cut, even_boundaries, paper_copy, trace
+from dglpipe.paper import check_input, paper_copy
+from dglpipe.partition import boundaries, cut, even_boundaries, trace
 
 torch.set_num_threads(1)
 

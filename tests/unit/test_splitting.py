@@ -179,6 +179,10 @@ def test_the_predicted_speed_up_is_that_of_what_was_measured():
     assert predict(timed, ROWS, Layout(2, 2, 1, 1), dgl).speed_up == pytest.approx(4 / 3)
     assert predict(timed, ROWS, one, dgl).speed_up == pytest.approx(1)
     assert predict(timed, ROWS, one, dgl).samples_per_second == pytest.approx(ROWS / 4)
+    fed = predict(timed, ROWS, one, dgl, loading=8.0)
+    assert (fed.samples_per_second, fed.loading_seconds) == (pytest.approx(ROWS / 8), 8.0)
+    quick = predict(timed, ROWS, one, dgl, loading=1.0)
+    assert quick.samples_per_second == pytest.approx(ROWS / 4), "it loads while stages compute"
     twice = predict(timed, ROWS, Layout(2, 2, 2, 1), dgl)
     assert twice.samples_per_second == pytest.approx(2 * ROWS / 3)
     line = Layout(2, 2, 1, 1, "line")

@@ -8,9 +8,9 @@ import json
 import pytest
 from torchvision.io import decode_image
 
-from dglpipe.clock import Clock, Kind
+from dglpipe.clock import Clock, Kind, Span
 from dglpipe.process_group import ProcessGroup
-from dglpipe.timeline import COLOURS, NAMES, Span, TracingClock, merge, write_part
+from dglpipe.timeline import COLOURS, NAMES, TracingClock, merge, write_part
 from dglpipe.topology import Layout
 from harness import layout, make_config, make_worker, run_world, train_world
 

@@ -1,0 +1,141 @@
+"""Peak memory of every process, split into weights, optimizer, activations and links.
+
+    python benchmarks/memory/memory.py --output FILE.json
+
+Each method trains a few steps on the same batch, in real processes, under
+`torch.distributed._tools.mem_tracker`, which sees every tensor. Resident size would not do: a
+process starts at half a gigabyte of libraries, and malloc keeps what is freed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from dglpipe.cli.compose import compose, take_apart
+from dglpipe.config import Config
+from dglpipe.device import Device
+from dglpipe.images import open_images
+from dglpipe.link import Slot
+from dglpipe.process_group import ProcessGroup, rendezvous
+from dglpipe.topology import plan_layout
+from dglpipe.worker import Worker
+
+CPU = Device(torch.device("cpu"), "gloo")
+MIB = 2**20
+PARTS = {
+    "weights": ("Parameter", "Gradient", "Buffer"),
+    "optimizer": ("Optstate",),
+    "activations": ("Activation", "Temp"),
+    "other": ("Other",),
+}
+"""Ours, and what the tracker calls them. Of other there are the buffers of the links."""
+DEADLINE_S = 600
+
+
+def main() -> None:
+    arguments = parse()
+    rows = []
+    for count in arguments.processes:
+        for name, words in methods(count, arguments.microbatches).items():
+            whole = [*arguments.overrides, *words, f"batch_size={arguments.batch}"]
+            peaks = measure(compose(take_apart([*whole, f"max_steps={arguments.steps}"])))
+            rows.append({"method": name, "processes": count, "peak_bytes": peaks})
+            sys.stdout.write(told(rows[-1]) + "\n")
+            sys.stdout.flush()
+    if arguments.output:
+        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+        command = " ".join(["python", *sys.argv])
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        tree = {"command": command, "environment": versions, "rows": rows}
+        Path(arguments.output).write_text(json.dumps(tree, indent=2) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--processes", nargs="+", type=int, default=[2, 4])
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--microbatches", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--output", help="JSON file of the results")
+    network = ["model=cnn6", "model.width=64", "data.image_size=32"]
+    parser.add_argument("overrides", nargs="*", default=network, help="network and data")
+    return parser.parse_args()
+
+
+def methods(count: int, microbatches: int) -> dict[str, list[str]]:
+    """What the command line of each method is, on `count` processes."""
+    chain = [f"pipeline.stages={count}", f"pipeline.processes={count}"]
+    backprop = ["method=backprop", *chain, f"method.microbatches={microbatches}"]
+    return {
+        "DGL": chain,
+        "GPipe": [*backprop, "method.schedule=gpipe"],
+        "1F1B": [*backprop, "method.schedule=1f1b"],
+        "data-parallel": ["method=backprop", f"pipeline.replicas={count}"],
+    }
+
+
+def measure(config: Config) -> list[dict[str, int]]:
+    """Bytes of every process at its peak, by part."""
+    config.evaluate.every = 0
+    config.pipeline.threads = 1
+    layout = plan_layout(config.pipeline, config.method, 1)
+    context = mp.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        results = context.Queue()
+        processes = [
+            context.Process(target=run, args=(rank, config, folder, results))
+            for rank in range(layout.world_size)
+        ]
+        for process in processes:
+            process.start()
+        peaks = dict(results.get(timeout=DEADLINE_S) for _ in processes)
+        for process in processes:
+            process.join(60)
+    return [peaks[rank] for rank in sorted(peaks)]
+
+
+def run(rank: int, config: Config, folder: str, results: Any) -> None:
+    """One process of the run."""
+    torch.set_num_threads(1)
+    layout = plan_layout(config.pipeline, config.method, 1)
+    store = rendezvous(120, f"file://{folder}/store", rank, layout.world_size)
+    group = ProcessGroup.connect(layout.at(rank), CPU, store, 120)
+    worker = Worker(config, open_images(config), CPU, group)
+    tracker = MemTracker()
+    for stage in worker.chain.stages:
+        tracker.track_external(stage.learner, stage.optimizer)
+    slots = [one for one in gc.get_objects() if isinstance(one, Slot)]
+    tracker.track_external(*(slot.buffer for slot in slots))
+    with tracker:
+        worker.run()
+    (snapshot,) = tracker.get_tracker_snapshot("peak").values()
+    named = {str(getattr(kind, "value", kind)): size for kind, size in snapshot.items()}
+    results.put(
+        (rank, {part: sum(named.get(n, 0) for n in names) for part, names in PARTS.items()})
+    )
+    results.close()
+    results.join_thread()
+    group.close()
+
+
+def told(row: dict[str, Any]) -> str:
+    lines = [f"{row['method']}, {row['processes']} processes, MiB at the peak of each"]
+    for rank, peak in enumerate(row["peak_bytes"]):
+        parts = ", ".join(f"{part} {size / MIB:.1f}" for part, size in peak.items())
+        lines.append(f"  {rank}: {sum(peak.values()) / MIB:7.1f} ({parts})")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""What benchmarks/time_to_accuracy makes of its runs."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "time_to_accuracy"))
+
+import time_to_accuracy as benchmark
+
+
+def outcome(rate, seed, seconds, accuracy=0.98):
+    return benchmark.Outcome(rate, seed, seconds, accuracy, 100.0, 2**20)
+
+
+def test_a_method_gets_the_rate_that_is_first_at_the_accuracy_with_most_seeds():
+    runs = [outcome(0.1, 0, 4.0), outcome(0.1, 1, 5.0), outcome(0.1, 2, None)]
+    runs += [outcome(0.3, 0, 1.0), outcome(0.3, 1, None), outcome(0.3, 2, None)]
+    row = benchmark.row("DGL", runs)
+    assert row["rate"] == 0.1
+    assert row["runs"] == [asdict(one) for one in runs]
+
+
+def test_times_are_relative_and_never_reached_is_said():
+    rows = [
+        benchmark.row("backprop, 1 thread", [outcome(0.1, seed, 2.0) for seed in range(3)]),
+        benchmark.row("DGL", [outcome(0.1, 0, 1.0), outcome(0.1, 1, 3.0), outcome(0.1, 2, None)]),
+    ]
+    text = benchmark.table(rows, 0.97)
+    assert "1.50 (0.50 .. inf)" in text
+    assert "97.0%" in text
+
+
+def test_samples_seen_over_samples_a_second(tmp_path):
+    found = benchmark.train(["experiment=debug", "pipeline.stages=2"], 0.05, 0, accuracy=0.0)
+    assert found.seconds == pytest.approx(20 * 128 / found.samples_per_second)
+    assert 0 <= found.accuracy <= 1
