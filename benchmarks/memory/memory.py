@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from dglpipe.cli.compose import compose, take_apart
@@ -41,6 +42,20 @@ PARTS = {
 }
 """Ours, and what the tracker calls them. Of other there are the buffers of the links."""
 DEADLINE_S = 600
+
+
+class Tracker(MemTracker):
+    """Without figures module by module, of which it cannot make several in a step: a pipeline runs
+    each module once for every micro-batch."""
+
+    def _pre_fw_hook(self, module: nn.Module, inputs: Any) -> None:
+        self._track_module_params_and_buffers(module)
+
+    def _post_fw_hook(self, module: nn.Module, inputs: Any, outputs: Any) -> None: ...
+
+    def _pre_bw_hook(self, module: nn.Module, args: Any) -> None: ...
+
+    def _post_bw_hook(self, module: nn.Module, args: Any) -> None: ...
 
 
 def main() -> None:
@@ -112,10 +127,10 @@ def run(rank: int, config: Config, folder: str, results: Any) -> None:
     store = rendezvous(120, f"file://{folder}/store", rank, layout.world_size)
     group = ProcessGroup.connect(layout.at(rank), CPU, store, 120)
     worker = Worker(config, open_images(config), CPU, group)
-    tracker = MemTracker()
+    tracker = Tracker()
     for stage in worker.chain.stages:
         tracker.track_external(stage.learner, stage.optimizer)
-    slots = [one for one in gc.get_objects() if isinstance(one, Slot)]
+    slots = [one for one in gc.get_objects() if type(one) is Slot]
     tracker.track_external(*(slot.buffer for slot in slots))
     with tracker:
         worker.run()
