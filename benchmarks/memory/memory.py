@@ -41,7 +41,6 @@ PARTS = {
     "other": ("Other",),
 }
 """Ours, and what the tracker calls them. Of other there are the buffers of the links."""
-DEADLINE_S = 600
 
 
 class Tracker(MemTracker):
@@ -105,18 +104,10 @@ def measure(config: Config) -> list[dict[str, int]]:
     config.evaluate.every = 0
     config.pipeline.threads = 1
     layout = plan_layout(config.pipeline, config.method, 1)
-    context = mp.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
-        results = context.Queue()
-        processes = [
-            context.Process(target=run, args=(rank, config, folder, results))
-            for rank in range(layout.world_size)
-        ]
-        for process in processes:
-            process.start()
-        peaks = dict(results.get(timeout=DEADLINE_S) for _ in processes)
-        for process in processes:
-            process.join(60)
+        results = mp.get_context("fork").Queue()
+        mp.start_processes(run, (config, folder, results), layout.world_size, start_method="fork")
+        peaks = dict(results.get() for _ in range(layout.world_size))
     return [peaks[rank] for rank in sorted(peaks)]
 
 

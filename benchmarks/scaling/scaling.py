@@ -34,7 +34,6 @@ import torch.multiprocessing as mp
 from emulated import WAYS, Case, run
 
 LINKS = ("gbit", "latency_ms")
-DEADLINE_S = 600
 
 
 def main() -> None:
@@ -135,17 +134,9 @@ def crossings(rows: Sequence[dict[str, Any]], parameter: str) -> list[str]:
 def measure(case: Case) -> float:
     """Efficiency of one run."""
     with tempfile.TemporaryDirectory() as folder:
-        context = mp.get_context("fork")
-        results = context.Queue()
-        processes = [
-            context.Process(target=run, args=(rank, case, folder, results))
-            for rank in range(case.stages)
-        ]
-        for process in processes:
-            process.start()
-        seconds = results.get(timeout=DEADLINE_S)
-        for process in processes:
-            process.join(60)
+        results = mp.get_context("fork").Queue()
+        mp.start_processes(run, (case, folder, results), case.stages, start_method="fork")
+        seconds = results.get()
     slowest = max(case.seconds(stage) for stage in range(case.stages))
     return slowest / float(seconds)
 

@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 
+from dglpipe.config import from_yaml
+
 METHODS = {
     "backprop, 1 thread": ["method=backprop", "pipeline.threads=1"],
     "backprop, all threads": ["method=backprop", f"pipeline.threads={os.cpu_count() or 1}"],
@@ -101,8 +103,7 @@ def train(words: list[str], rate: float, seed: int, accuracy: float) -> Outcome:
             raise RuntimeError(answer.stderr)
         summary = json.loads((run_dir / "summary.json").read_text())
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-        config = (run_dir / "config.yaml").read_text()
-    batch = int(next(ln for ln in config.splitlines() if ln.startswith("batch_size:")).split()[1])
+        batch = from_yaml((run_dir / "config.yaml").read_text()).batch_size
     last = len(summary["per_stage"]) - 1
     tests = [line for line in lines if line["kind"] == "test" and line["stage"] == last]
     steps = [line["step"] for line in tests if line["accuracy"] >= accuracy]

@@ -75,7 +75,8 @@ class Plan:
         speed_up: of the processes over one process for all stages, without replicas: sum /
             busiest, in seconds where they have been measured, else in FLOPs.
         samples_per_second: of all replicas; None where seconds have not been measured. The
-            slower of the stages and of the loader.
+            slower of stages and loader, as if they worked at the same time: images held in
+            memory are prepared by the process of stage 0, which this leaves out.
         loading_seconds: in which the loader of a replica makes a batch; None as above.
     """
 

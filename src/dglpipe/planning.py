@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from dglpipe.blueprint import Blueprint, draw
 from dglpipe.config import Config
+from dglpipe.data import DataSource
 from dglpipe.device import check_precision, choose_backend, select
 from dglpipe.estimate import Plan, estimate, predict
 from dglpipe.images import open_images
@@ -31,7 +32,8 @@ def check(config: Config, layout: Layout, local: int) -> list[int]:
     Raises:
         UserError: with the key, what came, what is allowed and what to do.
     """
-    blueprint, _ = _draw(config, layout, local, config.pipeline.split == "auto")
+    source = open_images(config)
+    blueprint, _ = _draw(config, source, layout, local, config.pipeline.split == "auto")
     if config.pipeline.split == "auto":
         config.pipeline.split = list(blueprint.bounds[1:])
     build_loss(config.method.loss, config.label_smoothing)
@@ -56,23 +58,24 @@ def plan(config: Config) -> Plan:
         UserError: as `train` does.
     """
     layout = plan_layout(config.pipeline, config.method, cores())
-    blueprint, rows = _draw(config, layout, layout.world_size, True)
+    source = open_images(config)
+    blueprint, rows = _draw(config, source, layout, layout.world_size, True)
     times = config.pipeline.times if config.pipeline.cost == "time" else None
     seconds = loading = None
     if times:
         seconds = method_costs(config, measured_costs(times)).stages(blueprint.bounds)
-        source = open_images(config)
         loading = loading_seconds(config, source, plan_stream(config, source, layout.stages))
     return predict(estimate(blueprint, rows, seconds), rows, layout, config.method, loading)
 
 
-def _draw(config: Config, layout: Layout, local: int, timed: bool) -> tuple[Blueprint, int]:
+def _draw(
+    config: Config, source: DataSource, layout: Layout, local: int, timed: bool
+) -> tuple[Blueprint, int]:
     """The stages on paper, and the rows of a step on one replica.
 
     Args:
         timed: whether `pipeline.cost=time` is to be measured; `pipeline.times` gets it.
     """
-    source = open_images(config)
     stream = plan_stream(config, source, layout.stages)
     check_microbatches(config, layout, stream)
     rows = stream.largest_rows(Phase.TRAIN)

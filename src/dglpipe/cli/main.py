@@ -29,7 +29,7 @@ GARBAGE_THRESHOLD = 2_000_000
 """Objects, more of them made than freed, after which cycles are looked for."""
 COMMANDS = ("train", "plan", "evaluate", "export", "models")
 LOOKING = ("plan", "models")
-"""Those that start nothing and leave nothing open."""
+"""Those whose process has nothing to do at its end."""
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gc.set_threshold(GARBAGE_THRESHOLD)
     words = sys.argv[1:] if arguments is None else arguments
     status = run(words)
-    if words and words[0] in LOOKING:
+    if arguments is None and words and words[0] in LOOKING:
         # Taking the libraries apart is half a second that nobody has use for.
         sys.stdout.flush()
         sys.stderr.flush()
