@@ -10,6 +10,7 @@ from dataclasses import asdict
 from dglpipe.blueprint import Blueprint, draw
 from dglpipe.config import Config
 from dglpipe.data import DataSource
+from dglpipe.data.decode import cores
 from dglpipe.device import check_precision, choose_backend, select
 from dglpipe.estimate import Plan, estimate, predict
 from dglpipe.images import open_images
@@ -94,10 +95,3 @@ def _draw(
     blueprint = draw(config, data, layout.stages, meta=True, rows=rows)
     blueprint.check_logits()
     return blueprint, rows
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

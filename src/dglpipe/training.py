@@ -14,9 +14,10 @@ from typing import Any
 from dglpipe import failure
 from dglpipe.agreement import flatten
 from dglpipe.config import Config, from_yaml, to_tree, to_yaml
+from dglpipe.data.decode import cores
 from dglpipe.errors import AgreementError, ConfigError, RunDirError, RunFailedError, UserError
 from dglpipe.launcher import launch
-from dglpipe.planning import check, cores
+from dglpipe.planning import check
 from dglpipe.process import run_process
 from dglpipe.process_group import ProcessGroup, Store, rendezvous, world_of_launcher
 from dglpipe.rundir import RunDir, default_path, write_json, write_whole
