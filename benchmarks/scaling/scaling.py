@@ -75,6 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--latency", nargs="+", type=float, default=[0.0], help="ms")
     parser.add_argument("--gbit", nargs="+", type=float, default=[0.0], help="0: unlimited")
     parser.add_argument("--microbatches", type=int, default=8)
+    parser.add_argument("--depth", nargs="+", type=int, default=[2], help="D, of `dgl`")
     parser.add_argument("--gradient-kib", type=int, default=1024, help="of `ddp`")
     parser.add_argument("--output", help="JSON file of the results")
     return parser.parse_args()
@@ -86,10 +87,11 @@ def cases(arguments: argparse.Namespace) -> list[list[Case]]:
     peers = (arguments.microbatches, arguments.gradient_kib)
     return [
         [
-            Case(way, stages, ms, kib, arguments.steps, *own, latency, gbit, *peers)
+            Case(way, stages, ms, kib, arguments.steps, *own, latency, gbit, *peers, depth)
             for way in arguments.ways
             if stages > 1 or way == "dgl"
         ]
+        for depth in arguments.depth
         for ms in arguments.ms
         for kib in arguments.kib
         for latency in arguments.latency
@@ -100,7 +102,7 @@ def cases(arguments: argparse.Namespace) -> list[list[Case]]:
 
 def told(row: dict[str, Any]) -> str:
     values = row["efficiency"]
-    link = f"{row['latency_ms']:g} ms, {row['gbit'] or 'any'} Gbit/s"
+    link = f"{row['latency_ms']:g} ms, {row['gbit'] or 'any'} Gbit/s, D={row['depth']}"
     return (
         f"{row['way']:6} K={row['stages']:<3} {row['ms']:g} ms a stage, {row['kib']} KiB, {link}: "
         f"efficiency {median(values):.3f} ({min(values):.3f} .. {max(values):.3f})"

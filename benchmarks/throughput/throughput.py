@@ -40,6 +40,9 @@ THREADS, ONE, LOOP = "backprop, all threads", "DGL, 1 process", "DGL, plain loop
 DGL, PIPELINE = "DGL", "best pipeline of backprop"
 BOUND, PIPELINE_BOUND = "DGL without communication", "bound of that pipeline"
 PREDICTED = "DGL as planned"
+MANY, FEW = "DGL, a process a segment", "DGL, the same on fewer processes"
+LOCAL = (ONE, DGL, BOUND)
+"""Enough to know what links and loop cost."""
 
 
 @dataclass
@@ -75,6 +78,10 @@ class Work:
         """K stages by local learning."""
         cut = [f"pipeline.stages={self.processes}", f"pipeline.split={self.split}"]
         return [*self.words(processes), *cut]
+
+    def segments(self, processes: int) -> list[str]:
+        """A stage a segment of `cnn6`, by local learning."""
+        return [*self.words(processes), "pipeline.stages=6"]
 
     def pipeline(self, schedule: str, microbatches: int) -> list[str]:
         each = 1 if schedule in ("gpipe", "1f1b") else 2
@@ -114,7 +121,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=2, help="K, a stage each")
     parser.add_argument("--split", default="auto", help="of local learning: auto, even, [3]")
     parser.add_argument("--microbatches", nargs="+", type=int, default=[2, 4, 8, 16])
-    parser.add_argument("--schedules", nargs="+", default=list(SCHEDULES), choices=SCHEDULES)
+    parser.add_argument("--schedules", nargs="*", default=list(SCHEDULES), choices=SCHEDULES)
+    parser.add_argument("--local", action="store_true", help="DGL and its bound alone")
+    parser.add_argument("--segments", action="store_true", help="also six stages of cnn6")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--output", help="JSON file of the results")
@@ -144,6 +153,11 @@ def measure(work: Work, arguments: argparse.Namespace) -> dict[str, Any]:
         ),
         PREDICTED: lambda: predicted([*work.local(work.processes), "pipeline.cost=time"]),
     }
+    if arguments.local:
+        ways = {name: ways[name] for name in LOCAL}
+    if arguments.segments:
+        ways[MANY] = lambda: train(work.segments(6))
+        ways[FEW] = lambda: train(work.segments(work.processes))
     best = max(screened, key=screened.__getitem__, default=None)
     if best is not None:
         schedule, m = best.split(", m=")
@@ -213,15 +227,19 @@ def ratios(rates: dict[str, list[float]]) -> dict[str, list[float] | str]:
     def over(one: str, other: str) -> list[float]:
         return [a / b for a, b in zip(rates[one], rates[other], strict=True)]
 
+    pairs = {
+        "DGL / without communication": (DGL, BOUND),
+        "without communication / DGL on 1 process": (BOUND, ONE),
+        "DGL / DGL on 1 process": (DGL, ONE),
+        "DGL on 1 process / plain loop": (ONE, LOOP),
+        "DGL / as planned": (DGL, PREDICTED),
+        "DGL / backprop on 1 thread": (DGL, BACKPROP),
+        "DGL / backprop on all threads": (DGL, THREADS),
+        "DGL / data-parallel backprop": (DGL, DDP),
+        "a process a segment / fewer processes": (MANY, FEW),
+    }
     result: dict[str, list[float] | str] = {
-        "DGL / without communication": over(DGL, BOUND),
-        "without communication / DGL on 1 process": over(BOUND, ONE),
-        "DGL / DGL on 1 process": over(DGL, ONE),
-        "DGL on 1 process / plain loop": over(ONE, LOOP),
-        "DGL / as planned": over(DGL, PREDICTED),
-        "DGL / backprop on 1 thread": over(DGL, BACKPROP),
-        "DGL / backprop on all threads": over(DGL, THREADS),
-        "DGL / data-parallel backprop": over(DGL, DDP),
+        name: over(*pair) for name, pair in pairs.items() if rates.keys() >= set(pair)
     }
     if PIPELINE in rates:
         reached = over(PIPELINE, PIPELINE_BOUND)

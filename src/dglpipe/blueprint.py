@@ -83,19 +83,22 @@ class Blueprint:
 
     def flops(self, j: int) -> int:
         """Of forward and backward of stage `j` with its head, for one sample; only on meta."""
+        return self.own_flops(j) + self.head_flops(j, self.learner(j).head)
+
+    def own_flops(self, j: int) -> int:
+        """The same without the head."""
         assert self.work is not None
         end = sum(map(len, self.segments[: j + 1]))
         flows_back = j > 0 and not self.config.method.local
-        return self.work.stage(self.bounds[j], end, flows_back) + self.head_flops(j)
+        return self.work.stage(self.bounds[j], end, flows_back)
 
-    def head_flops(self, j: int) -> int:
-        """Of the head of stage `j`, with the gradient of its input; 0 for the last stage."""
+    def head_flops(self, j: int, head: nn.Module | None) -> int:
+        """Of the head of stage `j`, with the gradient of its input; 0 where there is none."""
         assert self.work is not None
-        head = self.learner(j).head
         return 0 if head is None else self.work.head(head, self.fields[j].shape)
 
     def check_logits(self) -> None:
-        """Sends two rows through every stage and head, on paper.
+        """Sends two rows through every head and the last stage, on paper.
 
         Raises:
             ConfigError: something else comes out than logits (B, N).
@@ -105,15 +108,17 @@ class Blueprint:
             learner = self.learner(j)
             if not learner.is_exit:
                 continue
-            key = "model" if learner.head is None else "head"
+            if learner.head is None:
+                key, exit_, shape = "model", learner.segments, self.input_shape(j)
+            else:  # its features have been seen
+                key, exit_, shape = "head", learner.head, self.fields[j].shape
             paper = next(learner.parameters()).device
-            batch = example((2, *self.input_shape(j)), paper)
+            batch = example((2, *shape), paper)
             try:
                 with torch.no_grad(), looking(paper):
-                    logits = learner(batch, None)
+                    logits = exit_(batch)
             except Exception as error:  # whatever a user's head does
-                kind = type(learner.head or learner.segments).__name__
-                shape = self.fields[j].shape if j < len(self.fields) else self.input_shape(j)
+                kind = type(exit_).__name__
                 reason = f"{type(error).__name__}: {error}".partition("\n")[0]
                 allowed = f"one that works on features {shape} a row (stage {j})"
                 raise ConfigError(key, kind, allowed, reason) from error

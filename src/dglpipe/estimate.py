@@ -133,6 +133,7 @@ def _stage(blueprint: Blueprint, j: int, rows: int, seconds: float | None) -> St
     own, head = _count(learner.segments), _count(learner.head) if learner.head else 0
     shape = blueprint.input_shape(j)
     whole = nn.Sequential(learner.segments, *filter(None, [learner.head]))
+    head_flops = blueprint.head_flops(j, learner.head)
     item_bytes = blueprint.config.stage(j).precision.item_bytes
     activations = saved_bytes(whole, shape) * item_bytes // 4
     return StageEstimate(
@@ -140,8 +141,8 @@ def _stage(blueprint: Blueprint, j: int, rows: int, seconds: float | None) -> St
         segments=blueprint.segments[j],
         parameters=own,
         head_parameters=head,
-        flops_per_sample=blueprint.flops(j),
-        head_flops_per_sample=blueprint.head_flops(j),
+        flops_per_sample=blueprint.own_flops(j) + head_flops,
+        head_flops_per_sample=head_flops,
         output_shape=None if last else blueprint.fields[j].shape,
         link_bytes_per_sample=0 if last else blueprint.fields[j].row_bytes,
         seconds_per_step=seconds,

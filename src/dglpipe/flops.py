@@ -44,7 +44,7 @@ def count_flops(module: nn.Module, shape: Sequence[int]) -> Flops:
         custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward},
     )
     totals = [0]
-    with counter, _LightNorms():
+    with counter, _Light():
         loss = module(batch).sum()
         totals.append(counter.get_total_flops())
         for wanted in (weights, [*weights, batch]):
@@ -118,7 +118,7 @@ def kept_bytes(
 
     batch = _rows(shape, own, input_gradient)
     result = []
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _LightNorms():
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _Light():
         for piece in pieces:
             before = dict(kept)
             entrance = batch.untyped_storage()._cdata
@@ -145,15 +145,20 @@ def saved_bytes(module: nn.Module, shape: Sequence[int]) -> int:
     return kept.own - kept.input
 
 
-class _LightNorms(TorchFunctionMode):
-    """Batch norm as a copy that keeps its input: it has no FLOPs, and is slow on meta."""
+class _Light(TorchFunctionMode):
+    """Batch norm and ReLU as what they keep for backward: they have no FLOPs, and on meta they
+    are slow."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if args and func in (torch.nn.functional.batch_norm, torch.batch_norm):
+        kwargs = kwargs or {}
+        if args and func in (nn.functional.batch_norm, torch.batch_norm):
             return _KeepsInput.apply(args[0])
-        return func(*args, **(kwargs or {}))
+        if args and func in (nn.functional.relu, torch.relu, torch.relu_):
+            in_place = func is torch.relu_ or kwargs.get("inplace", args[1:2] == (True,))
+            return _KeepsOutput.apply(args[0], in_place)
+        return func(*args, **kwargs)
 
 
 class _KeepsInput(torch.autograd.Function):
@@ -165,3 +170,17 @@ class _KeepsInput(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return gradients[0]
+
+
+class _KeepsOutput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, batch: Tensor, in_place: bool) -> Tensor:
+        if in_place:
+            ctx.mark_dirty(batch)
+        output = batch if in_place else batch.clone()
+        ctx.save_for_backward(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None

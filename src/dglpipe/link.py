@@ -85,6 +85,7 @@ class Sender:
     def __init__(self, transport: Transport, layouts: Layouts, device: torch.device) -> None:
         self._transport = transport
         self._slot = Slot(layouts, device)
+        self._stamped: tuple[int, ...] = (-1, -1, -1)
         self._work: Work | None = None
 
     def wait(self) -> None:
@@ -98,13 +99,17 @@ class Sender:
         if self._work is not None:
             self.wait()
         views = self._slot.views(item)
-        for word, value in zip(
-            self._slot.header, (item.phase, item.number, item.rows), strict=True
-        ):
-            self._transport.fill(word, int(value))
+        self._stamp(int(item.phase), item.number, item.rows)
         for name, tensor in parts.items():
             self._transport.copy(views[name], tensor)
         self._work = self._transport.isend(self._slot.message(item))
+
+    def _stamp(self, *words: int) -> None:
+        """Writes what has changed of the header: from step to step one word."""
+        for at, word in enumerate(words):
+            if word != self._stamped[at]:
+                self._transport.fill(self._slot.header[at], word)
+        self._stamped = words
 
 
 class Receiver:

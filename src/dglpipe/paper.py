@@ -79,11 +79,20 @@ def looking(paper: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.random.fork_rng(devices=[])
 
 
+_SAME_SHAPE = (
+    nn.functional.batch_norm,
+    torch.batch_norm,
+    nn.functional.relu,
+    torch.relu,
+    torch.relu_,
+)
+
+
 class ShapesOnly(TorchFunctionMode):
     """Answers the commonest operations by the shape of their output.
 
-    On the meta device batch norm and linear layers are decomposed in Python: most of the
-    time of a forward, and the first call imports `torch._dynamo`, which takes seconds.
+    On the meta device these are decomposed in Python: most of the time of a forward, and the
+    first call imports `torch._dynamo`, which takes seconds.
     """
 
     def __torch_function__(
@@ -93,7 +102,7 @@ class ShapesOnly(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if args and func in (nn.functional.batch_norm, torch.batch_norm):
+        if args and func in _SAME_SHAPE:
             return args[0]
         linear = func is nn.functional.linear and len(args) > 1
         if linear and args[0].shape[-1] == args[1].shape[-1]:
