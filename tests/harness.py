@@ -44,6 +44,7 @@ from dglpipe.config import Config, parse, to_tree
 from dglpipe.device import Device
 from dglpipe.images import open_images
 from dglpipe.metrics import Collector, Line
+from dglpipe.process import open_worker
 from dglpipe.process_group import ProcessGroup, rendezvous
 from dglpipe.rundir import RunDir
 from dglpipe.topology import Layout, Topology, plan_layout
@@ -341,10 +342,13 @@ def hash_all(configs: Sequence[Config], layout: Layout, deadline_s: float = 60) 
 
 
 def _hash_all(group: ProcessGroup, configs: Sequence[Config]) -> list[list[str]]:
-    hashes = []
-    for worker in (make_worker(group, config) for config in configs):
+    store, hashes = group.store, []
+    for number, config in enumerate(configs):
+        group.store = PrefixStore(f"run{number}", store)
+        worker = make_worker(group, config)
         worker.run()
         hashes.append([sha256(named_tensors(stage.learner)) for stage in worker.chain.stages])
+    group.store = store
     return hashes
 
 
@@ -400,7 +404,7 @@ def _train(group: ProcessGroup, config: Config, run_dir: Path | None) -> Any:
 def make_worker(group: ProcessGroup, config: Config, run_dir: Path | None = None) -> Worker:
     """The worker of this rank, ready to run."""
     source = open_images(config)
-    return Worker(config, source, CPU, group, RunDir(run_dir) if run_dir else None)
+    return open_worker(config, source, CPU, group, RunDir(run_dir) if run_dir else None)
 
 
 # ---------------------------------------------------------------- commands

@@ -57,6 +57,24 @@ def residual_network(channels, classes, width=4):
     )
 
 
+class Sharing(nn.Module):
+    """A convolution that is used twice: no cut may lie between its uses."""
+
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.first = nn.Conv2d(channels, 4, 3, padding=1)
+        self.again = nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Linear(256, classes)
+
+    def forward(self, batch):
+        batch = self.again(torch.relu(self.again(self.first(batch))))
+        return self.last(batch.flatten(1))
+
+
+def sharing_network(channels, classes):
+    return Sharing(channels, classes)
+
+
 class Trouble(nn.CrossEntropyLoss):
     """A loss that fails at a training step of one rank, once: never again in that folder.
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from slow_links import SlowLine, SlowTransport, slow_down
+from slow_links import slow_down
 from torch import Tensor, nn
 from torch.distributed.pipelining import (
     PipelineStage,
@@ -28,6 +28,7 @@ from dglpipe.device import Device
 from dglpipe.link import Receiver, Sender, Transport
 from dglpipe.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
 from dglpipe.process_group import ProcessGroup, rendezvous
+from dglpipe.slow_link import SlowLine, SlowTransport
 from dglpipe.stream import Phase, StreamPlan
 from dglpipe.topology import Layout
 
@@ -65,6 +66,16 @@ class Case:
 
     def seconds(self, stage: int) -> float:
         return self.ms / 1e3 * (self.uneven if stage == self.stages // 2 else 1.0)
+
+    @property
+    def latency(self) -> float:
+        """Seconds."""
+        return self.latency_ms / 1e3
+
+    @property
+    def rate(self) -> float:
+        """Of a link, in bytes a second."""
+        return self.gbit * 1e9 / 8 if self.gbit else float("inf")
 
     @property
     def is_slow(self) -> bool:
@@ -147,7 +158,7 @@ def local(rank: int, case: Case, group: ProcessGroup) -> float:
     if group.following is not None:
         transport: Transport = group.following
         if case.is_slow:
-            transport = SlowTransport(transport, case.latency_ms / 1e3, case.gbit)
+            transport = SlowTransport(transport, case.latency, case.rate, until_arrival=False)
         sender = Sender(transport, layouts, CPU.torch_device)
     parts = {LABELS: torch.zeros(ROWS, dtype=torch.int64), ACTIVATIONS: torch.zeros(ROWS, *shape)}
     pace = Pace(rank, case)
@@ -243,7 +254,7 @@ class _Module(nn.Module):
 def pipeline(rank: int, case: Case, group: ProcessGroup) -> float:
     """A process of pipelined backprop, with the same work a step as a stage of the chain."""
     if case.is_slow:
-        slow_down(case.latency_ms / 1e3, case.gbit)
+        slow_down(case.latency, case.rate)
     m, count = case.microbatches, case.stages
     own = [rank, 2 * count - 1 - rank] if case.way == "zbv" else [rank]
     whole = count * len(own)
@@ -285,7 +296,7 @@ def replicas(rank: int, case: Case, _group: ProcessGroup) -> float:
     count = case.stages
     buckets = torch.zeros(case.gradient_kib * 256).chunk(BUCKETS)
     hops = 2 * (count - 1)
-    line = SlowLine(0.0, case.gbit) if case.is_slow else None
+    line = SlowLine(0.0, case.rate) if case.is_slow else None
     pace = Pace(rank, case)
     for step in range(1, case.steps + 1):
         seconds = pace.draw()
@@ -297,7 +308,7 @@ def replicas(rank: int, case: Case, _group: ProcessGroup) -> float:
             pending.append(dist.all_reduce(bucket, async_op=True))
             if line is not None:
                 size = bucket.nbytes * hops // count
-                due = line.leaves(size, hops * case.latency_ms / 1e3)
+                due = line.leaves(size, hops * case.latency)
         for one in pending:
             one.wait()
         time.sleep(max(0.0, due - time.perf_counter()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,8 @@ def train(config: Config | Mapping[str, Any]) -> dict[str, Any]:
         UserError: nothing was trained.
         RunFailedError: a process failed.
     """
-    return train_config(config if isinstance(config, Config) else parse(config))
+    # Training writes into its configuration what it has chosen.
+    return train_config(copy.deepcopy(config) if isinstance(config, Config) else parse(config))
 
 
 def load(run_dir: str | os.PathLike[str]) -> Trained:
@@ -87,13 +89,13 @@ def _split(
     traced = trace(network)
     count = len(traced.segments)
     names = [segment.name for segment in traced.segments]
-    if at is not None:
-        return [*cut(traced, boundaries(list(at), count, stages, names))]
     boundaries("even", count, stages, names)  # refuses too many stages
     try:
         work = _look(trace(paper_copy(network)), row)
     except ValuesError:
         work = _look(trace(paper_copy(network, values=True)), row)
+    if at is not None:
+        return [*cut(traced, boundaries(list(at), count, stages, names))]
     costs = flop_costs(work, lambda _at, _row: nn.Identity(), item_bytes=4)
     free = set(range(count + 1)) - traced.joined
     bounds = balanced(costs, stages, lambda first, end: {first, end} <= free)

@@ -79,14 +79,20 @@ def balanced(costs: Costs, stages: int, fits: Fits = lambda first, end: True) ->
     return [first for first, _ in lightest]
 
 
-def least(values: Callable[[int, int], float], count: int, stages: int) -> list[int]:
+def least(
+    values: Callable[[int, int], float],
+    count: int,
+    stages: int,
+    may: Fits = lambda first, end: True,
+) -> list[int]:
     """First segment of every stage of the cut whose largest value is smallest.
 
     Args:
         values: of a stage of segments first..end-1.
         count: segments.
+        may: whether there may be such a stage; some cut must be left.
     """
-    spans = itertools.combinations(range(count + 1), 2)
+    spans = [span for span in itertools.combinations(range(count + 1), 2) if may(*span)]
     best = _best({span: values(*span) for span in spans}, count, stages, max)
     assert best is not None, "there are at most as many stages as segments"
     return [first for first, _ in best]

@@ -9,16 +9,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dglpipe.clock import Clock, Kind
 from dglpipe.feed import Arrival
-from dglpipe.link import Sender
 from dglpipe.message import ACTIVATIONS, ENSEMBLE, LABELS, Field
 from dglpipe.stage import Emit, Stage
 from dglpipe.stream import Item
+
+
+class Outgoing(Protocol):
+    """The sending end of a link."""
+
+    def wait(self) -> None:
+        """Returns when the next message may be sent."""
+
+    def send(self, item: Item, parts: Mapping[str, Tensor]) -> None:
+        """Sends `parts`, each (rows, ...)."""
 
 
 class Chain:
@@ -35,7 +45,7 @@ class Chain:
         self,
         stages: Sequence[Stage],
         fields: Mapping[int, Field],
-        sender: Sender | None,
+        sender: Outgoing | None,
         clock: Clock,
         count: int,
     ) -> None:

@@ -29,6 +29,7 @@ class StageEstimate:
         weight_bytes: of parameters, their gradients and buffers.
         optimizer_bytes: of its state.
         activation_bytes: what a step keeps for backward, and the buffers of the links.
+        buffer_bytes: those of the links alone, a replay buffer among them.
     """
 
     stage: int
@@ -43,6 +44,7 @@ class StageEstimate:
     weight_bytes: int
     optimizer_bytes: int
     activation_bytes: int
+    buffer_bytes: int
 
     @property
     def memory_bytes(self) -> int:
@@ -135,6 +137,7 @@ def _stage(blueprint: Blueprint, j: int, rows: int, seconds: float | None) -> St
     whole = nn.Sequential(learner.segments, *filter(None, [learner.head]))
     head_flops = blueprint.head_flops(j, learner.head)
     item_bytes = blueprint.config.stage(j).precision.item_bytes
+    buffers = _buffers(blueprint, j)
     activations = saved_bytes(whole, shape) * item_bytes // 4
     return StageEstimate(
         stage=j,
@@ -148,15 +151,20 @@ def _stage(blueprint: Blueprint, j: int, rows: int, seconds: float | None) -> St
         seconds_per_step=seconds,
         weight_bytes=2 * 4 * (own + head) + sum(b.nbytes for b in whole.buffers()),
         optimizer_bytes=4 * (own + head) * optimizer_state(blueprint.config.stage(j).optimizer),
-        activation_bytes=rows * (activations + _buffers(blueprint, j)),
+        activation_bytes=rows * (activations + buffers),
+        buffer_bytes=rows * buffers,
     )
 
 
 def _buffers(blueprint: Blueprint, j: int) -> int:
-    """Bytes a sample of the link's buffers: D to receive into, one to send from."""
-    received = blueprint.fields[j - 1].row_bytes * blueprint.config.pipeline.depth if j else 0
-    sent = blueprint.fields[j].row_bytes if j < len(blueprint.fields) else 0
-    return received + sent
+    """Bytes a sample of what a stage has received and has yet to send."""
+    method, depth, bytes_ = blueprint.config.method, blueprint.config.pipeline.depth, 0
+    if j:
+        below = blueprint.fields[j - 1]
+        bytes_ = method.receives(j - 1, depth, below.row_bytes, below.dtype.itemsize)
+    if j < len(blueprint.fields):
+        bytes_ += method.sends(j, depth) * blueprint.fields[j].row_bytes
+    return bytes_
 
 
 def _count(module: nn.Module) -> int:

@@ -64,7 +64,7 @@ def _evaluate(config: Config, run_dir: RunDir) -> dict[str, Any]:
     for _ in items:
         chain.evaluate(feed.take())
     feed.close()
-    tallies = [stage.tally() if stage.learner.is_exit else None for stage in stages]
+    tallies = [stage.test_tally() if stage.learner.is_exit else None for stage in stages]
     return {
         "accuracy": [tally.correct / tally.rows if tally else None for tally in tallies],
         "ensemble_accuracy": (chain.ensemble_hits() or 0) / plan.test,

@@ -32,8 +32,10 @@ _FIRST = (
 _FIRST_FUNCTIONS = {
     *("conv1d", "conv2d", "conv3d", "batch_norm", "group_norm", "instance_norm", "prelu"),
 }
+_ARITHMETIC = {"add", "iadd", "mul", "imul", "sub", "isub", "truediv", "itruediv"}
 _SAME = {
-    *("add", "iadd", "mul", "imul", "sub", "truediv", "clone", "contiguous", "to", "float"),
+    *_ARITHMETIC,
+    *("clone", "contiguous", "to", "float"),
     *("relu", "relu_", "gelu", "silu", "hardswish", "sigmoid", "dropout", "stochastic_depth"),
 }
 """Functions and methods that leave every dimension where it is."""
@@ -129,17 +131,35 @@ def channels_at(operations: Operations, at: int, row: Sequence[int]) -> int:
         if source is None:
             continue
         if operations.weights(node):
-            consumed = 1 if _consumes_first(operations, node) else dims - 1
-            return places[source][consumed] - 1
+            return places[source][_consumed(operations, node, dims)] - 1
         moved = _moved(operations, node, places[source])
         if moved is not None:
             places[node] = moved
     return 0 if len(row) == 3 else len(row) - 1
 
 
-def _consumes_first(operations: Operations, node: fx.Node) -> bool:
+def _consumed(operations: Operations, node: fx.Node, dims: int) -> int:
+    """Which of the `dims` dimensions of its input the weights of `node` are for.
+
+    A block that is one operation consumes what the first module in it with weights of its own
+    does; weights that are added or multiplied, what they are not broadcast along.
+    """
     module = operations.module(node)
-    return name_of(node) in _FIRST_FUNCTIONS if module is None else isinstance(module, _FIRST)
+    if module is not None:
+        owner = next((part for part in module.modules() if _owns(part)), module)
+        return 1 if isinstance(owner, _FIRST) else dims - 1
+    if name_of(node) in _FIRST_FUNCTIONS:
+        return 1
+    if name_of(node) in _ARITHMETIC:
+        shape = operations.shape(operations.weights(node)[0])
+        wide = [at for at, size in enumerate(shape) if size > 1]
+        if len(wide) == 1 and len(shape) < dims + 1:
+            return dims - len(shape) + wide[0]
+    return dims - 1
+
+
+def _owns(module: nn.Module) -> bool:
+    return next(module.parameters(recurse=False), None) is not None
 
 
 def _moved(operations: Operations, node: fx.Node, dims: list[int]) -> list[int] | None:

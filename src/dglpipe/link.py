@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +30,18 @@ from dglpipe.message import HEADER, MessageLayout
 from dglpipe.stream import Item, Phase
 
 Layouts = Mapping[Phase, MessageLayout]
+
+
+class Header(NamedTuple):
+    """What a message is, where no plan says so."""
+
+    phase: Phase
+    number: int
+    """Of training: of the output of the stage below. Of testing: of the test batch."""
+    rows: int
+
+    def __str__(self) -> str:
+        return f"{self.phase.name.lower()} batch {self.number} of {self.rows} rows"
 
 
 class Work(Protocol):
@@ -59,12 +71,13 @@ class Slot:
     def __init__(self, layouts: Layouts, device: torch.device) -> None:
         size = max(layout.nbytes(layout.rows) for layout in layouts.values())
         self.buffer = torch.empty(size, dtype=torch.uint8, device=device)
-        self.header = self.buffer[: 3 * 8].view(torch.int64).unbind()
+        self.words = self.buffer[: 3 * 8].view(torch.int64)
+        self.header = self.words.unbind()
         self._layouts = layouts
         self._views: dict[tuple[Phase, int], dict[str, Tensor]] = {}
         self._messages: dict[tuple[Phase, int], Tensor] = {}
 
-    def views(self, item: Item) -> dict[str, Tensor]:
+    def views(self, item: Item | Header) -> dict[str, Tensor]:
         key = item.phase, item.rows
         if key not in self._views:
             self._views[key] = self._layouts[item.phase].views(self.buffer, item.rows)

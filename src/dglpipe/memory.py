@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dglpipe.balance import least
+from dglpipe.balance import Fits, least
 from dglpipe.config import OptimizerConfig, SgdConfig
 from dglpipe.errors import ConfigError
 from dglpipe.flops import Kept, kept_bytes
@@ -37,7 +37,8 @@ class Needs:
         heads: of the cut in front of each segment but segment 0.
         links: of the same cuts, the bytes of a row that cross.
         rows: of a step on one replica.
-        depth: D.
+        received: messages, of the bytes of a link, for which there is memory above it;
+            `sent` below it.
         item_bytes: of one number of an activation, 4 in full precision.
     """
 
@@ -45,7 +46,8 @@ class Needs:
     heads: tuple[Piece, ...]
     links: tuple[int, ...]
     rows: int
-    depth: int
+    received: float
+    sent: int
     item_bytes: int
 
     def stage(self, first: int, end: int) -> int:
@@ -54,13 +56,16 @@ class Needs:
         pieces = self.segments[first:end]
         fixed = sum(one.weights + one.optimizer for one in pieces)
         kept = sum(one.kept.own for one in pieces) - pieces[0].kept.input
-        buffers = self.links[first - 1] * self.depth if first else 0
         if end < len(self.segments):
             head = self.heads[end - 1]
             fixed += head.weights + head.optimizer
             kept += head.kept.own - (head.kept.input if pieces[-1].kept.output else 0)
-            buffers += self.links[end - 1]
-        return fixed + self.rows * (kept * self.item_bytes // 4 + buffers)
+        return fixed + self.rows * (kept * self.item_bytes // 4 + self.buffers(first, end))
+
+    def buffers(self, first: int, end: int) -> int:
+        """Bytes a row of the buffers of the links of a stage, a replay buffer among them."""
+        received = int(self.links[first - 1] * self.received) if first else 0
+        return received + (self.links[end - 1] * self.sent if end < len(self.segments) else 0)
 
     def check(self, bounds: Sequence[int], limit: int, hint: str = "") -> None:
         """Raises ConfigError, with by how much, if a stage needs more than `limit` bytes."""
@@ -69,15 +74,17 @@ class Needs:
         largest = max(range(len(needs)), key=needs.__getitem__)
         if needs[largest] <= limit:
             return
+        first, end = bounds[largest], ends[largest]
         span = f"segments {bounds[largest]} to {ends[largest] - 1}"
         over = f"{show(needs[largest] - limit)} more than the limit"
-        story = f"Stage {largest} ({span}) needs {show(needs[largest])}, {over}. {hint}"
+        links = f"{show(self.rows * self.buffers(first, end))} of it for what comes and goes"
+        story = f"Stage {largest} ({span}) needs {show(needs[largest])}, {links}, {over}. {hint}"
         allowed = f"at least {needs[largest]} bytes for this cut"
         raise ConfigError("pipeline.memory_limit", limit, allowed, story.strip())
 
-    def nearest(self, stages: int) -> list[int]:
-        """The cut whose largest stage is smallest."""
-        return least(self.stage, len(self.segments), stages)
+    def nearest(self, stages: int, may: Fits = lambda first, end: True) -> list[int]:
+        """The cut whose largest stage is smallest, of stages that there may be."""
+        return least(self.stage, len(self.segments), stages, may)
 
 
 def needs(
@@ -87,7 +94,8 @@ def needs(
     links: Sequence[int],
     state: int,
     rows: int,
-    depth: int,
+    received: float,
+    sent: int,
     item_bytes: int,
 ) -> Needs:
     """The needs of a network on meta.
@@ -109,7 +117,8 @@ def needs(
         heads=tuple(_piece(head, state, kept) for head, kept in behind),
         links=tuple(links),
         rows=rows,
-        depth=depth,
+        received=received,
+        sent=sent,
         item_bytes=item_bytes,
     )
 

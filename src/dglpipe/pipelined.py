@@ -105,7 +105,7 @@ class Pipelined(Chain):
         with torch.no_grad():
             logits = schedule.eval(*images)
             if self._holds_last:
-                self.stages[-1].loss(logits, arrival.labels)
+                self.stages[-1].test_loss(logits, arrival.labels)
                 self._count_ensemble(logits, arrival.labels)  # of one exit
 
     def _hand_on(self, arrival: Arrival) -> None:

@@ -8,15 +8,18 @@ import sys
 from dataclasses import asdict
 
 from dglpipe.blueprint import Blueprint, draw
-from dglpipe.config import Config
+from dglpipe.config import AsyncConfig, Config
 from dglpipe.data import DataSource
 from dglpipe.data.decode import cores
 from dglpipe.device import check_precision, choose_backend, select
+from dglpipe.errors import ConfigError
 from dglpipe.estimate import Plan, estimate, predict
 from dglpipe.images import open_images
 from dglpipe.loading import loading_seconds
+from dglpipe.memory import show
 from dglpipe.microbatches import check_microbatches
 from dglpipe.objectives import build_loss
+from dglpipe.pace import check_drops
 from dglpipe.splitting import measure_times, measured_costs, method_costs
 from dglpipe.stream import Phase, plan_stream
 from dglpipe.topology import Layout, plan_layout
@@ -39,6 +42,11 @@ def check(config: Config, layout: Layout, local: int) -> list[int]:
         config.pipeline.split = list(blueprint.bounds[1:])
     build_loss(config.method.loss, config.label_smoothing)
     backend = choose_backend(config.pipeline.backend, local)
+    if config.link.is_slow and (backend == "nccl" or layout.is_pipelined):
+        got = "nccl" if backend == "nccl" else "a pipeline of backprop"
+        raise ConfigError("link", f"slow links with {got}", "slow links of a chain over gloo")
+    if isinstance(config.method, AsyncConfig):
+        _check_async(config, config.method, layout)
     for j in range(layout.stages):
         own = bool(config.per_stage) and "precision" in config.per_stage[j]
         key = f"per_stage[{j}].precision" if own else "precision"
@@ -50,6 +58,16 @@ def check(config: Config, layout: Layout, local: int) -> list[int]:
             f"(pipeline.threads) on {have} cores: they will be in each other's way\n"
         )
     return [blueprint.flops(j) for j in range(layout.stages)]
+
+
+def _check_async(config: Config, method: AsyncConfig, layout: Layout) -> None:
+    if method.reset_optimizer:
+        for j in range(layout.stages):
+            check_drops(config.stage(j).schedule, f"schedule of stage {j}")
+    rows = config.evaluate.batch_size
+    if rows is not None and rows > config.batch_size and not method.simulate:
+        hint = "All messages of method=dgl_async have one size, that of the larger batch"
+        raise ConfigError("evaluate.batch_size", rows, f"at most {config.batch_size}", hint)
 
 
 def plan(config: Config) -> Plan:
@@ -94,4 +112,22 @@ def _draw(
         }
     blueprint = draw(config, data, layout.stages, meta=True, rows=rows)
     blueprint.check_logits()
+    if config.per_stage:
+        _check_memory(blueprint, rows)
     return blueprint, rows
+
+
+def _check_memory(blueprint: Blueprint, rows: int) -> None:
+    """Raises ConfigError for a stage over the limit because of settings of its own, which the
+    cut does not know."""
+    limit = blueprint.config.pipeline.memory_bytes
+    if limit is None:
+        return
+    for stage in estimate(blueprint, rows):
+        if stage.memory_bytes > limit:
+            over = f"{show(stage.memory_bytes - limit)} more than the limit"
+            hint = (
+                f"Stage {stage.stage} needs {show(stage.memory_bytes)}, {over}, as per_stage has it"
+            )
+            allowed = f"at least {stage.memory_bytes} bytes for these stages"
+            raise ConfigError("pipeline.memory_limit", limit, allowed, hint)

@@ -17,7 +17,9 @@ import torch
 from dglpipe import failure
 from dglpipe.agreement import check_agreement
 from dglpipe.allocator import keep_memory
-from dglpipe.config import Config
+from dglpipe.asynchronous import AsyncWorker
+from dglpipe.config import AsyncConfig, Config
+from dglpipe.data import DataSource
 from dglpipe.device import Device, choose_backend, select
 from dglpipe.images import open_images
 from dglpipe.metrics import Collector, JsonLines, Sink
@@ -25,6 +27,8 @@ from dglpipe.process_group import ProcessGroup, Store, rendezvous
 from dglpipe.progress import open_progress
 from dglpipe.report import closing_table
 from dglpipe.rundir import RunDir, write_json
+from dglpipe.simulated import SimulatedWorker
+from dglpipe.staleness import draw
 from dglpipe.summary import Summary
 from dglpipe.tensorboard import TensorBoard
 from dglpipe.timeline import merge
@@ -87,10 +91,11 @@ def _run(
     # First of all: processes that mean different layouts would wait for each other.
     talking = ProcessGroup.talking(topology, store)
     check_agreement(talking, config, source.description, device.backend)
-    group = ProcessGroup.connect(topology, device, store, config.timeout_s, config.pipeline.checked)
+    checked, slow = config.pipeline.checked, config.link
+    group = ProcessGroup.connect(topology, device, store, config.timeout_s, checked, slow)
     _write_workers(group, run_dir)
     started = time.monotonic()
-    worker = Worker(config, source, device, group, run_dir, flops)
+    worker = open_worker(config, source, device, group, run_dir, flops)
     holder.append(worker)
     if worker.plan.left_out and topology.rank == 0:
         logger.info(
@@ -108,12 +113,28 @@ def _run(
         write_json(run_dir.manifest, summary.manifest(finals, source.description))
         write_json(run_dir.summary, result)
         closing_table(result, run_dir.path)
+        draw(result["staleness"] or [], run_dir.staleness)
         if config.timeline:
             ranks = range(topology.layout.world_size)
             parts = [run_dir.timeline_part(rank) for rank in ranks]
             merge(parts, run_dir.timeline, run_dir.timeline.with_suffix(".png"))
     group.close()
     return result
+
+
+def open_worker(
+    config: Config,
+    source: DataSource,
+    device: Device,
+    group: ProcessGroup,
+    run_dir: RunDir | None = None,
+    flops: Sequence[int] | None = None,
+) -> Worker:
+    """The worker of this process, as the method wants it; for its arguments see `Worker`."""
+    kind = Worker
+    if isinstance(config.method, AsyncConfig):
+        kind = SimulatedWorker if config.method.simulate else AsyncWorker
+    return kind(config, source, device, group, run_dir, flops)
 
 
 def open_device(config: Config, layout: Layout) -> Device:

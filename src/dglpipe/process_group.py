@@ -22,9 +22,11 @@ from torch.distributed.rendezvous import rendezvous as meet
 from torch.nn.parallel import DistributedDataParallel
 
 from dglpipe.checked import CheckedTransport
+from dglpipe.config import LinkConfig
 from dglpipe.device import Device
 from dglpipe.errors import PeerLostError
 from dglpipe.link import Transport, Work
+from dglpipe.slow_link import SlowTransport
 from dglpipe.topology import Topology
 
 LINK_CTAS = 4
@@ -115,12 +117,14 @@ class ProcessGroup:
         store: Store,
         timeout_s: float,
         checked: bool = False,
+        link: LinkConfig | None = None,
     ) -> ProcessGroup:
         """Meets the other processes and builds the group of every link.
 
         Args:
             store: from `rendezvous`.
             checked: whether the links look for misuse of buffers.
+            link: how slow they are; None: as fast as they can be.
 
         Raises:
             PeerLostError: another process went away meanwhile.
@@ -135,7 +139,7 @@ class ProcessGroup:
                 timeout=timeout,
             )
             group = cls(topology, PrefixStore("dglpipe", store))
-            group._connect_links(device, timeout, checked)
+            group._connect_links(device, timeout, checked, link or LinkConfig())
             group._connect_replicas(device, timeout)
             if topology.layout.is_pipelined:
                 everyone = list(range(topology.layout.world_size))
@@ -161,7 +165,9 @@ class ProcessGroup:
             ranks, timeout=timeout, backend=device.backend, pg_options=options, device_id=where
         )
 
-    def _connect_links(self, device: Device, timeout: timedelta, checked: bool) -> None:
+    def _connect_links(
+        self, device: Device, timeout: timedelta, checked: bool, link: LinkConfig
+    ) -> None:
         """Makes a group of two ranks for each link; every rank makes all, in one order."""
         layout = self.topology.layout
         for lower in range(layout.world_size):
@@ -170,16 +176,25 @@ class ProcessGroup:
             pair = [lower, lower + 1]
             group = self._new_group(pair, device, timeout, link=True)
             if self.topology.rank == lower:
-                self.following = self._transport(group, 1, lower + 1, device, checked)
+                self.following = self._transport(group, 1, lower + 1, device, checked, link)
             elif self.topology.rank == lower + 1:
-                self.previous = self._transport(group, 0, lower, device, checked)
+                self.previous = self._transport(group, 0, lower, device, checked, link)
 
     def _transport(
-        self, group: dist.ProcessGroup, place: int, rank: int, device: Device, checked: bool
+        self,
+        group: dist.ProcessGroup,
+        place: int,
+        rank: int,
+        device: Device,
+        checked: bool,
+        link: LinkConfig,
     ) -> Transport:
-        peer = self.topology.layout.at(rank).name()
-        transport = PairTransport(group, place, peer)
-        _warm(transport, sends=place == 1, device=device)
+        pair = PairTransport(group, place, self.topology.layout.at(rank).name())
+        sends = place == 1
+        _warm(pair, sends, device)
+        transport: Transport = pair
+        if link.is_slow and sends:
+            transport = SlowTransport(transport, link.delay, link.rate, until_arrival=True)
         return CheckedTransport(transport) if checked else transport
 
     def _connect_replicas(self, device: Device, timeout: timedelta) -> None:

@@ -63,7 +63,7 @@ def plan_table(plan: Plan) -> None:
     columns = ["stage", "segments", "parameters", "of head", "GFLOPs\na sample", "share\nof head"]
     columns += ["ms\na step"] * timed
     columns += ["output\na row", "KiB a row\non link", "weights\nMiB", "optimizer\nMiB"]
-    for column in (*columns, f"activations\nat {rows} rows"):
+    for column in (*columns, f"activations\nat {rows} rows", "of it\nin buffers"):
         # The names of segments give way: a column that may be folded is made narrow first.
         table.add_column(column, justify="right", no_wrap=column != "segments", overflow="fold")
     for stage in stages:
@@ -82,6 +82,7 @@ def plan_table(plan: Plan) -> None:
             f"{stage.weight_bytes / 2**20:.1f}",
             f"{stage.optimizer_bytes / 2**20:.1f}",
             f"{stage.activation_bytes / 2**20:.1f}",
+            f"{stage.buffer_bytes / 2**20:.1f}",
         )
     console.print(table)
     by = "measured time" if timed else "FLOPs"

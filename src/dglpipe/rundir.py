@@ -65,6 +65,11 @@ class RunDir:
         """The trace; the picture lies beside it."""
         return self.path / "timeline.json"
 
+    @property
+    def staleness(self) -> Path:
+        """The picture of what asynchronous stages read."""
+        return self.path / "staleness.png"
+
     def timeline_part(self, rank: int) -> Path:
         """What one process noted, until all is put together."""
         return self.logs / f"timeline_{rank}.json"

@@ -66,14 +66,17 @@ def choose_bounds(
             "pipeline.stages", stages, allowed, f"No cut in front of {sorted(joined)}"
         )
 
+    def may(first: int, end: int) -> bool:
+        return first not in joined and end not in joined
+
     def fits(first: int, end: int) -> bool:
-        whole = first not in joined and end not in joined
-        return whole and (memory is None or limit is None or memory.stage(first, end) <= limit)
+        small = memory is None or limit is None or memory.stage(first, end) <= limit
+        return small and may(first, end)
 
     found = balanced(costs, stages, fits)
     if found is None and memory is not None and limit is not None:
         hint = "It is the cut that comes nearest: take more stages or a smaller batch"
-        memory.check(memory.nearest(stages), limit, hint)
+        memory.check(memory.nearest(stages, may), limit, hint)
     assert found is not None, "what does not fit has been refused"
     if math.inf in costs.stages(found):
         allowed = "a number of stages for which every cut can have its head"
@@ -150,6 +153,7 @@ def memory_needs(config: Config, data: DataDescription, traced: Traced, rows: in
     """
     shapes = entrances(data, traced)
     head_at = _heads(config, data, traced, meta=True)
+    depth, item_bytes = config.pipeline.depth, config.precision.item_bytes
     return needs(
         pieces=[traced.piece(at) for at in range(len(shapes))],
         heads=[head_at(at, shape) for at, shape in enumerate(shapes) if at],
@@ -157,8 +161,9 @@ def memory_needs(config: Config, data: DataDescription, traced: Traced, rows: in
         links=link_bytes(shapes, config.precision.item_bytes),
         state=optimizer_state(config.optimizer),
         rows=rows,
-        depth=config.pipeline.depth,
-        item_bytes=config.precision.item_bytes,
+        received=config.method.receives(None, depth, item_bytes, item_bytes) / item_bytes,
+        sent=config.method.sends(None, depth),
+        item_bytes=item_bytes,
     )
 
 

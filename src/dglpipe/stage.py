@@ -116,7 +116,7 @@ class Stage:
         # Without copies the learner has no hooks, and the way around them is the shorter one.
         wrapped = self._copies.wrap(self.learner)
         self._forward = self.learner.forward if wrapped is self.learner else wrapped
-        self._counter = Counter()
+        self._counter, self._tested = Counter(), Counter()
         self.mark: Callable[[str], None] | None = None
         """Is told what part of a step has just ended, if somebody wants to know."""
 
@@ -164,6 +164,10 @@ class Stage:
         loss = self._loss(logits, labels)
         self._counter.add(loss, logits, labels)
         return loss
+
+    def test_loss(self, logits: Tensor, labels: Tensor) -> None:
+        """Counts the loss of a test batch."""
+        self._tested.add(self._loss(logits, labels), logits, labels)
 
     def seed(self, step: int) -> None:
         """Sets the random state of `step`, counted from 1."""
@@ -217,7 +221,7 @@ class Stage:
         batch = admit(batch, self.settings.precision.name)
         with torch.no_grad(), self._device.autocast(self.settings.precision.name):
             logits = self.learner(batch, keep)
-            self.loss(logits, labels)
+            self.test_loss(logits, labels)
         assert features is not None
         return features, torch.softmax(logits.float(), dim=1)
 
@@ -233,5 +237,9 @@ class Stage:
         self.learner.train(not on)
 
     def tally(self) -> Tally:
-        """Loss and hits since the last call; waits for the device."""
+        """Loss and hits of training since the last call; waits for the device."""
         return self._counter.take()
+
+    def test_tally(self) -> Tally:
+        """The same of testing."""
+        return self._tested.take()

@@ -12,7 +12,7 @@ Sequential learning goes through all epochs once a stage: its rounds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -125,6 +125,39 @@ class StreamPlan:
             if step and self._evaluates_after(step):
                 yield from self._test_items(step, evaluations, replica)
                 evaluations += 1
+
+    def fed(self, number: int) -> Item:
+        """Training batch `number` of a run without replicas that goes on as long as somebody
+        wants batches: as planned, then on through more epochs."""
+        epoch, inside = self._epoch(number), (number - 1) % self.steps_per_epoch
+        first = inside * self.batch_size
+        rows = min(self.batch_size, self.train - first)
+        ends = inside == self.steps_per_epoch - 1 or number == self.steps_per_round
+        where = (first, rows, rows, ends, 0, epoch, number)
+        return Item(Phase.TRAIN, number, epoch, number, *where)
+
+    def tests_after(self, step: int) -> Sequence[Item]:
+        """The items of the evaluation that follows `step`, without replicas; none if there is
+        none."""
+        at = self._evaluated.get(step)
+        return [] if at is None else list(self._test_items(step, at, 0))
+
+    def test_item(self, number: int) -> Item:
+        """Test batch `number` of a run without replicas."""
+        evaluation, batch = divmod(number - 1, self.test_batches)
+        step = list(self._evaluated)[evaluation]
+        return list(self._test_items(step, evaluation, 0))[batch]
+
+    @property
+    def last_test(self) -> int:
+        """Number of the last test batch of the run."""
+        return len(self._evaluated) * self.test_batches
+
+    @cached_property
+    def _evaluated(self) -> dict[int, int]:
+        """The steps behind which there is an evaluation, rising, and its number from 0."""
+        steps = (step for step in range(1, self.steps + 1) if self._evaluates_after(step))
+        return {step: at for at, step in enumerate(steps)}
 
     def crossing(self, item: Item, below: int) -> Item:
         """`item` as it goes over the link behind stage `below`: without rows where the stage

@@ -67,7 +67,7 @@ class Summary:
             "wall_seconds": wall_seconds,
             "test": self.test(),
             "throughput": {"samples_per_second": None if None in rates else sum(rates)},
-            "per_stage": _per_stage(finals, layout),
+            **_told_apart(_per_stage(finals, layout)),
         }
 
     def manifest(self, finals: Sequence[dict[str, Any]], data: DataDescription) -> dict[str, Any]:
@@ -95,6 +95,7 @@ def unfinished(status: str, config: Config, layout: Layout) -> dict[str, Any]:
         "test": {"accuracy": nothing, "ensemble_accuracy": None, "loss": nothing},
         "throughput": {"samples_per_second": None},
         "per_stage": [],
+        "staleness": None,
     }
 
 
@@ -141,3 +142,14 @@ def _per_stage(finals: Sequence[dict[str, Any]], layout: Layout) -> list[dict[st
     """The entries of replica 0, in the order of the stages."""
     first = [finals[rank] for rank in range(layout.world_size) if layout.at(rank).replica == 0]
     return sorted((stage for final in first for stage in final["stages"]), key=lambda s: s["stage"])
+
+
+def _told_apart(stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """`per_stage`, and `staleness` where stages read from buffers."""
+    buffers = [stage.get("staleness") for stage in stages]
+    return {
+        "per_stage": [
+            {key: value for key, value in stage.items() if key != "staleness"} for stage in stages
+        ],
+        "staleness": buffers if any(buffers) else None,
+    }

@@ -16,7 +16,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dglpipe.config import PLACEMENTS, BackpropConfig, MethodConfig, PipelineConfig
+from dglpipe.config import (
+    PLACEMENTS,
+    AsyncConfig,
+    BackpropConfig,
+    MethodConfig,
+    PipelineConfig,
+)
 from dglpipe.errors import ConfigError
 
 
@@ -134,6 +140,8 @@ def plan_layout(
     else:
         stages = pipeline.stages or given or 2
         processes = pipeline.processes or given or stages
+    if isinstance(method, AsyncConfig):
+        processes = _plan_async(pipeline, method, given, stages)
     if processes > stages:
         hint = "Raise pipeline.stages or start fewer processes"
         raise ConfigError("pipeline.processes", processes, f"1 to {stages}, the stages", hint)
@@ -143,6 +151,23 @@ def plan_layout(
         raise ConfigError("pipeline.processes", processes, allowed, hint)
     threads = pipeline.threads or max(1, cores // (local or processes * replicas))
     return Layout(stages, processes, replicas, threads, placement)
+
+
+def _plan_async(
+    pipeline: PipelineConfig, method: AsyncConfig, given: int | None, stages: int
+) -> int:
+    """P: one process that plays all stages, or one for each."""
+    method.check_stages(stages)
+    if pipeline.replicas > 1:
+        hint = "Replicas average their gradients in every step, and these stages have no common one"
+        raise ConfigError("pipeline.replicas", pipeline.replicas, "1 with method=dgl_async", hint)
+    wanted = 1 if method.simulate else stages
+    got = pipeline.processes or given or wanted
+    if got != wanted:
+        one = "One process plays all stages in a simulation"
+        hint = one if method.simulate else "Every stage learns at its own pace, in its own process"
+        raise ConfigError("pipeline.processes", got, str(wanted), hint)
+    return wanted
 
 
 def _plan_backprop(

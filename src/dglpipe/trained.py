@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dglpipe.blueprint import Blueprint, draw
 from dglpipe.data import DataDescription
-from dglpipe.errors import ConfigError
+from dglpipe.errors import ConfigError, RunDirError
 from dglpipe.rundir import RunDir
 from dglpipe.stage import LocalLearner, admit
 from dglpipe.weights import apart, load, load_tensors, save
@@ -85,7 +86,7 @@ def load_run(path: Path) -> Trained:
     blueprint, run_dir = _open(path)
     trained = Trained(blueprint)
     for j, stage in enumerate(trained.stages):
-        load_tensors(cast(LocalLearner, stage), load(run_dir.final(j)))
+        load_tensors(cast(LocalLearner, stage), _weights(run_dir, j))
     return trained.eval()
 
 
@@ -104,7 +105,7 @@ def export_run(path: Path, output: Path, exits: bool = False) -> int:
     blueprint, run_dir = _open(path, meta=True)
     tensors: dict[str, Tensor] = {}
     for j, module in enumerate(blueprint.modules):
-        own, head = apart(load(run_dir.final(j)), set(module.state_dict()))
+        own, head = apart(_weights(run_dir, j), set(module.state_dict()))
         tensors |= own
         if exits:
             tensors |= {f"{EXITS}{j}.{key}": value for key, value in head.items()}
@@ -115,6 +116,21 @@ def export_run(path: Path, output: Path, exits: bool = False) -> int:
 def _open(path: Path, meta: bool = False) -> tuple[Blueprint, RunDir]:
     run_dir = RunDir(path)
     config = run_dir.finished_config()
-    known = json.loads(run_dir.manifest.read_text())["data"]
+    try:
+        known = json.loads(run_dir.manifest.read_text())["data"]
+    except (OSError, ValueError, KeyError) as error:
+        raise _damaged(run_dir.manifest, error) from error
     data = DataDescription(**{**known, "classes": tuple(known["classes"])})
     return draw(config, data, config.pipeline.stages or 1, meta=meta), run_dir
+
+
+def _weights(run_dir: RunDir, j: int) -> dict[str, Tensor]:
+    path = run_dir.final(j)
+    try:
+        return load(path)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> RunDirError:
+    return RunDirError(f"run: {path} cannot be read ({error}); the run has lost its results")

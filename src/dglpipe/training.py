@@ -31,6 +31,7 @@ RESUMABLE = {
     *("run_dir", "resume", "timeout_s", "log_every", "checkpoint.every", "checkpoint.keep"),
     *("pipeline.processes", "pipeline.threads", "pipeline.depth", "pipeline.backend"),
     *("pipeline.checked", "pipeline.cost", "pipeline.memory_limit", "pipeline.times", "timeline"),
+    *("link.delay_ms", "link.bandwidth_mbps"),
     *(f"pipeline.times.{part}" for part in ("segments", "input_gradients", "heads")),
 }
 """Keys that may differ from those of the run that is resumed: they change no weight."""

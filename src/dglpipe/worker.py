@@ -71,12 +71,12 @@ class Worker:
         self._checkpoints = self._open_checkpoints(stages)
         self.done = self._resume(stages)
         self.chain = self._chain(stages)
-        self._items, arriving = tee(self.plan.items(self.topology.replica, self.done))
-        # A replica has no rows in a last test batch that is too small.
-        self._feed = self._open_feed(source, (item for item in arriving if item.rows))
+        self._order, ahead = tee(self._ordered())
+        self._feed = self._open_feed(source, self._wanted(ahead))
         self._flops = flops or count_by_stage(config, source, self.topology.layout.stages)
         self._testing = False
         self._logged = 0.0
+        self._opened: clock.Spent = {}
         self._window: tuple[clock.Spent, clock.Spent] | None = None
         self._window_rows = 0
 
@@ -93,21 +93,28 @@ class Worker:
         self._feed.check()
         self._feed.close()
 
-    def _run(self) -> None:
+    def _begin(self) -> None:
         # Building the network and decoding the images are no part of any step.
         self._clock.lap(self._first, Kind.OTHER)
-        start = self._clock.snapshot()
-        self._logged = clock.seconds(start)
-        for item in self._items:
+        self._opened = self._clock.snapshot()
+        self._logged = clock.seconds(self._opened)
+
+    def _run(self) -> None:
+        self._begin()
+        for item in self._order:
             if item.phase is Phase.TEST:
                 self._evaluate(item)
                 continue
             self._train(item)
-            if item.step == max(self.plan.warm_steps, self.done):
-                start = self._clock.snapshot()
-                self._window_rows = 0
-            elif item.step == self.plan.steps:
-                self._window = start, self._clock.snapshot()
+            self._watch(item.step)
+
+    def _watch(self, step: int) -> None:
+        """Opens and closes the window of throughput."""
+        if step == max(self.plan.warm_steps, self.done):
+            self._opened = self._clock.snapshot()
+            self._window_rows = 0
+        elif step == self.plan.steps:
+            self._window = self._opened, self._clock.snapshot()
 
     def finish(self) -> None:
         """Saves the final weights and sends the last report."""
@@ -154,6 +161,15 @@ class Worker:
         fields = dict(enumerate(blueprint.fields))
         chain = SequentialChain if self.config.method.name == "sequential" else Chain
         return chain(stages, fields, sender, self._clock, self.topology.layout.stages)
+
+    def _ordered(self) -> Iterator[Any]:
+        """What this process does, one after the other."""
+        return self.plan.items(self.topology.replica, self.done)
+
+    def _wanted(self, order: Iterator[Any]) -> Iterator[Item]:
+        """The batches that it needs for that."""
+        # A replica has no rows in a last test batch that is too small.
+        return (item for item in order if item.rows)
 
     def _open_feed(self, source: DataSource, items: Iterator[Item]) -> Feed:
         if self._group.previous is None:
@@ -205,11 +221,15 @@ class Worker:
         self._window_rows += item.rows
         if item.step % self.config.log_every == 0 or item.ends_pass:
             self._log(item)
+        self._save(item.step, self.chain.stages)
+
+    def _save(self, step: int, stages: Sequence[Stage]) -> None:
+        """Writes the checkpoint of `stages` if there is one after `step`."""
         every = self.config.checkpoint.every
-        if self._checkpoints is not None and every and item.step % every == 0:
+        if self._checkpoints is not None and every and step % every == 0:
             self._feed.check()
-            self._checkpoints.save(item.step, self.chain.stages)
-            self._clock.lap(self._first, Kind.LOGGING)
+            self._checkpoints.save(step, stages)
+            self._clock.lap(stages[0].index, Kind.LOGGING)
 
     def _evaluate(self, item: Item) -> None:
         self._clock.lap(self._first, Kind.OTHER)
@@ -230,27 +250,32 @@ class Worker:
         self._feed.check()
         now = clock.seconds(self._clock.snapshot())
         for stage in self.chain.learners(item):
-            tally = stage.tally()
-            sums = Sums(
-                kind="train",
-                epoch=item.epoch,
-                step=item.step,
-                stage=stage.index,
-                rows=tally.rows,
-                loss=tally.loss if stage.learner.is_exit else None,
-                correct=tally.correct if stage.learner.is_exit else None,
-                learning_rate=stage.learning_rate(item.round_step),
-                seconds=now - self._logged,
-            )
-            self._reporter.send(sums)
-            self._clock.lap(stage.index, Kind.LOGGING)
+            self._log_stage(stage, item.epoch, item.step, item.round_step, now - self._logged)
         self._logged = now
+
+    def _log_stage(
+        self, stage: Stage, epoch: int, step: int, round_step: int, seconds: float
+    ) -> None:
+        tally = stage.tally()
+        sums = Sums(
+            kind="train",
+            epoch=epoch,
+            step=step,
+            stage=stage.index,
+            rows=tally.rows,
+            loss=tally.loss if stage.learner.is_exit else None,
+            correct=tally.correct if stage.learner.is_exit else None,
+            learning_rate=stage.learning_rate(round_step),
+            seconds=seconds,
+        )
+        self._reporter.send(sums)
+        self._clock.lap(stage.index, Kind.LOGGING)
 
     def _log_test(self, item: Item) -> None:
         rows = 0
         for stage in self.chain.stages:
             if stage.learner.is_exit:
-                tally = stage.tally()
+                tally = stage.test_tally()
                 rows = tally.rows
                 self._send_test(item, stage.index, rows, tally.loss, tally.correct)
         hits = self.chain.ensemble_hits()

@@ -113,6 +113,7 @@ def schema_classes() -> dict[str, tuple[type, ...]]:
         "method": tuple(schema.METHODS.values()),
         "precision": (schema.PrecisionConfig,),
         "pipeline": (schema.PipelineConfig,),
+        "link": (schema.LinkConfig,),
         "evaluate": (schema.EvaluateConfig,),
         "checkpoint": (schema.CheckpointConfig,),
     }

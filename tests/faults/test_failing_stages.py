@@ -143,3 +143,16 @@ def test_under_torchrun_the_first_traceback_is_the_cause(start, run_dir, tmp_pat
     for secondary in ("lost rank", "closed by peer", "ChildFailedError"):
         assert secondary not in run.stderr[:cause]
     assert status(run_dir) == "failed"
+
+
+@pytest.mark.parametrize(("how", "rank"), [("raise", 1), ("raise", 2), ("kill", 0)])
+def test_a_failed_asynchronous_run_tells_the_cause(how, rank, start, run_dir, tmp_path):
+    """Threads that wait for a neighbour neither hide the cause nor keep a process alive."""
+    words = small("method=dgl_async", "pipeline.stages=3", trouble(how, rank, tmp_path))
+    run = start("train", *words, f"run_dir={run_dir}", "epochs=4")
+    assert run.wait() == 1, run.stderr
+    cause = f"failed at step {STEP}: ZeroDivisionError" if how == "raise" else "SIGKILL"
+    assert cause in run.stderr
+    assert f"rank {rank} (stage {rank})" in run.stderr
+    assert status(run_dir) == "failed"
+    run.assert_nobody_left()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,18 @@ def test_the_python_of_the_documents_runs(finished, tmp_path, monkeypatch):
     assert not torch.equal(names["early"], names["logits"])
 
 
+def test_a_run_that_lost_its_results_is_named(finished, start, tmp_path):
+    for name in ("final/stage_1.safetensors", "final/manifest.json"):
+        run_dir = tmp_path / Path(name).stem
+        shutil.copytree(finished[0], run_dir)
+        (run_dir / name).unlink()
+        with pytest.raises(RunDirError, match=rf"^run: .*{name} cannot be read"):
+            dglpipe.load(run_dir)
+    run = start("export", f"run={run_dir}", f"output={tmp_path / 'a.safetensors'}")
+    assert run.wait() == 2
+    assert "manifest.json cannot be read" in run.stderr
+
+
 def test_loading_what_is_no_run(tmp_path):
     with pytest.raises(RunDirError, match="holds no run"):
         dglpipe.load(tmp_path)
@@ -125,7 +138,6 @@ def test_plan(start, tmp_path):
     assert told["predicted_speed_up"] == pytest.approx(sum(work) / max(work))
     assert stages[-1]["output_shape"] is None
     assert all(stage["memory_bytes"] > 0 for stage in stages)
-    # Of stage 0: a convolution of 1 to 4 channels, 8x8, forward and the weights' gradient ...
     assert not (tmp_path / "run").exists()
 
 
@@ -150,7 +162,9 @@ def test_a_resumed_run_keeps_its_cut(tmp_path, monkeypatch):
     changed = from_yaml(files.config.read_text())
     changed.pipeline.split, changed.pipeline.times = [1], other
     files.config.write_text(to_yaml(changed))
-    dglpipe.train(copy.deepcopy(config))
+    as_it_was = copy.deepcopy(config)
+    dglpipe.train(config)
+    assert config == as_it_was, "what a run chooses is not written into what it was given"
     dglpipe.train(changed)
     assert [one.pipeline.split for one in started[1:]] == [[1], [1]]
     assert from_yaml(files.config.read_text()).pipeline.times == other

@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dglpipe.config import parse, to_tree, to_yaml
 from dglpipe.errors import ConfigError
 from dglpipe.models import build_network
 from dglpipe.models.building import building
 from dglpipe.models.initial import initialise
+from dglpipe.rundir import RunDir, write_json, write_whole
 from harness import make_config
 
 
@@ -104,6 +106,18 @@ def test_weights_of_torchvision_come_from_the_cache(tmp_path, monkeypatch):
     assert all(torch.equal(loaded[key], source[key]) for key in source)
     with pytest.raises(ConfigError, match=r"of another shape: classifier\.1\.weight"):
         build_network(config, 3, 10, 64)
+
+
+@pytest.mark.parametrize(("weights", "given"), [("GoogLeNet_Weights.DEFAULT", True), (None, None)])
+def test_what_published_weights_want_outlives_them(weights, given, tmp_path):
+    """`load` and `evaluate` build the trained network without its initial weights."""
+    config = make_config("model=torchvision")
+    tree = to_tree(config)
+    tree["model"] |= {"name": "googlenet", "weights": weights}
+    run_dir = RunDir(tmp_path)
+    write_whole(run_dir.config, to_yaml(parse(tree)))
+    write_json(run_dir.summary, {"status": "finished"})
+    assert (run_dir.finished_config().model.args or {}).get("transform_input") is given
 
 
 def test_an_unknown_member_of_the_enums():

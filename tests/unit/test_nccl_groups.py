@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from dglpipe.config import LinkConfig
 from dglpipe.device import Device
 from dglpipe.process_group import LINK_CTAS, ProcessGroup, link_options
 from dglpipe.topology import Layout
@@ -31,7 +32,7 @@ class Asked:
 
     def connect(self, layout, rank, device):
         group = ProcessGroup.alone(layout.at(rank))
-        group._connect_links(device, TIMEOUT, checked=False)
+        group._connect_links(device, TIMEOUT, checked=False, link=LinkConfig())
         group._connect_replicas(device, TIMEOUT)
         return [ranks for ranks, _ in self.groups]
 

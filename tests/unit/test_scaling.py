@@ -13,7 +13,8 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "scaling"))
 
 import scaling
 from emulated import WAYS, Case
-from slow_links import SlowLine
+
+from dglpipe.slow_link import SlowLine, SlowTransport
 
 
 @pytest.mark.parametrize("way", list(WAYS))
@@ -39,16 +40,29 @@ def test_messages_leave_one_after_the_other_and_arrive_later():
     def issue():
         arrived.append(time.perf_counter())
 
-    line = SlowLine(0.05, 8e-3)  # 1 MB/s
+    line = SlowLine(0.05, 1e6)
     start = time.perf_counter()
-    works = [line.send(50_000, issue) for _ in range(2)]
-    for work in works:
+    for work in [line.send(50_000, issue) for _ in range(2)]:
         work.wait()
     assert time.perf_counter() - start >= 0.1
     while len(arrived) < 2 and time.perf_counter() - start < 10:
         time.sleep(0.01)
     assert arrived[0] - start >= 0.1
     assert arrived[1] - start >= 0.15
+
+
+class Broken:
+    def isend(self, tensor):
+        raise RuntimeError("the other end is gone")
+
+
+def test_a_message_is_under_way_until_it_arrives_and_a_loss_is_told():
+    link = SlowTransport(Broken(), 0.05, 1e6, until_arrival=True)
+    start = time.perf_counter()
+    work = link.isend(torch.zeros(50_000, dtype=torch.uint8))
+    with pytest.raises(RuntimeError, match="the other end is gone"):
+        work.wait()
+    assert time.perf_counter() - start >= 0.1
 
 
 def test_it_says_where_one_way_overtakes_another():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import asdict
 
 import pytest
@@ -20,6 +21,7 @@ from dglpipe.images import open_images
 from dglpipe.models import build_network
 from dglpipe.models.building import building
 from dglpipe.partition import trace
+from dglpipe.planning import plan
 from dglpipe.splitting import (
     entrances,
     measure_times,
@@ -110,6 +112,32 @@ def test_a_limit_that_cannot_be_met_says_by_how_much(split, at):
     assert text.startswith("pipeline.memory_limit: got 1024; allowed: ")
     assert f"at least {largest} bytes" in text
     assert f"{(largest - 1024) / 2**30:.4g} GiB more than the limit" in text
+
+
+def test_a_limit_with_tensors_that_segments_share():
+    config, data, _ = on_paper("model=custom", "pipeline.memory_limit=1024")
+    config.model.target, config.model.args = "plug_ins:sharing_network", {}
+    config.pipeline.split = "auto"
+    with pytest.raises(ConfigError) as caught:
+        draw(config, data, 2, meta=True, rows=ROWS)
+    found = re.match(
+        r"pipeline\.memory_limit: got 1024; allowed: at least (\d+)", str(caught.value)
+    )
+    config.pipeline.memory_limit = int(found[1])
+    assert len(draw(config, data, 2, meta=True, rows=ROWS).bounds) == 2
+
+
+def test_settings_of_a_single_stage_count_for_the_limit():
+    config = make_config("optimizer.momentum=0.0", "pipeline.split=auto")
+    plain = max(stage.memory_bytes for stage in plan(config).stages)
+    config = make_config(
+        "optimizer.momentum=0.0",
+        "pipeline.split=auto",
+        f"pipeline.memory_limit={plain}",
+        "per_stage=[{optimizer:{momentum:0.9}},{optimizer:{momentum:0.9}}]",
+    )
+    with pytest.raises(ConfigError, match=r"^pipeline\.memory_limit: .* as per_stage has it"):
+        plan(config)
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "6 furlongs", "true", "GiB"])

@@ -97,3 +97,23 @@ def test_the_window_opens_after_ten_steps_or_a_quarter():
 def test_a_batch_that_does_not_fit(settings):
     with pytest.raises(ConfigError, match="batch_size"):
         plan(**settings)
+
+
+@given(st.integers(4, 30), st.integers(2, 4), st.integers(1, 3), st.none() | st.integers(1, 40))
+def test_what_goes_on_begins_as_planned(train, batch, epochs, most):
+    stream = plan(train=train, batch_size=batch, epochs=epochs, max_steps=most)
+    planned = [item for item in stream.items() if item.phase is Phase.TRAIN]
+    assert [stream.fed(item.number) for item in planned] == planned
+    later = [stream.fed(stream.steps + at) for at in range(1, 2 * stream.steps_per_epoch + 1)]
+    assert {item.rows for item in later} <= {batch, train % batch}
+    assert sum(item.rows for item in later) == 2 * (train - stream.left_out)
+
+
+@given(st.integers(4, 30), st.integers(1, 4), st.integers(0, 2), st.none() | st.integers(1, 40))
+def test_evaluations_are_found_by_step_and_by_number(train, epochs, every, most):
+    stream = plan(train=train, epochs=epochs, evaluate_every=every, max_steps=most)
+    planned = [item for item in stream.items() if item.phase is Phase.TEST]
+    steps = range(1, stream.steps + 1)
+    assert [item for step in steps for item in stream.tests_after(step)] == planned
+    assert [stream.test_item(item.number) for item in planned] == planned
+    assert stream.last_test == planned[-1].number

@@ -32,6 +32,9 @@ from dglpipe.config.learning import (
 from dglpipe.config.method import (
     METHODS,
     PLACEMENTS,
+    READ_RULES,
+    SPARE,
+    AsyncConfig,
     BackpropConfig,
     MethodConfig,
     SequentialConfig,
@@ -48,7 +51,7 @@ from dglpipe.config.model import (
     VggConfig,
 )
 from dglpipe.config.parse import from_yaml, parse, to_tree, to_yaml
-from dglpipe.config.pipeline import CheckpointConfig, EvaluateConfig, PipelineConfig
+from dglpipe.config.pipeline import CheckpointConfig, EvaluateConfig, LinkConfig, PipelineConfig
 from dglpipe.config.plug_in import PlugInConfig
 from dglpipe.config.schema import Config, StageConfig
 
@@ -58,9 +61,12 @@ __all__ = [
     "MODEL_FAMILIES",
     "OPTIMIZERS",
     "PLACEMENTS",
+    "READ_RULES",
     "SCHEDULES",
+    "SPARE",
     "AdamConfig",
     "AdamWConfig",
+    "AsyncConfig",
     "BackpropConfig",
     "CheckpointConfig",
     "Cifar10Config",
@@ -74,6 +80,7 @@ __all__ = [
     "EvaluateConfig",
     "HeadConfig",
     "ImageFolderConfig",
+    "LinkConfig",
     "MethodConfig",
     "ModelConfig",
     "MultistepConfig",

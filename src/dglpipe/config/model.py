@@ -85,6 +85,10 @@ class ResnetCifarConfig:
         require_name("model.name", self.name, names)
 
 
+TRANSFORMING = ("googlenet", "inception_v3")
+"""Networks whose published weights want other images, which their builders then make."""
+
+
 @dataclass(kw_only=True, slots=True)
 class TorchvisionConfig:
     """Any classification network of torchvision, by its builder's name."""
@@ -97,8 +101,11 @@ class TorchvisionConfig:
     weights: str | None = None
 
     def __post_init__(self) -> None:
-        self.args = self.args or {}
         require(bool(self.name), "model.name", self.name, "the name of a network of torchvision")
+        # Kept here, so that the trained network is built with it too, long after its weights.
+        published = self.weights is not None and "_Weights." in self.weights
+        own = {"transform_input": True} if published and self.name in TRANSFORMING else {}
+        self.args = {**own, **(self.args or {})}
 
 
 @dataclass(kw_only=True, slots=True)

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dglpipe.config.checks import byte_count, require, require_name, require_number
+from dglpipe.config.checks import (
+    byte_count,
+    require,
+    require_name,
+    require_number,
+    require_positive,
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -74,6 +80,35 @@ def _require_times(times: dict[str, Any]) -> None:
     )
     allowed = f"lists of seconds under {', '.join(sorted(names))}"
     require(set(times) == names and numbers, "pipeline.times", times, allowed)
+
+
+@dataclass(kw_only=True, slots=True)
+class LinkConfig:
+    """Slow links, emulated."""
+
+    delay_ms: float = 0.0
+    """Milliseconds that a message takes on every link, besides what its size takes."""
+    bandwidth_mbps: float | None = None
+    """Megabits a second of every link; null: as fast as it is."""
+
+    def __post_init__(self) -> None:
+        require_number("link.delay_ms", self.delay_ms, 0)
+        if self.bandwidth_mbps is not None:
+            require_positive("link.bandwidth_mbps", self.bandwidth_mbps)
+
+    @property
+    def is_slow(self) -> bool:
+        return bool(self.delay_ms or self.bandwidth_mbps)
+
+    @property
+    def delay(self) -> float:
+        """Seconds."""
+        return self.delay_ms / 1e3
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second."""
+        return self.bandwidth_mbps * 1e6 / 8 if self.bandwidth_mbps else float("inf")
 
 
 @dataclass(kw_only=True, slots=True)

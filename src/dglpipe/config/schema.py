@@ -20,12 +20,13 @@ from dglpipe.config.learning import (
 )
 from dglpipe.config.method import METHODS, MethodConfig
 from dglpipe.config.model import ModelConfig
-from dglpipe.config.pipeline import CheckpointConfig, EvaluateConfig, PipelineConfig
+from dglpipe.config.pipeline import CheckpointConfig, EvaluateConfig, LinkConfig, PipelineConfig
 from dglpipe.config.plug_in import PlugInConfig
 
 SINGLE: dict[str, type[Any]] = {
     "precision": PrecisionConfig,
     "pipeline": PipelineConfig,
+    "link": LinkConfig,
     "evaluate": EvaluateConfig,
     "checkpoint": CheckpointConfig,
 }
@@ -62,6 +63,7 @@ class Config:
     method: MethodConfig
     precision: PrecisionConfig
     pipeline: PipelineConfig
+    link: LinkConfig
     evaluate: EvaluateConfig
     checkpoint: CheckpointConfig
     per_stage: list[dict[str, Any]]

@@ -90,6 +90,10 @@ class Operations:
         used = (str(source.target) for source in node.all_input_nodes if source.op == "get_attr")
         return [path for path in used if path in self._parameters]
 
+    def shape(self, path: str) -> tuple[int, ...]:
+        """Of the parameter at `path`."""
+        return tuple(self._network.get_parameter(path).shape)
+
     def is_norm(self, node: fx.Node) -> bool:
         module = self.module(node)
         return name_of(node) in _NORM_FUNCTIONS if module is None else isinstance(module, _NORMS)

@@ -38,17 +38,17 @@ def symbolic_graph(network: nn.Module) -> fx.Graph:
             in evaluation.
     """
     modes = [(module, module.training) for module in network.modules()]
-    whole: set[type[nn.Module]] = set()
+    whole: set[type[nn.Module] | str] = set()
     try:
         while True:
             try:
                 learning = _trace(network.train(), whole)
                 return _merged(learning, _trace(network.eval(), whole))
             except _PartError as error:
-                kind = _kind(network, error.path, whole)
-                if kind is None:
+                part = _part(network, error.path, whole)
+                if part is None:
                     raise error.mistake from error.__cause__
-                whole.add(kind)
+                whole.add(part)
     finally:
         for module, training in modes:
             module.training = training
@@ -68,16 +68,19 @@ class _PartError(Exception):
         self.mistake = mistake
 
 
-def _kind(network: nn.Module, path: str, whole: Set[type[nn.Module]]) -> type[nn.Module] | None:
+def _part(
+    network: nn.Module, path: str, whole: Set[type[nn.Module] | str]
+) -> type[nn.Module] | str | None:
     """The class of the module at `path`, or of the innermost one around it, that may be one
-    operation; None: there is none."""
+    operation; the path of a part that was made by hand; None: there is nothing."""
     while path:
         kind = type(network.get_submodule(path))
         alike = [module for module in network.modules() if type(module) is kind]
-        by_hand = isinstance(network, nn.Sequential) and "." not in path
         small = 2 * max(map(_size, alike)) <= _size(network)
-        if (small or by_hand) and not issubclass(kind, _CONTAINERS) and kind not in whole:
+        if small and not issubclass(kind, _CONTAINERS) and kind not in whole:
             return kind
+        if isinstance(network, nn.Sequential) and "." not in path and path not in whole:
+            return path
         path = path.rpartition(".")[0]
     return None
 
@@ -99,15 +102,20 @@ class _Tracer(fx.Tracer):
     # Buffers in arithmetic stay references: as constants they would leave the state_dict.
     proxy_buffer_attributes = True
 
-    def __init__(self, whole: Set[type[nn.Module]]) -> None:
+    def __init__(self, whole: Set[type[nn.Module] | str]) -> None:
         # A network of timm is there only if timm has been imported.
         timm = sys.modules.get("timm.layers")
         super().__init__(autowrap_functions=tuple(timm.get_notrace_functions()) if timm else ())
-        self._whole = (*_WHOLE, *whole, *(timm.get_notrace_modules() if timm else ()))
+        kinds = (one for one in whole if not isinstance(one, str))
+        self._whole = (*_WHOLE, *kinds, *(timm.get_notrace_modules() if timm else ()))
+        self._paths = {one for one in whole if isinstance(one, str)}
         self.failed: nn.Module | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self._whole) or super().is_leaf_module(m, module_qualified_name)
+        named = module_qualified_name in self._paths
+        return (
+            named or isinstance(m, self._whole) or super().is_leaf_module(m, module_qualified_name)
+        )
 
     def call_module(
         self,
@@ -139,13 +147,13 @@ _CONSTANT = "_tensor_constant"
 """How `torch.fx` names the attributes that it adds for tensors made in a forward."""
 
 
-def _trace(network: nn.Module, whole: Set[type[nn.Module]]) -> _Trace:
+def _trace(network: nn.Module, whole: Set[type[nn.Module] | str]) -> _Trace:
     """Traces `network` in the mode it is in.
 
     Tensors that its forward makes become plain attributes of it, on the weights' device.
 
     Args:
-        whole: classes of modules that are one operation each.
+        whole: classes and paths of modules that are one operation each.
 
     Raises:
         _PartError: it cannot be traced.

@@ -17,10 +17,6 @@ NETWORKS = {
 }
 
 
-_TRANSFORMING = ("googlenet", "inception_v3")
-"""Networks whose published weights want other images, which their builders then make."""
-
-
 def build_torchvision(config: TorchvisionConfig, classes: int) -> nn.Module:
     """Images (B, 3, H, W) -> logits (B, N).
 
@@ -32,12 +28,8 @@ def build_torchvision(config: TorchvisionConfig, classes: int) -> nn.Module:
     names = library.list_models(module=library)
     if config.name not in names:
         raise _unknown(config.name, "one of torchvision's classification networks", names)
-    args = config.args or {}
-    published = config.weights is not None and "_Weights." in config.weights
-    if published and config.name in _TRANSFORMING:
-        args = {"transform_input": True, **args}
     builder = library.get_model_builder(config.name)
-    return _call(builder, args, weights=None, num_classes=classes)
+    return _call(builder, config.args or {}, weights=None, num_classes=classes)
 
 
 def build_timm(config: TimmConfig, channels: int, classes: int) -> nn.Module:
@@ -69,8 +61,9 @@ def _call(builder: Any, given: dict[str, Any], **own: Any) -> nn.Module:
         raise ConfigError(f"model.args.{both[0]}", given[both[0]], allowed)
     try:
         network: nn.Module = builder(**own, **given)
-    except TypeError as error:
-        raise ConfigError("model.args", given, "arguments of the builder", str(error)) from error
+    except Exception as error:  # ViT asserts, others raise what they like
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ConfigError("model.args", given, "arguments of the builder", reason) from error
     return network
 
 

@@ -1,0 +1,234 @@
+"""Asynchronous learning: in step it is synchronous learning, out of step nothing gets lost."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from dglpipe.config import AsyncConfig
+from dglpipe.errors import ConfigError
+from dglpipe.planning import plan
+from dglpipe.staleness import draw
+from dglpipe.topology import plan_layout
+from harness import hash_all, layout, make_config, train_all, train_world
+
+TINY = ("model.width=2", "batch_size=400", "max_steps=6", "model.dropout=0.2")
+IN_STEP = (
+    *("method=dgl_async", "method.simulate=true", "method.buffer=1"),
+    *("method.order=sequential", "method.warmup=false"),
+)
+SIMULATED = ("method=dgl_async", "method.simulate=true", "method.buffer=3")
+REAL = ("method=dgl_async", "method.buffer=3")
+
+
+def precise(*overrides):
+    return [make_config(*TINY, *overrides, f"precision={name}") for name in ("fp32", "bf16")]
+
+
+@pytest.mark.parametrize("stages", [2, 3, 6])
+def test_a_simulation_in_step_is_synchronous_learning(stages):
+    alone = layout(stages, 1)
+    assert hash_all(precise(*IN_STEP), alone) == hash_all(precise(), alone)
+
+
+@pytest.mark.parametrize("stages", [2, 3])
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_links_that_block_are_synchronous_learning(stages, depth):
+    configs = precise(*REAL, "method.policy=block", f"pipeline.depth={depth}")
+    assert hash_all(configs, layout(stages)) == hash_all(precise(), layout(stages, 1))
+
+
+@pytest.mark.parametrize("overrides", [IN_STEP, (*REAL, "method.policy=block")])
+def test_in_step_it_is_logged_and_tested_as_synchronous_learning(overrides):
+    whole = train_world(make_config(*TINY, "log_every=2"), layout(3, 1))
+    config = make_config(*TINY, "log_every=2", *overrides)
+    run = train_world(config, layout(3, 1 if config.method.simulate else 3))
+    for kind in ("train", "test"):
+        found, wanted = (
+            sorted(
+                (line.step, str(line.stage), line.epoch, line.loss, line.accuracy)
+                for line in one.lines
+                if line.kind == kind
+            )
+            for one in (run, whole)
+        )
+        assert found == wanted, kind
+
+
+def test_a_simulation_is_a_function_of_the_seed():
+    configs = [make_config(*TINY, *SIMULATED, f"seed={seed}") for seed in (0, 0, 1)]
+    one, again, other = hash_all(configs, layout(3, 1))
+    assert one == again
+    assert one[0] != other[0]
+
+
+def staleness(run):
+    return [final["staleness"] for final in run.finals]
+
+
+def assert_accounts(entries):
+    """What a stage hands on is dropped, read, overwritten unread, or left."""
+    for below, above in itertools.pairwise(entries):
+        assert above["received"] == below["outputs"] - below["dropped"]
+        by_reads = {int(reads): count for reads, count in above["reads_by_entry"].items()}
+        read = sum(count for reads, count in by_reads.items() if reads)
+        unread = above["overwritten_unread"] + above["left_unread"]
+        assert above["received"] == read + unread
+        whole = above["reads"] + above["handed_on"]
+        assert whole == sum(reads * count for reads, count in by_reads.items())
+        assert above["reads"] == sum(above["ages"].values())
+        assert above["repeats"] >= above["reads"] - read
+    assert entries[-1]["outputs"] == 0
+
+
+@pytest.mark.parametrize("slow", [0, 1, 2])
+def test_every_stage_of_a_simulation_makes_its_updates_and_all_is_accounted_for(slow):
+    factors = [2.0 if stage == slow else 1.0 for stage in range(3)]
+    config = make_config(*TINY, *SIMULATED, f"method.slowdown={factors}", "log_every=1")
+    run = train_world(config, layout(3, 1))
+    entries = staleness(run)
+    assert [entry["updates"] for entry in entries] == [6, 6, 6]
+    assert_accounts(entries)
+    assert entries[1]["buffer_bytes"] > 0
+    steps = {(line.stage, line.step) for line in run.lines if line.kind == "train"}
+    assert steps == {(stage, step) for stage in range(3) for step in range(1, 7)}
+    tests = {(line.step, line.stage) for line in run.lines if line.kind == "test"}
+    assert tests == {(step, stage) for step in (4, 6) for stage in (0, 1, 2, "ensemble")}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("method.slowdown=[1.0,3.0,1.0]",),
+        ("method.slowdown=[3.0,1.0,1.0]", "method.max_age=1"),
+        ("method.max_reuse=1", "method.read_rule=authors"),
+        ("method.policy=[block,overwrite]", "pipeline.depth=1"),
+        ("method.storage_precision=bf16", "method.storage=host"),
+    ],
+)
+def test_every_real_stage_makes_its_updates_and_all_is_accounted_for(overrides):
+    config = make_config(*TINY, *REAL, "log_every=1", *overrides)
+    run = train_world(config, layout(3))
+    entries = staleness(run)
+    assert [entry["updates"] for entry in entries] == [6, 6, 6]
+    assert_accounts(entries)
+    method = config.method
+    for link, entry in enumerate(entries[1:]):
+        ages, reads = map(int, entry["ages"]), map(int, entry["reads_by_entry"])
+        if method.policy_of(link) == "block":
+            assert entry["repeats"] == entries[link]["dropped"] == 0
+        if method.max_age is not None:
+            assert max(ages) <= method.max_age
+        if method.max_reuse is not None:
+            assert max(reads) <= method.max_reuse
+    tests = {(line.step, line.stage) for line in run.lines if line.kind == "test"}
+    assert tests == {(step, stage) for step in (4, 6) for stage in (0, 1, 2, "ensemble")}
+    values = [value for own in run.tensors.values() for value in own.values()]
+    assert all(torch.isfinite(value).all() for value in values)
+
+
+def test_a_stage_that_is_done_keeps_its_weights():
+    """Stage 0 has made its updates long before the slow one, and goes on feeding it."""
+    quick, slow = (
+        make_config(*TINY, *REAL, f"method.slowdown=[1.0,{factor}]") for factor in (1.0, 4.0)
+    )
+    runs = train_all([quick, slow], layout(2))
+    assert runs[0].hashes[0] == runs[1].hashes[0]
+    assert staleness(runs[1])[0]["outputs"] > 6
+
+
+def test_what_is_kept_in_half_precision_is_another_number():
+    whole, half = (
+        make_config(*TINY, *IN_STEP, f"method.storage_precision={name}")
+        for name in ("fp32", "bf16")
+    )
+    one, other = hash_all([whole, half], layout(2, 1))
+    assert one == hash_all([make_config(*TINY)], layout(2, 1))[0]
+    assert one[0] == other[0]
+    assert one[1] != other[1]
+
+
+def test_a_real_run_that_is_resumed_makes_the_rest_of_its_updates(tmp_path):
+    config = make_config(*TINY, *REAL, "checkpoint.every=2", "checkpoint.keep=9")
+    train_world(config, layout(2), tmp_path)
+    for file in (tmp_path / "checkpoints" / "step_00000006").iterdir():
+        file.unlink()
+    config = make_config(*TINY, *REAL, "resume=auto")
+    run = train_world(config, layout(2), tmp_path)
+    assert [entry["updates"] for entry in staleness(run)] == [6, 6]
+    train = [line.step for line in run.lines if line.kind == "train"]
+    assert min(train) > 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (("method.buffer=0",), "method.buffer: got 0; allowed: a whole number from 1"),
+        (("method.slowdown=[0.5,1.0]",), "method.slowdown: got 0.5"),
+        (("method.slowdown=[1.0,1.0,2.0]",), "method.slowdown: .* a list of 2 factors"),
+        (("method.max_reuse=2", "method.policy=block"), "method.max_reuse: got 2; allowed: null"),
+        (("method.max_age=2", "method.policy=[block]"), "method.max_age: got 2; allowed: null"),
+        (("method.policy=[block,block]",), "method.policy: .* a list of 1, one a link"),
+        (("method.policy=drop",), "method.policy: got 'drop'; allowed: overwrite, block"),
+        (("method.read_rule=newest",), "method.read_rule: got 'newest'"),
+        (("method.order=sequential",), "method.order: .*simulate"),
+        (("method.simulate=true", "method.policy=block"), "method.policy: got 'block'"),
+        (("pipeline.processes=1",), "pipeline.processes: got 1; allowed: 2"),
+        (("method.simulate=true", "pipeline.processes=2"), "pipeline.processes: got 2; allowed: 1"),
+        (("pipeline.replicas=2",), "pipeline.replicas: got 2; allowed: 1"),
+    ],
+)
+def test_refuses(overrides, text):
+    with pytest.raises(ConfigError, match=text):
+        config = make_config("method=dgl_async", *overrides)
+        plan_layout(config.pipeline, config.method, cores=2)
+
+
+def test_the_defaults_are_those_of_the_file():
+    assert make_config("method=dgl_async").method == AsyncConfig()
+
+
+def test_the_plan_states_the_buffer_and_the_limit_counts_it():
+    config = make_config("method=dgl_async", "pipeline.split=[3]")
+    stages = plan(config).stages
+    below = stages[0].link_bytes_per_sample * config.batch_size
+    assert stages[0].buffer_bytes == config.pipeline.depth * below
+    assert stages[1].buffer_bytes == (config.method.buffer + 2) * below
+    for overrides, held in (
+        (("method.policy=block",), config.pipeline.depth),
+        (("method.simulate=true",), config.method.buffer),
+        (("method.simulate=true", "method.storage_precision=bf16"), config.method.buffer / 2),
+    ):
+        other = make_config("method=dgl_async", "pipeline.split=[3]", *overrides)
+        assert plan(other).stages[1].buffer_bytes == held * below
+    limit = max(stage.memory_bytes for stage in stages)
+    words = ("method=dgl_async", "pipeline.split=[3]", f"pipeline.memory_limit={limit}")
+    assert plan(make_config(*words)).stages == stages
+    with pytest.raises(ConfigError, match=r"Stage 1 .* MiB of it for what comes and goes"):
+        plan(make_config(*words, "method.buffer=30"))
+
+
+def test_the_picture_has_a_column_a_buffer(tmp_path):
+    entries = staleness(train_world(make_config(*TINY, *SIMULATED), layout(3, 1)))
+    draw(entries, tmp_path / "staleness.png")
+    assert (tmp_path / "staleness.png").stat().st_size > 5000
+    draw([], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_tests_between_the_lines_of_training_count_test_images_alone():
+    """A slow stage comes to an evaluation in the middle of what it logs."""
+    config = make_config(*TINY, *SIMULATED, "log_every=5", "method.slowdown=[1.0,1.0,4.0]")
+    run = train_world(config, layout(3, 1))
+    in_step = train_world(make_config(*TINY, "log_every=5"), layout(3, 1))
+    rows = 360
+    for line in run.lines:
+        if line.kind == "test":
+            assert (line.accuracy * rows) % 1 == pytest.approx(0, abs=1e-6) or (
+                line.accuracy * rows
+            ) % 1 == pytest.approx(1, abs=1e-6)
+    # Stage 0 learns the same, whoever is slow.
+    assert run.hashes[0] == in_step.hashes[0]

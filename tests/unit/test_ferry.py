@@ -1,0 +1,161 @@
+"""Messages by the events of a device: seen when the process comes by, and never waited for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dglpipe import ferry
+from dglpipe.config import AsyncConfig
+from dglpipe.device import Device
+from dglpipe.ferry import EventFerry
+from dglpipe.inbox import Inbox
+from dglpipe.link import Header, Slot
+from dglpipe.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
+from dglpipe.outbox import Outbox
+from dglpipe.replay import Replay
+from dglpipe.shelf import Keeping
+from dglpipe.stream import Item, Phase
+
+CPU = torch.device("cpu")
+FIELDS = (
+    contiguous_field(LABELS, torch.int64, ()),
+    contiguous_field(ACTIVATIONS, torch.float32, (2,)),
+)
+LAYOUTS = {phase: MessageLayout(3, FIELDS) for phase in Phase}
+
+
+class Transfer:
+    """Is through when the device is told so."""
+
+    def __init__(self, device, do=lambda: None):
+        self.device, self.do, self.is_through = device, do, False
+
+    def wait(self):
+        assert self.device.inside, "waited for on the stream that computes"
+        self.device.last = self
+
+    def finish(self):
+        if not self.is_through:
+            self.do()
+            self.is_through = True
+
+
+class FakeDevice:
+    """Streams and events that know of the last transfer."""
+
+    def __init__(self):
+        self.inside, self.last, self.waits = False, None, 0
+        self.transfers = []
+
+    def stream(self, _device):
+        return self
+
+    def __enter__(self):
+        self.inside = True
+
+    def __exit__(self, *_):
+        self.inside = False
+
+    def event(self, _device):
+        return FakeEvent(self)
+
+    def isend(self, tensor):
+        self.transfers.append(Transfer(self))
+        return self.transfers[-1]
+
+    def irecv(self, tensor):
+        self.buffer = tensor
+        self.transfers.append(Transfer(self))
+        return self.transfers[-1]
+
+    def copy(self, target, source):
+        target.copy_(source)
+
+    def fill(self, target, value):
+        target.fill_(value)
+
+
+class FakeEvent:
+    def __init__(self, device):
+        self.device = device
+
+    def record(self):
+        assert self.device.inside
+        self.transfer = self.device.last
+
+    def query(self):
+        return self.transfer.is_through
+
+    def synchronize(self):
+        self.device.waits += 1
+        self.transfer.finish()
+
+
+@pytest.fixture
+def device(monkeypatch):
+    fake = FakeDevice()
+    monkeypatch.setattr(ferry.torch, "Stream", fake.stream)
+    monkeypatch.setattr(ferry.torch, "Event", fake.event)
+    return fake
+
+
+def parts(number):
+    return {LABELS: torch.full((3,), number), ACTIVATIONS: torch.full((3, 2), float(number))}
+
+
+def test_a_sender_issues_when_the_process_comes_by_and_drops_what_is_late(device):
+    box = Outbox(device, LAYOUTS, CPU, 2, True, EventFerry(CPU))
+    for number in (1, 2, 3):
+        box.send(Header(Phase.TRAIN, number, 3), parts(number))
+    assert (len(device.transfers), box.dropped) == (1, 1)
+    device.transfers[0].finish()
+    assert len(device.transfers) == 1, "nobody came by"
+    box.send(Header(Phase.TRAIN, 4, 3), parts(4))
+    assert (len(device.transfers), box.dropped) == (2, 1)
+    assert device.waits == 0
+    box.close()
+    assert len(device.transfers) == 3
+    assert device.waits == 2
+
+
+def message(number, phase=Phase.TRAIN):
+    slot = Slot(LAYOUTS, CPU)
+    slot.buffer.zero_()
+    header = Header(phase, number, 3)
+    for name, value in parts(number).items():
+        slot.views(header)[name].copy_(value)
+    slot.words.copy_(torch.tensor([int(phase), number, 3]))
+    return slot.buffer
+
+
+def test_a_receiver_sees_what_has_come_and_waits_for_nothing_else(device, monkeypatch):
+    keeping = Keeping(AsyncConfig(), Device(CPU, "gloo"), torch.float32)
+    box = Inbox(device, LAYOUTS, CPU, Replay(2), 4, keeping, 1, "link", EventFerry(CPU))
+
+    def come(number, phase=Phase.TRAIN):
+        buffer = device.buffer
+        device.transfers[-1].do = lambda: buffer.copy_(message(number, phase))
+        device.transfers[-1].finish()
+        # What the ferry copied behind the transfer was issued before; the device does it now.
+        ferry_words = box._ferry._under_way[2]
+        ferry_words.copy_(torch.tensor([int(phase), number, 3]))
+
+    assert box.read() is None
+    come(1)
+    come_first = box.read()
+    assert come_first.features[0, 0] == 1
+    for number in (2, 3):
+        come(number)
+        assert not box.has_test
+    assert torch.equal(come_first.features, parts(1)[ACTIVATIONS]), "it is still learnt from"
+    assert [int(box.read(learns=False).labels[0]) for _ in range(2)] == [3, 2]
+    assert box.read(learns=False) is None
+    assert device.waits == 0
+    come(1, Phase.TEST)
+    assert box.has_test
+    item = Item(Phase.TEST, 1, 1, 1, 0, 3, 3, True, 0, 1, 1)
+    assert box.test(item)[LABELS].tolist() == [1, 1, 1]
+    box.close()
+    assert device.waits == 0
+    assert len(device.transfers) == 4, "nothing is received behind the last test batch"

@@ -1,0 +1,124 @@
+import itertools
+from collections import Counter
+from statistics import mean
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dglpipe.config import AsyncConfig
+from dglpipe.stream import Item, StreamPlan
+from dglpipe.turns import Turns
+
+RULES = st.sampled_from(("paper", "authors"))
+
+
+def plan(steps=12, every=1):
+    return StreamPlan(12, 4, 3, 2, 1, steps, steps, every)
+
+
+def simulated(**settings):
+    return AsyncConfig(simulate=True, **settings)
+
+
+@given(st.integers(1, 4), st.integers(1, 5), RULES, st.booleans(), st.integers(0, 9))
+def test_what_is_read_has_been_written_and_is_still_there(stages, size, rule, warm, seed):
+    turns = Turns(simulated(buffer=size, read_rule=rule, warmup=warm), stages, plan(), seed)
+    held = [[] for _ in range(stages)]
+    updates = Counter()
+    fed = 0
+    for turn in turns:
+        if isinstance(turn, Item):
+            continue
+        j = turn.stage
+        if j == 0:
+            fed += 1
+            assert turn.read == fed
+        else:
+            assert turn.read in held[j - 1]
+        if j < stages - 1:
+            held[j].append(turn.written)
+            if turn.gone is not None:
+                assert turn.gone == held[j].pop(0)
+            assert len(held[j]) <= size
+        updates[j] += 1
+    assert all(updates[j] >= 12 for j in range(stages))
+    assert min(updates[j] for j in range(stages)) == 12
+
+
+@given(st.integers(1, 4), st.integers(0, 3), st.integers(0, 9))
+def test_an_evaluation_follows_when_all_stages_have_come_to_it(stages, every, seed):
+    sizes = plan(every=every)
+    updates, seen = Counter(), []
+    for event in Turns(simulated(), stages, sizes, seed):
+        if isinstance(event, Item):
+            assert min(updates[j] for j in range(stages)) == event.step
+            seen.append(event)
+        else:
+            updates[event.stage] += 1
+    assert seen == [item for step in range(1, 13) for item in sizes.tests_after(step)]
+
+
+def test_it_begins_with_two_turns_of_each_stage():
+    first = [turn.stage for turn in itertools.islice(Turns(simulated(), 3, plan(), 0), 6)]
+    assert first == [0, 0, 1, 1, 2, 2]
+    method = simulated(order="sequential", warmup=False)
+    turns = (turn for turn in Turns(method, 3, plan(), 0) if not isinstance(turn, Item))
+    assert [turn.stage for turn in turns] == [0, 1, 2] * 12
+
+
+@pytest.mark.parametrize("slow", range(4))
+def test_a_slow_stage_has_fewer_turns(slow):
+    factors = [2.0 if stage == slow else 1.0 for stage in range(4)]
+    turns = Turns(simulated(slowdown=factors), 4, plan(3000, 0), 0)
+    counts = Counter(turn.stage for turn in turns if not isinstance(turn, Item))
+    quick = sum(counts[j] for j in range(4) if j != slow) / 3
+    assert quick / counts[slow] == pytest.approx(2.0, rel=0.05)
+
+
+@pytest.mark.parametrize("done", [0, 5, 12])
+def test_a_run_that_is_resumed_makes_the_rest(done):
+    events = list(Turns(simulated(), 3, plan(), 0, done))
+    turns = [event for event in events if not isinstance(event, Item)]
+    assert min(Counter(turn.stage for turn in turns).values(), default=0) == 12 - done
+    assert events[-1] == plan().tests_after(12)[-1]
+    assert all(
+        turn.read == done + at for at, turn in enumerate((t for t in turns if not t.stage), 1)
+    )
+
+
+def mean_age(replay):
+    return sum(age * count for age, count in replay.usage.ages.items()) / replay.usage.reads
+
+
+def played(rule, size, slow=None, steps=8_000):
+    """The buffers of six stages after a run."""
+    factors = [2.0 if stage == slow else 1.0 for stage in range(6)]
+    method = simulated(buffer=size, read_rule=rule, slowdown=factors)
+    turns = Turns(method, 6, plan(steps, 0), 0)
+    assert sum(1 for _ in turns) >= 6 * steps
+    return turns.replays
+
+
+@pytest.mark.parametrize(("rule", "equal", "behind"), [("paper", 3.2, 1.0), ("authors", 7.3, 24.8)])
+def test_ages_are_those_that_follow_from_the_rules(rule, equal, behind):
+    """M = 50, six workers; worked out from the definitions."""
+    assert mean(map(mean_age, played(rule, 50))) == pytest.approx(equal, rel=0.05)
+    slow = [mean_age(played(rule, 50, worker, 5_000)[worker - 1]) for worker in (1, 3, 5)]
+    assert mean(slow) == pytest.approx(behind, rel=0.06)
+
+
+def test_with_one_batch_half_of_the_reads_repeat_and_half_of_the_writes_are_never_read():
+    for replay in played("paper", 1):
+        assert replay.usage.repeats / replay.usage.reads == pytest.approx(0.5, abs=0.02)
+        unread = replay.reads_by_entry()[0] / replay.usage.written
+        assert unread == pytest.approx(0.5, abs=0.02)
+
+
+def test_turns_in_which_nothing_may_be_read_are_counted():
+    turns = Turns(simulated(max_reuse=1, slowdown=[4.0, 1.0]), 2, plan(400, 0), 0)
+    events = [turn for turn in turns if not isinstance(turn, Item)]
+    reads = Counter(turn.read for turn in events if turn.stage == 1)
+    assert set(reads.values()) == {1}
+    assert turns.skipped[0] == 0
+    assert turns.skipped[1] > 400
