@@ -18,6 +18,7 @@ from dglpipe.chain import Chain
 from dglpipe.clock import Kind
 from dglpipe.config import SPARE
 from dglpipe.data import DataSource
+from dglpipe.errors import LinkError
 from dglpipe.feed import Arrival, DataFeed, Feed
 from dglpipe.ferry import EventFerry, Ferry, ThreadFerry
 from dglpipe.inbox import Buffer, Inbox
@@ -151,21 +152,39 @@ class AsyncWorker(PacedWorker):
 
     def _follow(self, inbox: Inbox) -> None:
         """The loop of another stage."""
-        pace = self._paces[0]
+        pace, since = self._paces[0], time.monotonic()
         for item in self._order:
             # Between two evaluations, and not inside one.
             while self._testing is False and not inbox.has_test:
                 self._clock.lap(self._first, Kind.OTHER)
                 # Behind a link that blocks, what is not taken would hold up the stage below.
                 idle = pace.is_done and self._outbox is None and self._replay.keeps
+                if self._bounds_age:
+                    inbox.know_of(self._group.store.add(_outputs(self._first - 1), 0))
                 batch = None if idle else inbox.read(learns=not pace.is_done)
                 if batch is None:
                     self._waits += not pace.is_done
+                    self._refuse_to_starve(since)
                     inbox.wait()
                     self._clock.lap(self._first, Kind.WAIT_INPUT)
                 else:
                     self._turn(batch)
+                    since = time.monotonic()
             self._evaluate(item)
+
+    def _refuse_to_starve(self, since: float) -> None:
+        """Raises LinkError if nothing young enough has come for too long."""
+        limit, done = self.config.timeout_s, self._paces[0].is_done
+        if self._bounds_age and not done and time.monotonic() - since > limit:
+            raise LinkError(
+                f"link {self._first - 1} -> {self._first}: whatever came in {limit:g} s was older "
+                f"than method.max_age={self._method.max_age} outputs of the stage below. Allow "
+                "more, or take method.policy=block, which slows that stage down"
+            )
+
+    @property
+    def _bounds_age(self) -> bool:
+        return self._method.max_age is not None
 
     def _turn(self, batch: Batch) -> None:
         pace, outbox = self._paces[0], self._outbox
@@ -180,6 +199,8 @@ class AsyncWorker(PacedWorker):
             self._clock.lap(self._first, Kind.BUSY, "forward")
             before = time.perf_counter()
             self._outputs += 1
+            if self._bounds_age:  # a word to the store, which takes some tenths of a millisecond
+                self._group.store.add(_outputs(self._first), 1)
             header = Header(Phase.TRAIN, self._outputs, len(batch.labels))
             outbox.send(header, {LABELS: batch.labels, ACTIVATIONS: features.detach()})
             self._clock.lap(self._first, Kind.WAIT_OUTPUT, "send")
@@ -213,3 +234,7 @@ class AsyncWorker(PacedWorker):
 
 def _done(rank: int) -> str:
     return f"asynchronous/done/{rank}"
+
+
+def _outputs(stage: int) -> str:
+    return f"asynchronous/outputs/{stage}"

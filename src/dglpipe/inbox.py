@@ -71,6 +71,12 @@ class Inbox:
         self._ferry = ferry
         ferry.start(self)
 
+    def know_of(self, produced: int) -> None:
+        """The stage below has made so many outputs, whether they have come or not."""
+        if isinstance(self._replay, Replay):
+            with self._ferry:
+                self._replay.produced = produced
+
     def read(self, learns: bool = True) -> Batch | None:
         """A batch by the rule of the buffer; None: there is none. It may be read until the next
         call.

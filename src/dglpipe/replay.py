@@ -27,7 +27,7 @@ class Read(NamedTuple, Generic[T]):
 
     value: T
     age: int
-    """Outputs of the producer since this one, as far as they have come."""
+    """Outputs of the producer since this one, as far as they are known of."""
     is_repeat: bool
 
 
@@ -86,6 +86,8 @@ class Replay(Generic[T]):
     ) -> None:
         self.capacity = capacity
         self.usage = Usage()
+        self.produced = 0
+        """Outputs of the producer, where it is known better than by what has come."""
         self._rule = rule
         self._max_reuse = max_reuse
         self._max_age = max_age
@@ -130,7 +132,7 @@ class Replay(Generic[T]):
         entry = self._choose(1 if fresh else self._max_reuse)
         if entry is None:
             return None
-        age = self.newest - entry.number
+        age = self._age(entry)
         read = Read(entry.value, age, entry.reads > 0)
         entry.reads += 1
         self.usage.count(read.age, read.is_repeat, learns)
@@ -147,8 +149,11 @@ class Replay(Generic[T]):
             return candidates[0]
         return candidates[-1]
 
+    def _age(self, entry: Entry[T]) -> int:
+        return max(self.newest, self.produced) - entry.number
+
     def _may_read(self, entry: Entry[T], most: int | None) -> bool:
-        young = self._max_age is None or self.newest - entry.number <= self._max_age
+        young = self._max_age is None or self._age(entry) <= self._max_age
         return young and (most is None or entry.reads < most)
 
     def left(self) -> Counter[int]:

@@ -40,6 +40,10 @@ def measure(
     """Forward, backward and optimizer step of every segment, with the gradient of its input
     and without, and of the head of every cut. Trains nothing: the rate is 0.
 
+    A step has a cost of its own, however little it computes: starting backward, the optimizer,
+    the clock. Every piece is measured in a step, and a stage takes one; so that cost is taken off
+    all segments but the last. It stays in the heads, of which each other stage has one.
+
     What does the same work is measured once. The smallest of some rounds over all of them
     counts: whatever else the machine does makes a time larger.
 
@@ -76,15 +80,29 @@ def measure(
         own.append(task(piece, signature, batch, False))
         with torch.no_grad(), device.autocast(config.precision.name):
             batch = piece(batch)
+    nothing = task(_Scale().to(place), "nothing", torch.ones(1, 1, device=place), True)
     seconds: dict[str | None, float] = {None: math.inf}
     seconds.update(_best_of_rounds(tasks))
+    segments = [max(0.0, seconds[key] - seconds[nothing]) for key in whole]
+    segments[-1] = seconds[whole[-1]]
     return Times(
-        segments=tuple(seconds[key] for key in whole),
+        segments=tuple(segments),
         input_gradients=tuple(
             max(0.0, seconds[a] - seconds[b]) for a, b in zip(whole, own, strict=True)
         ),
         heads=tuple(seconds[key] for key in heads),
     )
+
+
+class _Scale(nn.Module):
+    """Next to nothing, with a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return batch * self.weight
 
 
 class _Task:

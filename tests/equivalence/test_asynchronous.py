@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 import torch
 
-from dglpipe.config import AsyncConfig
+from dglpipe.config import AsyncConfig, from_yaml
 from dglpipe.errors import ConfigError
 from dglpipe.planning import plan
 from dglpipe.staleness import draw
 from dglpipe.topology import plan_layout
-from harness import hash_all, layout, make_config, train_all, train_world
+from harness import hash_all, layout, make_config, small, train_all, train_world
 
 TINY = ("model.width=2", "batch_size=400", "max_steps=6", "model.dropout=0.2")
 IN_STEP = (
@@ -232,3 +233,32 @@ def test_tests_between_the_lines_of_training_count_test_images_alone():
             ) % 1 == pytest.approx(1, abs=1e-6)
     # Stage 0 learns the same, whoever is slow.
     assert run.hashes[0] == in_step.hashes[0]
+
+
+@pytest.mark.parametrize("most", [0, 40])
+def test_a_stage_waits_rather_than_learn_from_what_is_too_old(most, start, run_dir):
+    """Messages are late by several outputs of the stage below; with a bound of 0 none is in time
+    while that stage goes on."""
+    words = small("method=dgl_async", "max_steps=12", "epochs=3", "evaluate.every=0")
+    words += ["link.delay_ms=150", f"method.max_age={most}", "timeout_s=4"]
+    run = start("train", *words, f"run_dir={run_dir}")
+    if most:
+        assert run.wait() == 0, run.stderr
+        ages = json.loads((run_dir / "summary.json").read_text())["staleness"][1]["ages"]
+        assert 1 <= max(map(int, ages)) <= 40
+    else:
+        assert run.wait() == 1
+        assert "whatever came in 4 s was older than method.max_age=0 outputs" in run.stderr
+    run.assert_nobody_left()
+
+
+def test_a_sweep_takes_its_lists_from_the_experiment(start, tmp_path):
+    words = ["-m", "experiment=async_buffer_digits", "seed=0", "method.buffer=1,5", "max_steps=2"]
+    run = start("train", *words, f"run_dir={tmp_path / 'sweep'}")
+    assert run.wait(120) == 0, run.stderr
+    configs = [tmp_path / "sweep" / str(job) / "config.yaml" for job in range(2)]
+    methods = [from_yaml(file.read_text()).method for file in configs]
+    assert [(one.buffer, one.slowdown) for one in methods] == [
+        (1, [1.0, 1.0, 1.0, 1.2]),
+        (5, [1.0, 1.0, 1.0, 1.2]),
+    ]

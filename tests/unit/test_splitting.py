@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from dglpipe import timing
 from dglpipe.blueprint import draw
 from dglpipe.config import BackpropConfig, MethodConfig, PlugInConfig
 from dglpipe.costs import Work
@@ -32,6 +33,7 @@ from dglpipe.splitting import (
 from dglpipe.topology import Layout
 from harness import make_config
 
+CPU = Device(torch.device("cpu"), "gloo")
 ROWS = 16
 NETWORKS = [
     ("model=cnn6",),
@@ -197,6 +199,19 @@ def test_a_dear_segment_is_measured_as_one():
     pairs = zip(times.input_gradients, times.segments, strict=True)
     assert all(0 <= part < whole for part, whole in pairs)
     assert all(cost > 0 for cost in measured_costs(asdict(times)).stages([0, 3]))
+
+
+def test_what_every_step_costs_counts_once_a_stage(monkeypatch):
+    """Ten ms a step of whatever; of segments that take five more the sum is that of one stage."""
+    monkeypatch.setattr(
+        timing,
+        "_best_of_rounds",
+        lambda tasks: {key: 0.010 if key.startswith("nothing") else 0.015 for key in tasks},
+    )
+    config, data, _ = on_paper("model=cnn6")
+    costs = measured_costs(asdict(measure_times(config, data, CPU, 1, 8)))
+    assert costs.stages([0]) == pytest.approx([5 * 0.005 + 0.015])
+    assert costs.stages([0, 3]) == pytest.approx([3 * 0.005 + 0.015, 2 * 0.005 + 0.015])
 
 
 def test_the_predicted_speed_up_is_that_of_what_was_measured():
