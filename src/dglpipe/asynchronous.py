@@ -34,11 +34,15 @@ from dglpipe.stream import Item, Phase
 
 
 class InboxFeed:
-    """Test batches, where a feed is wanted."""
+    """Feeds a stage with test batches; those of training it reads from its inbox.
 
-    def __init__(self, inbox: Inbox, plan_item: Iterator[Item]) -> None:
+    Args:
+        items: of the test batches, in order.
+    """
+
+    def __init__(self, inbox: Inbox, items: Iterator[Item]) -> None:
         self._inbox = inbox
-        self._items = plan_item
+        self._items = items
 
     def take(self) -> Arrival:
         item = next(self._items)

@@ -142,12 +142,6 @@ class StreamPlan:
         at = self._evaluated.get(step)
         return [] if at is None else list(self._test_items(step, at, 0))
 
-    def test_item(self, number: int) -> Item:
-        """Test batch `number` of a run without replicas."""
-        evaluation, batch = divmod(number - 1, self.test_batches)
-        step = list(self._evaluated)[evaluation]
-        return list(self._test_items(step, evaluation, 0))[batch]
-
     @property
     def last_test(self) -> int:
         """Number of the last test batch of the run."""
