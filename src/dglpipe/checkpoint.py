@@ -5,7 +5,7 @@
 Each stage writes its own file when it is done with the step; nobody waits. A checkpoint is
 complete when every file is there. Random state and learning rate are functions of the step
 and the stream plan is a function of the configuration, so weights, optimizer and loss
-scaler are all the state there is.
+scaler are all the state there is. A simulation of asynchronous learning adds its buffers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,22 @@ class Checkpoints:
         self._layout = layout
         self._replica = replica
 
-    def save(self, step: int, stages: Sequence[Stage]) -> None:
-        """Writes the state of `stages` after `step`, then drops what is no longer needed."""
+    def save(
+        self, step: int, stages: Sequence[Stage], more: Mapping[int, Any] | None = None
+    ) -> None:
+        """Writes the state of `stages` after `step`, then drops what is no longer needed.
+
+        Args:
+            more: what else belongs to a stage, by its index: tensors, numbers, dicts and lists.
+        """
         for stage in stages:
             path = self._file(step, stage.index, self._replica)
             path.parent.mkdir(parents=True, exist_ok=True)
             buffer = io.BytesIO()
-            torch.save(_state(stage), buffer)
+            state = _state(stage)
+            if more is not None:
+                state["more"] = more[stage.index]
+            torch.save(state, buffer)
             part = path.with_name(f".{path.name}")
             with part.open("wb") as file:
                 file.write(buffer.getbuffer())
@@ -67,11 +76,15 @@ class Checkpoints:
             if int(folder.name[len(PREFIX) :]) > step:
                 shutil.rmtree(folder)
 
-    def restore(self, step: int, stages: Sequence[Stage]) -> None:
-        """Loads the state of `stages` after `step`."""
+    def restore(self, step: int, stages: Sequence[Stage]) -> dict[int, Any]:
+        """Loads the state of `stages` after `step`; returns what else was saved of each."""
+        more = {}
         for stage in stages:
             file = self._file(step, stage.index, self._replica)
-            _load(stage, torch.load(file, map_location="cpu", weights_only=True))
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            _load(stage, state)
+            more[stage.index] = state.get("more")
+        return more
 
     def _file(self, step: int, stage: int, replica: int) -> Path:
         name = f"stage_{stage}.pt" if self._layout.replicas == 1 else f"stage_{stage}_{replica}.pt"

@@ -51,7 +51,10 @@ class PacedWorker(Worker):
 
     def _set_out(self, stages: Sequence[Stage]) -> Sequence[OwnPace]:
         reset, steps = self._method.reset_optimizer, self.plan.steps
-        self._paces = [OwnPace(stage, steps, reset, self.done) for stage in stages]
+        done = self.done_by()
+        self._paces = [
+            OwnPace(stage, steps, reset, done.get(stage.index, self.done)) for stage in stages
+        ]
         self._told = dict.fromkeys((stage.index for stage in stages), 0.0)
         return self._paces
 

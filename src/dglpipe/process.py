@@ -149,7 +149,7 @@ def open_device(config: Config, layout: Layout) -> Device:
 def _collect(
     config: Config, group: ProcessGroup, worker: Worker, run_dir: RunDir, summary: Summary
 ) -> Collector:
-    run_dir.forget_after(worker.done)
+    run_dir.forget_after(worker.done, worker.done_by())
     layout = group.topology.layout
     sinks: list[Sink] = [
         JsonLines(run_dir.metrics),

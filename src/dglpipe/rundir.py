@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -186,23 +187,29 @@ class RunDir:
                 break
             time.sleep(0.05)
 
-    def forget_after(self, step: int) -> None:
-        """Drops the lines of `metrics.jsonl` that a run resumed behind `step` writes anew."""
+    def forget_after(self, step: int, by_stage: Mapping[int, int]) -> None:
+        """Drops the lines of `metrics.jsonl` that a run resumed behind `step` writes anew.
+
+        Args:
+            by_stage: where a stage goes on behind another step.
+        """
         if not self.metrics.is_file():
             return
         lines = self.metrics.read_text().splitlines()
-        kept = [line for line in lines if _is_before(line, step)]
+        kept = [line for line in lines if _is_before(line, step, by_stage)]
         write_whole(self.metrics, "".join(f"{line}\n" for line in kept))
 
 
-def _is_before(text: str, step: int) -> bool:
+def _is_before(text: str, step: int, by_stage: Mapping[int, int]) -> bool:
     """Whether a line was written before the checkpoint of `step`, where tests come later; one
     that was torn by the end of its run was not."""
     try:
         line = json.loads(text)
     except ValueError:
         return False
-    return bool(line["step"] <= step if line["kind"] == "train" else line["step"] < step)
+    if line["kind"] == "train":
+        return bool(line["step"] <= by_stage.get(line["stage"], step))
+    return bool(line["step"] < step)
 
 
 def default_path() -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +50,10 @@ class Keeping:
             return batch
         return Batch(self._stored(batch.features, self._kept_in), self._stored(batch.labels))
 
+    def restore(self, batch: Batch) -> Batch:
+        """A batch that was kept, wherever it lies now, where batches are kept."""
+        return Batch(self._stored(batch.features, self._kept_in), self._stored(batch.labels))
+
     def bring(self, batch: Batch) -> Batch:
         """A batch that was kept, as a stage takes it."""
         if not self.changes:
@@ -62,7 +66,7 @@ class Keeping:
             tensor.shape,
             tensor.stride(),
             dtype=dtype or tensor.dtype,
-            device="cpu" if self._away else tensor.device,
+            device="cpu" if self._away else self._device,
             pin_memory=self._away,
         )
         return kept.copy_(tensor, non_blocking=self._away)
@@ -83,6 +87,19 @@ class Shelf:
         self._batches[number] = self._keeping.keep(batch)
         size = sum(one.nbytes for one in self._batches.values())
         self.most_bytes = max(self.most_bytes, size)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` puts back: batches and numbers."""
+        batches = {number: tuple(batch) for number, batch in self._batches.items()}
+        return {"batches": batches, "most_bytes": self.most_bytes}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Puts back what `state` gave."""
+        self.most_bytes = state["most_bytes"]
+        self._batches = {
+            number: self._keeping.restore(Batch(*batch))
+            for number, batch in state["batches"].items()
+        }
 
     def take(self, number: int) -> Batch:
         """Batch `number`, which stays."""

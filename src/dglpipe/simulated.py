@@ -5,7 +5,7 @@ The paper's own experiments are of this kind. Its `turns` say who reads what; he
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -27,12 +27,40 @@ class SimulatedWorker(PacedWorker):
         method = self._method
         count = self.topology.layout.stages
         self._fields = dict(enumerate(self._blueprint.fields))
-        self._turns = Turns(method, count, self.plan, self.config.seed, self.done)
+        # All stages of a checkpoint are of one moment, which each of their files says.
+        self._turned = self._restored[0]["turns"] if self._restored else 0
+        self._turns = Turns(method, count, self.plan, self.config.seed, self._turned)
         self._shelves = [
             Shelf(Keeping(method, self._device, self._fields[j].dtype)) for j in range(count - 1)
         ]
         self._outputs = [0] * count
+        for j, more in self._restored.items():
+            self._outputs[j] = more["outputs"]
+            shelf = more.pop("shelf")  # memory that nobody else should hold
+            if j:
+                self._shelves[j - 1].restore(shelf)
         return PacedChain(stages, self._fields, None, self._clock, count, self._set_out(stages))
+
+    def done_by(self) -> dict[int, int]:
+        return {j: more["updates"] for j, more in self._restored.items()}
+
+    def _save(self, step: int, stages: Sequence[Stage]) -> None:
+        """Waits for the last stage to come to `step`: then what all of them hold belongs
+        together, and a run that goes on from there ends with the same weights."""
+        del stages
+        if all(pace.updates >= step for pace in self._paces):
+            super()._save(step, self.chain.stages)
+
+    def _more(self, stages: Sequence[Stage]) -> dict[int, Any]:
+        return {
+            stage.index: {
+                "turns": self._turned,
+                "updates": pace.updates,
+                "outputs": self._outputs[stage.index],
+                "shelf": self._shelves[stage.index - 1].state() if stage.index else None,
+            }
+            for stage, pace in zip(stages, self._paces, strict=True)
+        }
 
     def _ordered(self) -> Iterator[Any]:
         return iter(self._turns)
@@ -54,6 +82,7 @@ class SimulatedWorker(PacedWorker):
 
     def _turn(self, turn: Turn) -> None:
         j, pace = turn.stage, self._paces[turn.stage]
+        self._turned += 1
         self._clock.lap(j, Kind.OTHER)
         if j == 0:
             arrival = self._feed.take()

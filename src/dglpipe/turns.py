@@ -36,7 +36,7 @@ class Turns:
 
     Args:
         seed: of the draws.
-        done: updates that every stage has made before.
+        after: turns that a run which is resumed has had before.
 
     Attributes:
         replays: the buffer in front of every stage but stage 0; they hold numbers of outputs.
@@ -44,7 +44,7 @@ class Turns:
     """
 
     def __init__(
-        self, method: AsyncConfig, stages: int, plan: StreamPlan, seed: int, done: int = 0
+        self, method: AsyncConfig, stages: int, plan: StreamPlan, seed: int, after: int = 0
     ) -> None:
         self.replays = [
             Replay[int](method.buffer, method.read_rule, method.max_reuse, method.max_age)
@@ -53,20 +53,27 @@ class Turns:
         self.skipped = [0] * stages
         self._method = method
         self._plan = plan
-        self._updates = [done] * stages
+        self._updates = [0] * stages
+        self._after = after
         self._written = [0] * stages
-        self._fed = done
+        self._fed = 0
         self._generator = random.Random(derive(seed, "turns"))
 
     def __iter__(self) -> Iterator[Turn | Item]:
         """Every turn of the run, with an evaluation whenever all stages have come to one.
 
-        A stage that has made its updates still has turns, in which it feeds the next one.
+        A stage that has made its updates still has turns, in which it feeds the next one. Of a run
+        that is resumed, what follows its last turn.
         """
-        through = min(self._updates)
-        yield from self._plan.tests_after(through)
-        if through == self._plan.steps:  # a run that is resumed at its end
-            return
+        turns = 0
+        for event in self._events():
+            if turns >= self._after:
+                yield event
+            turns += isinstance(event, Turn)
+
+    def _events(self) -> Iterator[Turn | Item]:
+        """The same, from the start."""
+        through = 0
         for stage in self._stages():
             turn = self._turn(stage)
             if turn is None:

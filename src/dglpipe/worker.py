@@ -69,6 +69,7 @@ class Worker:
         # The weights of the other processes' stages are of no use from here on.
         self._blueprint = replace(self._blueprint, modules=())
         self._checkpoints = self._open_checkpoints(stages)
+        self._restored: dict[int, Any] = {}
         self.done = self._resume(stages)
         self.chain = self._chain(stages)
         self._order, ahead = tee(self._ordered())
@@ -79,6 +80,11 @@ class Worker:
         self._opened: clock.Spent = {}
         self._window: tuple[clock.Spent, clock.Spent] | None = None
         self._window_rows = 0
+
+    def done_by(self) -> dict[int, int]:
+        """Steps that the stages of this process had made when the run was resumed, where they
+        are not `done`."""
+        return {}
 
     def run(self) -> None:
         """Trains and evaluates until the plan is through.
@@ -208,7 +214,7 @@ class Worker:
             self._checkpoints.drop_after(step)
         step = int(self._group.exchange("resumed step", str(step))[0])
         if step:
-            self._checkpoints.restore(step, stages)
+            self._restored = self._checkpoints.restore(step, stages)
         return step
 
     def _train(self, item: Item) -> None:
@@ -228,8 +234,13 @@ class Worker:
         every = self.config.checkpoint.every
         if self._checkpoints is not None and every and step % every == 0:
             self._feed.check()
-            self._checkpoints.save(step, stages)
+            self._checkpoints.save(step, stages, self._more(stages))
             self._clock.lap(stages[0].index, Kind.LOGGING)
+
+    def _more(self, stages: Sequence[Stage]) -> dict[int, Any] | None:
+        """What a checkpoint keeps of every stage besides weights, optimizer and loss scaler."""
+        del stages
+        return None
 
     def _evaluate(self, item: Item) -> None:
         self._clock.lap(self._first, Kind.OTHER)

@@ -56,9 +56,10 @@ def test_what_a_full_disk_left_is_no_end(run_dir):
     write_whole(run_dir.config, "epochs: 1\n")
     run_dir.summary.write_text("")
     assert run_dir.status() == "unfinished"
-    lines = ['{"kind": "train", "step": 1}', '{"kind": "train", "step": 2}', '{"kind": "tr']
+    lines = [f'{{"kind": "train", "step": {step}, "stage": 0}}' for step in (1, 2)]
+    lines.append('{"kind": "tr')
     run_dir.metrics.write_text("\n".join(lines))
-    run_dir.forget_after(1)
+    run_dir.forget_after(1, {})
     assert run_dir.metrics.read_text() == lines[0] + "\n"
 
 
@@ -101,14 +102,19 @@ def test_a_file_is_no_directory(run_dir):
 
 def test_what_a_resumed_run_writes_anew_is_forgotten(run_dir):
     run_dir.path.mkdir()
-    lines = [{"kind": kind, "step": step} for step in (5, 10, 15) for kind in ("train", "test")]
+    lines = [
+        {"kind": kind, "step": step, "stage": stage}
+        for step in (5, 10, 15, 20)
+        for kind in ("train", "test")
+        for stage in (0, 1)
+    ]
     run_dir.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    run_dir.forget_after(10)
+    run_dir.forget_after(10, {1: 15})
     kept = [json.loads(line) for line in run_dir.metrics.read_text().splitlines()]
-    assert kept == [
-        {"kind": "train", "step": 5},
-        {"kind": "test", "step": 5},
-        {"kind": "train", "step": 10},
+    assert [(line["kind"], line["step"], line["stage"]) for line in kept] == [
+        *(("train", 5, 0), ("train", 5, 1), ("test", 5, 0), ("test", 5, 1)),
+        *(("train", 10, 0), ("train", 10, 1)),
+        ("train", 15, 1),
     ]
 
 
