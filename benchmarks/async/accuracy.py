@@ -51,13 +51,17 @@ def main() -> None:
     parser.add_argument("--buffers", nargs="+", type=int, default=[1, 5, 20, 50])
     parser.add_argument("--kinds", nargs="+", default=["simulated", "real"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--add", help="JSON file of earlier results, which are shown along")
     parser.add_argument("--output", help="JSON file of the results")
     parser.add_argument("--picture", help="PNG file of the results")
     parser.add_argument("overrides", nargs="*", help="of all runs")
     arguments = parser.parse_args()
     runs = []
+    if arguments.add:
+        runs += [Run(**run) for run in json.loads(Path(arguments.add).read_text())["runs"]]
     for seed in range(arguments.seeds):
-        runs.append(train("synchronous", 1.0, None, 0, seed, arguments.overrides))
+        if not arguments.add:
+            runs.append(train("synchronous", 1.0, None, 0, seed, arguments.overrides))
         for kind in arguments.kinds:
             for slowdown, stage, buffer in settings(arguments):
                 runs.append(train(kind, slowdown, stage, buffer, seed, arguments.overrides))

@@ -1,20 +1,25 @@
 """Peak memory of every process, split into weights, optimizer, activations and links.
 
     python benchmarks/memory/memory.py --output FILE.json
+    python benchmarks/memory/memory.py --batch 16 64 256 --output FILE.json
 
 Each method trains a few steps on the same batch, in real processes, under
 `torch.distributed._tools.mem_tracker`, which sees every tensor. Resident size would not do: a
-process starts at half a gigabyte of libraries, and malloc keeps what is freed.
+process starts at half a gigabyte of libraries, and malloc keeps what is freed. With several sizes
+of the batch it names the memory of a device up to which one method gets a larger batch into it
+than another.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import platform
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +65,15 @@ class Tracker(MemTracker):
 def main() -> None:
     arguments = parse()
     rows = []
-    for count in arguments.processes:
+    for count, batch in itertools.product(arguments.processes, arguments.batch):
         for name, words in methods(count, arguments.microbatches).items():
-            whole = [*arguments.overrides, *words, f"batch_size={arguments.batch}"]
+            whole = [*arguments.overrides, *words, f"batch_size={batch}"]
             peaks = measure(compose(take_apart([*whole, f"max_steps={arguments.steps}"])))
-            rows.append({"method": name, "processes": count, "peak_bytes": peaks})
+            rows.append({"method": name, "processes": count, "batch": batch, "peak_bytes": peaks})
             sys.stdout.write(told(rows[-1]) + "\n")
             sys.stdout.flush()
+    for line in crossings(rows):
+        sys.stdout.write(line + "\n")
     if arguments.output:
         Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
         command = " ".join(["python", *sys.argv])
@@ -78,7 +85,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--processes", nargs="+", type=int, default=[2, 4])
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", nargs="+", type=int, default=[128], help="rows, rising")
     parser.add_argument("--microbatches", type=int, default=8)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--output", help="JSON file of the results")
@@ -136,11 +143,37 @@ def run(rank: int, config: Config, folder: str, results: Any) -> None:
 
 
 def told(row: dict[str, Any]) -> str:
-    lines = [f"{row['method']}, {row['processes']} processes, MiB at the peak of each"]
+    what = f"{row['method']}, {row['processes']} processes, batch {row['batch']}"
+    lines = [f"{what}, MiB at the peak of each"]
     for rank, peak in enumerate(row["peak_bytes"]):
         parts = ", ".join(f"{part} {size / MIB:.1f}" for part, size in peak.items())
         lines.append(f"  {rank}: {sum(peak.values()) / MIB:7.1f} ({parts})")
     return "\n".join(lines)
+
+
+def crossings(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The memory of a device, and the batch in it, at which one method needs less than another.
+
+    Between two sizes of the batch that were measured, memory is taken to grow evenly.
+    """
+    fullest: dict[int, dict[str, dict[int, float]]] = {}
+    for row in rows:
+        most = max(sum(peak.values()) for peak in row["peak_bytes"]) / MIB
+        fullest.setdefault(row["processes"], {}).setdefault(row["method"], {})[row["batch"]] = most
+    lines = []
+    for count, needs in fullest.items():
+        for one, other in itertools.combinations(needs, 2):
+            for a, b in itertools.pairwise(needs[one]):
+                before, after = (needs[one][at] - needs[other][at] for at in (a, b))
+                if before * after < 0:
+                    share = before / (before - after)
+                    size = needs[one][a] + share * (needs[one][b] - needs[one][a])
+                    low, high = (one, other) if before < 0 else (other, one)
+                    lines.append(
+                        f"{count} processes: {low} needs less up to {size:.0f} MiB, {high} from "
+                        f"there on (batch {a + share * (b - a):.0f})"
+                    )
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,0 +1,28 @@
+"""What benchmarks/memory makes of its figures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "memory"))
+
+import memory
+
+
+def row(method, batch, *mib):
+    peaks = [{"weights": int(1 * memory.MIB), "other": int((one - 1) * memory.MIB)} for one in mib]
+    return {"method": method, "processes": 2, "batch": batch, "peak_bytes": peaks}
+
+
+def test_it_names_the_memory_at_which_a_method_overtakes_another():
+    """DGL grows by 1 MiB a row from 20, replicas by 2 from 10: equal at 10 rows, in 30 MiB."""
+    rows = [
+        *(row("DGL", 5, 25, 3), row("data-parallel", 5, 20, 20)),
+        *(row("DGL", 15, 9, 35), row("data-parallel", 15, 40, 40)),
+        *(row("DGL", 25, 45, 1), row("data-parallel", 25, 60, 60)),
+    ]
+    assert memory.crossings(rows) == [
+        "2 processes: data-parallel needs less up to 30 MiB, DGL from there on (batch 10)"
+    ]
+    assert memory.crossings(rows[2:]) == []
