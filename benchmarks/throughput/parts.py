@@ -5,7 +5,7 @@
 
 A stage of `method=backprop` goes forward and backward in m micro-batches, whose gradient behind
 it is given, and makes that of its input. Where MEETING names a folder and COUNT a number, so many
-processes begin to be timed together.
+processes begin to be timed together; PLACE says which of them, and on which GPU, this one is.
 
 Prints samples a second, from the end of step w to the end of the last step.
 """
@@ -26,9 +26,9 @@ from dglpipe.blueprint import WIRE, Blueprint, draw
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.config import BackpropConfig, Config
 from dglpipe.data import open_data
-from dglpipe.device import Device
+from dglpipe.device import Device, choose_backend, select
 from dglpipe.optimizer import build_optimizer
-from dglpipe.stage import RunLength, Stage, admit
+from dglpipe.stage import LocalLearner, RunLength, Stage, admit
 
 WARM = 5
 
@@ -38,28 +38,42 @@ def main() -> None:
     j = int(words.pop(0)) if what == "stage" else 0
     config = compose(take_apart(words))
     keep_memory()  # as `dglpipe train` does
-    torch.set_num_threads(config.pipeline.threads or 1)
+    device = place(config)
+    device.prepare(config.pipeline.threads or 1, config.deterministic)
     source = open_data(config.data, config.seed)
     blueprint = draw(config, source.description, config.pipeline.stages or 2)
     if what == "loop":
-        step = loop_step(config, blueprint)
+        step = loop_step(config, blueprint, device)
     elif config.method.local:
-        step = stage_step(config, blueprint, j)
+        step = stage_step(config, blueprint, j, device)
     else:
-        step = backprop_step(config, blueprint, j)
-    sys.stdout.write(f"{rate(step, config):.3f}\n")
+        step = backprop_step(config, blueprint, j, device)
+    sys.stdout.write(f"{rate(step, config, device):.3f}\n")
 
 
-def rate(step: Callable[[int], None], config: Config) -> float:
+def place(config: Config) -> Device:
+    """The device that `dglpipe train` would give the process."""
+    backend = choose_backend(config.pipeline.backend, int(os.environ.get("COUNT", "1")))
+    return select(backend, int(os.environ.get("PLACE", "0")))
+
+
+def rate(step: Callable[[int], None], config: Config, device: Device) -> float:
     """Samples a second over the steps behind the warm ones."""
     steps = config.max_steps or 20
     for number in range(1, WARM + 1):
         step(number)
+    wait_for(device)
     meet()
     start = time.perf_counter()
     for number in range(WARM + 1, steps + 1):
         step(number)
+    wait_for(device)
     return (steps - WARM) * config.batch_size / (time.perf_counter() - start)
+
+
+def wait_for(device: Device) -> None:
+    if device.is_cuda:
+        torch.accelerator.synchronize(device.torch_device)
 
 
 def meet() -> None:
@@ -72,33 +86,39 @@ def meet() -> None:
         time.sleep(0.001)
 
 
-def batch_of(config: Config, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def batch_of(
+    config: Config, shape: tuple[int, ...], dtype: torch.dtype, device: Device
+) -> tuple[Tensor, Tensor]:
     """Random rows in the layout of the wire, and labels."""
-    batch = torch.randn(config.batch_size, *shape).to(dtype)
-    return batch.to(memory_format=torch.channels_last), torch.randint(0, 10, (config.batch_size,))
+    batch = torch.randn(config.batch_size, *shape).to(dtype).to(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (config.batch_size,))
+    return batch.to(device.torch_device), labels.to(device.torch_device)
 
 
-def stage_step(config: Config, blueprint: Blueprint, j: int) -> Callable[[int], None]:
+def stage_step(
+    config: Config, blueprint: Blueprint, j: int, device: Device
+) -> Callable[[int], None]:
     """The package's own stage, without anything around it."""
-    device = Device(torch.device("cpu"), "gloo")
     length = RunLength(config.max_steps or 20, 100)
     stage = Stage(
         j, blueprint.learner(j), config.stage(j), nn.CrossEntropyLoss(), device, length, 0
     )
     dtype = WIRE[config.precision.name] if j else torch.float32
-    batch, labels = batch_of(config, blueprint.input_shape(j), dtype)
+    batch, labels = batch_of(config, blueprint.input_shape(j), dtype, device)
     return lambda number: stage.learn(batch, labels, number, None)
 
 
-def backprop_step(config: Config, blueprint: Blueprint, j: int) -> Callable[[int], None]:
+def backprop_step(
+    config: Config, blueprint: Blueprint, j: int, device: Device
+) -> Callable[[int], None]:
     """What a pipeline of backprop computes of stage `j`, without anything around it."""
     method = config.method
     assert isinstance(method, BackpropConfig)
-    device = Device(torch.device("cpu"), "gloo")
-    learner = blueprint.learner(j).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    learner = on(device, blueprint, j)
     optimizer = build_optimizer(config.stage(j).optimizer, learner.parameters())
     precision = config.precision.name
-    images, _ = batch_of(config, blueprint.input_shape(j), WIRE[precision] if j else torch.float32)
+    dtype = WIRE[precision] if j else torch.float32
+    images, _ = batch_of(config, blueprint.input_shape(j), dtype, device)
     parts = [one.detach().requires_grad_(j > 0) for one in images.chunk(method.microbatches)]
     gradients: list[Tensor] = []
 
@@ -116,24 +136,27 @@ def backprop_step(config: Config, blueprint: Blueprint, j: int) -> Callable[[int
     return step
 
 
-def loop_step(config: Config, blueprint: Blueprint) -> Callable[[int], None]:
+def on(device: Device, blueprint: Blueprint, j: int) -> LocalLearner:
+    """Stage `j` as `Stage` would have it."""
+    learner = blueprint.learner(j).to(device.torch_device)
+    return learner.to(memory_format=torch.channels_last)
+
+
+def loop_step(config: Config, blueprint: Blueprint, device: Device) -> Callable[[int], None]:
     """Algorithm 1 as one would write it by hand, with the same modules and optimizer."""
     count = len(blueprint.modules)
-    learners = [
-        blueprint.learner(j).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for j in range(count)
-    ]
+    learners = [on(device, blueprint, j) for j in range(count)]
     optimizers = [
         build_optimizer(config.stage(j).optimizer, learners[j].parameters()) for j in range(count)
     ]
     loss_of = nn.CrossEntropyLoss()
     low = config.precision.name == "bf16"
-    images, labels = batch_of(config, blueprint.input_shape(0), torch.float32)
+    images, labels = batch_of(config, blueprint.input_shape(0), torch.float32, device)
 
     def step(_: int) -> None:
         batch = images
         for learner, optimizer in zip(learners, optimizers, strict=True):
-            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            with torch.autocast(device.torch_device.type, torch.bfloat16, enabled=low):
                 features = learner.segments(batch)
                 logits = features if learner.head is None else learner.head(features)
                 loss = loss_of(logits, labels)

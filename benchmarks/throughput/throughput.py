@@ -71,7 +71,7 @@ class Work:
             *("data=synthetic", f"data.samples={self.batch * self.steps}"),
             *(f"batch_size={self.batch}", f"max_steps={self.steps}", "epochs=1"),
             *("evaluate.every=0", f"precision={self.precision}", f"pipeline.threads={threads}"),
-            f"pipeline.processes={processes}",
+            *(f"pipeline.processes={processes}", f"pipeline.backend={backend(self.processes)}"),
         ]
 
     def local(self, processes: int) -> list[str]:
@@ -91,6 +91,11 @@ class Work:
             f"method.microbatches={microbatches}",
             f"pipeline.stages={each * self.processes}",
         ]
+
+
+def backend(processes: int) -> str:
+    """Of all ways: GPUs where each of the processes can have one, else none has."""
+    return "nccl" if torch.cuda.device_count() >= processes else "gloo"
 
 
 def main() -> None:
@@ -276,12 +281,12 @@ def parts(commands: Sequence[list[str]]) -> list[float]:
         processes = [
             subprocess.Popen(
                 [sys.executable, str(PARTS), *words],
-                env=environment,
+                env={**environment, "PLACE": str(at)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for words in commands
+            for at, words in enumerate(commands)
         ]
         told = [process.communicate() for process in processes]
     for process, (_, error) in zip(processes, told, strict=True):
