@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import time
+from array import array
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +31,7 @@ from dglpipe.paced import PacedChain, PacedWorker
 from dglpipe.replay import InOrder, Replay
 from dglpipe.shelf import Batch, Keeping
 from dglpipe.stage import Stage
-from dglpipe.staleness import told
+from dglpipe.staleness import ages, told
 from dglpipe.stream import Item, Phase
 
 
@@ -67,6 +69,8 @@ class AsyncWorker(PacedWorker):
         j, device = stage.index, self._device.torch_device
         self._fields = dict(enumerate(self._blueprint.fields))
         self._outputs = self._waits = 0
+        # When each output was made, and when each batch was read: times of this machine.
+        self._made, self._read = array("q"), array("q")
         self._has_told = False
         if self._group.following is not None:
             drops = self._method.policy_of(j) == "overwrite"
@@ -142,6 +146,7 @@ class AsyncWorker(PacedWorker):
             self._follow(self._inbox)
         if self._outbox is not None:
             self._outbox.close()
+            self._group.store.set(_made(self._first), b64encode(self._made.tobytes()).decode())
 
     def _feed_others(self) -> None:
         """The loop of stage 0."""
@@ -168,13 +173,18 @@ class AsyncWorker(PacedWorker):
                 batch = None if idle else inbox.read(learns=not pace.is_done)
                 if batch is None:
                     self._waits += not pace.is_done
+                    if not self._replay.usage.written:  # the stage below has not begun
+                        since = time.monotonic()
                     self._refuse_to_starve(since)
                     inbox.wait()
                     self._clock.lap(self._first, Kind.WAIT_INPUT)
                 else:
+                    if not pace.is_done:
+                        self._read.append(time.time_ns())
                     self._turn(batch)
                     since = time.monotonic()
             self._evaluate(item)
+            since = time.monotonic()  # an evaluation may take its time
 
     def _refuse_to_starve(self, since: float) -> None:
         """Raises LinkError if nothing young enough has come for too long."""
@@ -203,6 +213,7 @@ class AsyncWorker(PacedWorker):
             self._clock.lap(self._first, Kind.BUSY, "forward")
             before = time.perf_counter()
             self._outputs += 1
+            self._made.append(time.time_ns())
             if self._bounds_age:  # a word to the store, which takes some tenths of a millisecond
                 self._group.store.add(_outputs(self._first), 1)
             header = Header(Phase.TRAIN, self._outputs, len(batch.labels))
@@ -230,6 +241,9 @@ class AsyncWorker(PacedWorker):
         replay = None if self._inbox is None else self._replay
         if replay is None:
             return told(None, updates, self._outputs, dropped)
+        if not self._bounds_age:  # which counts them as it reads
+            made = array("q", b64decode(self._group.store.get(_made(stage.index - 1))))
+            replay.usage.ages = ages(made, self._read, replay.usage.numbers)
         below, depth = self._fields[stage.index - 1], self.config.pipeline.depth
         row = self._method.receives(stage.index - 1, depth, below.row_bytes, below.dtype.itemsize)
         size = row * self.plan.largest_rows(Phase.TRAIN)
@@ -238,6 +252,10 @@ class AsyncWorker(PacedWorker):
 
 def _done(rank: int) -> str:
     return f"asynchronous/done/{rank}"
+
+
+def _made(stage: int) -> str:
+    return f"asynchronous/made/{stage}"
 
 
 def _outputs(stage: int) -> str:

@@ -5,6 +5,7 @@ A pure container: it knows nothing of tensors, links or time.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
@@ -44,17 +45,20 @@ class Usage:
     """Reads of a stage that no longer learns."""
     ages: Counter[int] = field(default_factory=Counter)
     """How many reads were of which age."""
+    numbers: array[int] = field(default_factory=lambda: array("q"))
+    """What was read to learn from, in order: numbers of the producer's outputs."""
     reads_of_gone: Counter[int] = field(default_factory=Counter)
     """How many of the batches that are no longer there were read how often."""
 
-    def count(self, age: int, is_repeat: bool, learns: bool) -> None:
-        """Notes a read."""
+    def count(self, number: int, age: int, is_repeat: bool, learns: bool) -> None:
+        """Notes a read of output `number`."""
         if not learns:
             self.handed_on += 1
             return
         self.reads += 1
         self.repeats += is_repeat
         self.ages[age] += 1
+        self.numbers.append(number)
 
 
 class Replay(Generic[T]):
@@ -135,7 +139,7 @@ class Replay(Generic[T]):
         age = self._age(entry)
         read = Read(entry.value, age, entry.reads > 0)
         entry.reads += 1
-        self.usage.count(read.age, read.is_repeat, learns)
+        self.usage.count(entry.number, read.age, read.is_repeat, learns)
         return read
 
     def _choose(self, most: int | None) -> Entry[T] | None:
@@ -195,7 +199,7 @@ class InOrder(Generic[T]):
         if not self._waiting:
             return None
         value, number = self._waiting.popleft()
-        self.usage.count(self._newest - number, False, learns)
+        self.usage.count(number, self._newest - number, False, learns)
         self.usage.reads_of_gone[1] += 1
         return Read(value, self._newest - number, False)
 

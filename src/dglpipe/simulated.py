@@ -79,6 +79,8 @@ class SimulatedWorker(PacedWorker):
                 self._evaluate(event)
             else:
                 self._turn(event)
+        if self._window is None:  # the last stage had made its updates before the run was resumed
+            self._window = self._opened, self._clock.snapshot()
 
     def _turn(self, turn: Turn) -> None:
         j, pace = turn.stage, self._paces[turn.stage]

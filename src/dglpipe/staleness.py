@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dglpipe.replay import InOrder, Replay
+
+
+def ages(made: Sequence[int], read: Sequence[int], numbers: Sequence[int]) -> Counter[int]:
+    """How many reads were of which age: outputs that the stage below had made since, come or not.
+
+    Args:
+        made: when it made its outputs, rising.
+        read: when each read was, by the same clock.
+        numbers: of the outputs that were read, from 1.
+    """
+    pairs = zip(read, numbers, strict=True)
+    # Clocks of two machines differ: nothing is read before it is made.
+    return Counter(max(0, bisect_right(made, when) - number) for when, number in pairs)
 
 
 def told(

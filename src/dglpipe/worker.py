@@ -134,7 +134,7 @@ class Worker:
             part = self._run_dir.timeline_part(self.topology.rank)
             write_part(part, self.topology.rank, self.topology.name(), self._clock.spans())
         rows, spent = self._window_rows, self._spent()
-        rate = rows / clock.seconds(spent) if spent and self.plan.steps >= 10 else None
+        rate = rows / clock.seconds(spent) if spent and rows and self.plan.steps >= 10 else None
         self._reporter.finish({"samples_per_second": rate, "stages": finals})
 
     def _stage(self, j: int) -> Stage:

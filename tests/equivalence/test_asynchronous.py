@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -305,22 +306,59 @@ def test_tests_between_the_lines_of_training_count_test_images_alone():
     assert run.hashes[0] == in_step.hashes[0]
 
 
-@pytest.mark.parametrize("most", [0, 40])
+@pytest.mark.parametrize("most", [0, 40, None])
 def test_a_stage_waits_rather_than_learn_from_what_is_too_old(most, start, run_dir):
     """Messages are late by several outputs of the stage below; with a bound of 0 none is in time
-    while that stage goes on."""
+    while that stage goes on. Without a bound, ages count what was made since, come or not."""
     words = small("method=dgl_async", "max_steps=12", "epochs=3", "evaluate.every=0")
     # Some 8 outputs pass by while a message is on its way, which leaves a machine some freedom.
-    words += ["model.width=8", "link.delay_ms=80", f"method.max_age={most}", "timeout_s=4"]
+    words += ["model.width=8", "link.delay_ms=80", f"method.max_age={most or 0}", "timeout_s=4"]
+    if most is None:
+        words.remove("method.max_age=0")
     run = start("train", *words, f"run_dir={run_dir}")
-    if most:
+    if most != 0:
         assert run.wait() == 0, run.stderr
-        ages = json.loads((run_dir / "summary.json").read_text())["staleness"][1]["ages"]
-        assert 1 <= max(map(int, ages)) <= 40
+        entry = json.loads((run_dir / "summary.json").read_text())["staleness"][1]
+        assert 1 <= max(map(int, entry["ages"])) <= (most or 1000)
+        assert entry["mean_age"] >= 1
+        assert sum(entry["ages"].values()) == entry["reads"]
     else:
         assert run.wait() == 1
         assert "whatever came in 4 s was older than method.max_age=0 outputs" in run.stderr
     run.assert_nobody_left()
+
+
+def evaluate_at_length(group, config):
+    """Every evaluation of the last stage takes longer than `timeout_s`."""
+    worker = make_worker(group, config)
+    evaluate = worker._evaluate
+
+    def evaluate_and_wait(item):
+        evaluate(item)
+        if item.ends_pass and group.topology.is_last:
+            time.sleep(1.5 * config.timeout_s)
+
+    worker._evaluate = evaluate_and_wait
+    worker.run()
+    return worker._paces[0].updates
+
+
+def test_an_evaluation_may_take_longer_than_the_wait_for_something_young():
+    bound = ("method.max_age=0", "method.max_reuse=1", "method.slowdown=[8.0,1.0]", "timeout_s=2")
+    config = make_config(*TINY, *REAL, *bound)
+    assert run_world(layout(2), evaluate_at_length, config) == [6, 6]
+
+
+def test_a_simulation_resumed_behind_its_last_stage_still_says_where_its_time_goes(tmp_path):
+    """Stage 0 is the slow one: the last stage has made its updates long before."""
+    own = ("epochs=5", "max_steps=20", "method.slowdown=[6.0,1.0]", "checkpoint.every=5")
+    config = make_config(*TINY, *SIMULATED, *own)
+    with pytest.raises(WorldError, match="exit code -9"):
+        run_world(layout(2, 1), simulate_and_die, config, tmp_path, 60)
+    config.resume = "auto"
+    finals = train_world(config, layout(2, 1), tmp_path).finals
+    assert finals[0]["busy_fraction"] > 0
+    assert [final["staleness"]["updates"] for final in finals] == [20, 20]
 
 
 def test_a_sweep_takes_its_lists_from_the_experiment(start, tmp_path):
