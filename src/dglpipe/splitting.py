@@ -44,11 +44,13 @@ def choose_bounds(
 
     Raises:
         ConfigError: more stages than segments, a list that does not fit, a stage that needs
-            more memory than the limit; `cost=time` without `times`.
+            more memory than the limit; `cost=time` without `times`, or with another network's.
     """
     names, split = [segment.name for segment in traced.segments], config.pipeline.split
     # `even` in place of `auto` for its refusal of too many stages.
     bounds = boundaries("even" if split == "auto" else split, len(names), stages, names)
+    if config.pipeline.cost == "time" and config.pipeline.times is not None:
+        _check_times(config.pipeline.times, len(names))
     limit = _limit(config, data, traced, rows, stages)
     if split != "auto":
         if limit is not None:
@@ -109,7 +111,7 @@ def network_costs(
         refused: gets what is wrong with heads that cannot be; such a cut costs infinitely much.
 
     Raises:
-        ConfigError: `cost=time` without `times`, or with those of another network.
+        ConfigError: `cost=time` without `times`.
     """
     links = link_bytes(work.shapes, config.precision.item_bytes)
     if config.pipeline.cost == "flops":
@@ -118,13 +120,16 @@ def network_costs(
     if config.pipeline.times is None:
         allowed = "flops, where nothing can be measured"
         raise ConfigError("pipeline.cost", "time without pipeline.times", allowed)
-    counts = {key: len(values) for key, values in config.pipeline.times.items()}
-    count = len(work.shapes)
-    wanted = {"segments": count, "input_gradients": count, "heads": len(links)}
+    return method_costs(config, measured_costs(config.pipeline.times, links))
+
+
+def _check_times(times: Mapping[str, Sequence[float]], count: int) -> None:
+    """Refuses those of a network with another number of segments than `count`."""
+    counts = {key: len(values) for key, values in times.items()}
+    wanted = {"segments": count, "input_gradients": count, "heads": count - 1}
     if counts != wanted:
         allowed = f"{wanted} of this network"
         raise ConfigError("pipeline.times", counts, allowed, "null: they are measured")
-    return method_costs(config, measured_costs(config.pipeline.times, links))
 
 
 def method_costs(config: Config, costs: Costs) -> Costs:

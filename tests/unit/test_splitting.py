@@ -200,8 +200,8 @@ def test_units_of_a_limit():
 TIMES = {"segments": [1.0] * 6, "input_gradients": [0.0] * 6, "heads": [0.0] * 5}
 
 
-def draw_timed(**times):
-    config, data, _ = on_paper("model=cnn6", "pipeline.split=auto", "pipeline.cost=time")
+def draw_timed(split="auto", **times):
+    config, data, _ = on_paper("model=cnn6", f"pipeline.split={split}", "pipeline.cost=time")
     config.pipeline.times = {**TIMES, **times} if times else None
     return draw(config, data, 2, meta=True).bounds
 
@@ -215,6 +215,8 @@ def test_times_decide_where_they_are_given():
 def test_times_of_another_network_are_refused():
     with pytest.raises(ConfigError, match=r"^pipeline\.times: got .*'segments': 2"):
         draw_timed(segments=[1, 1])
+    with pytest.raises(ConfigError, match=r"^pipeline\.times: got .*'heads': 0"):
+        draw_timed("[3]", heads=[])
     with pytest.raises(ConfigError, match=r"^pipeline\.cost: got 'time without"):
         draw_timed()
 
