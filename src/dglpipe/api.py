@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import nn
 
 from dglpipe.balance import balanced
 from dglpipe.config import Config, parse
+from dglpipe.config.checks import whole
 from dglpipe.costs import Work, flop_costs
 from dglpipe.errors import ConfigError
-from dglpipe.paper import ValuesError, check_input, paper_copy
+from dglpipe.paper import UnfitError, ValuesError, check_input, paper_copy
 from dglpipe.partition import Traced, boundaries, cut, trace
 from dglpipe.trained import Trained, load_run
 from dglpipe.training import train as train_config
@@ -59,27 +60,43 @@ def split(
 
     Args:
         stages: K.
-        input_shape: of one row, (C, H, W).
+        input_shape: of one row, (C, H, W); of other networks what theirs has.
         at: first segment of every module but the first; None: the cut whose dearest module
             has the fewest FLOPs.
 
     Raises:
-        ConfigError: a network that cannot be traced, more stages than segments, or images
-            that do not fit.
+        ConfigError: an argument that cannot be used, by name: a network that cannot be traced,
+            more stages than segments, images that do not fit.
     """
+    if not isinstance(network, nn.Module):
+        raise ConfigError("network", type(network).__name__, "a torch.nn.Module")
+    count, row, firsts = whole(stages), _numbers(input_shape), _numbers(at)
+    if count is None:
+        raise ConfigError("stages", stages, "a whole number")
+    if not row or min(row) < 1:
+        raise ConfigError("input_shape", input_shape, "whole numbers from 1: (C, H, W) of one row")
+    if firsts is None and at is not None:
+        allowed = "None, or whole numbers: the first segment of every module but the first"
+        raise ConfigError("at", at, allowed)
     try:
-        return _split(network, stages, tuple(input_shape), at)
+        return _split(network, count, row, firsts)
+    except UnfitError as error:
+        raise ConfigError("input_shape", row, error.allowed, error.reason) from error
     except ConfigError as error:
         key = _ARGUMENTS.get(error.key, error.key)
-        raise ConfigError(key, error.got, error.allowed, error.hint) from error
+        allowed = error.allowed.removeprefix("auto, or ")
+        raise ConfigError(key, error.got, allowed, error.hint) from error
 
 
-_ARGUMENTS = {
-    "model": "network",
-    "data.image_size": "input_shape",
-    "pipeline.stages": "stages",
-    "pipeline.split": "at",
-}
+def _numbers(values: object) -> tuple[int, ...] | None:
+    """A sequence of whole numbers, of any library; None: that is not what it is."""
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping | Set):
+        return None
+    numbers = [whole(one) for one in values]
+    return None if None in numbers else tuple(one for one in numbers if one is not None)
+
+
+_ARGUMENTS = {"model": "network", "pipeline.stages": "stages", "pipeline.split": "at"}
 """What the keys of a configuration are called here."""
 
 
@@ -98,7 +115,7 @@ def _split(
         return [*cut(traced, boundaries(list(at), count, stages, names))]
     costs = flop_costs(work, lambda _at, _row: nn.Identity(), item_bytes=4)
     free = set(range(count + 1)) - traced.joined
-    bounds = balanced(costs, stages, lambda first, end: {first, end} <= free)
+    bounds = balanced(costs, stages, lambda _j, first, end: {first, end} <= free)
     if bounds is None:
         allowed = f"at most {count - len(traced.joined)}: tensors are shared by segments"
         raise ConfigError("pipeline.stages", stages, allowed)

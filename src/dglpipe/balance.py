@@ -12,7 +12,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-Fits = Callable[[int, int], bool]
+Fits = Callable[[int, int, int], bool]
+"""Whether stage j of a cut may have segments first..end-1: (j, first, end)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,66 +48,72 @@ class Costs:
         return [self.stage(first, end) for first, end in zip(bounds, ends, strict=True)]
 
 
-def balanced(costs: Costs, stages: int, fits: Fits = lambda first, end: True) -> list[int] | None:
+def _anything(_stage: int, _first: int, _end: int) -> bool:
+    return True
+
+
+def balanced(costs: Costs, stages: int, fits: Fits = _anything) -> list[int] | None:
     """First segment of every stage of the best cut; of equally good ones, that with the
     fewest bytes on its links.
 
     Args:
         stages: K, at most as many as there are segments.
-        fits: whether a stage of segments first..end-1 may be.
+        fits: which segments each stage may have.
 
     Returns:
         None if no cut fits.
     """
     count = len(costs.segments)
-    spans = [
-        (first, end)
-        for first, end in itertools.combinations(range(count + 1), 2)
-        if fits(first, end)
-    ]
-    table = {span: costs.stage(*span) for span in spans}
-    slowest = _best(table, count, stages, max)
+    spans = _spans(count, stages, fits)
+    work = {span: costs.stage(*span) for span in set().union(*spans)}
+    slowest = _best([{span: work[span] for span in own} for own in spans], count, max)
     if slowest is None:
         return None
-    limit = max(table[span] for span in slowest)
-    links = {
-        (first, end): costs.links[end - 1] if end < count else 0
-        for (first, end), cost in table.items()
-        if cost <= limit
-    }
-    lightest = _best(links, count, stages, lambda one, other: one + other)
+    limit = max(work[span] for span in slowest)
+    links = [
+        {
+            (first, end): costs.links[end - 1] if end < count else 0
+            for first, end in own
+            if work[first, end] <= limit
+        }
+        for own in spans
+    ]
+    lightest = _best(links, count, lambda one, other: one + other)
     assert lightest is not None
     return [first for first, _ in lightest]
 
 
 def least(
-    values: Callable[[int, int], float],
-    count: int,
-    stages: int,
-    may: Fits = lambda first, end: True,
+    values: Callable[[int, int, int], float], count: int, stages: int, may: Fits = _anything
 ) -> list[int]:
     """First segment of every stage of the cut whose largest value is smallest.
 
     Args:
-        values: of a stage of segments first..end-1.
+        values: of stage j of segments first..end-1, by (j, first, end).
         count: segments.
-        may: whether there may be such a stage; some cut must be left.
+        may: which segments each stage may have; some cut must be left.
     """
-    spans = [span for span in itertools.combinations(range(count + 1), 2) if may(*span)]
-    best = _best({span: values(*span) for span in spans}, count, stages, max)
+    spans = _spans(count, stages, may)
+    tables = [{span: values(j, *span) for span in own} for j, own in enumerate(spans)]
+    best = _best(tables, count, max)
     assert best is not None, "there are at most as many stages as segments"
     return [first for first, _ in best]
 
 
+def _spans(count: int, stages: int, fits: Fits) -> list[list[tuple[int, int]]]:
+    """Those that each stage may have."""
+    spans = list(itertools.combinations(range(count + 1), 2))
+    return [[span for span in spans if fits(j, *span)] for j in range(stages)]
+
+
 def _best(
-    table: Mapping[tuple[int, int], float],
+    tables: Sequence[Mapping[tuple[int, int], float]],
     count: int,
-    stages: int,
     join: Callable[[float, float], float],
 ) -> list[tuple[int, int]] | None:
-    """The chain of `stages` spans from 0 to `count` with the smallest joined value."""
+    """The chain of spans, one of each table, from 0 to `count` with the smallest joined value."""
     best: dict[int, tuple[float, list[tuple[int, int]]]] = {0: (0, [])}
-    for _ in range(stages):
+    for table in tables:
         following: dict[int, tuple[float, list[tuple[int, int]]]] = {}
         for (first, end), value in table.items():
             if first in best:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class DglpipeError(Exception):
     """Base of every error that dglpipe raises on purpose."""
@@ -40,6 +42,11 @@ class DataError(UserError):
 
 class RunDirError(UserError):
     """A run directory that is in use, finished, or not a run directory at all."""
+
+    @classmethod
+    def damaged(cls, path: Path, reason: object) -> RunDirError:
+        """For a file of a finished run that is gone, or holds something else."""
+        return cls(f"run: {path} cannot be read ({reason}); the run has lost its results")
 
 
 class DeviceError(UserError):

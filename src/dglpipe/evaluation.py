@@ -18,7 +18,7 @@ from dglpipe.objectives import build_loss
 from dglpipe.rundir import RunDir, write_json
 from dglpipe.stage import RunLength, Stage
 from dglpipe.stream import plan_stream
-from dglpipe.weights import load, load_tensors
+from dglpipe.weights import load_final, load_tensors
 
 
 def evaluate_run(path: Path) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def evaluate_run(path: Path) -> dict[str, Any]:
         The `test` part of the summary.
 
     Raises:
-        RunDirError: `path` is not the directory of a finished run.
+        RunDirError: `path` is not the directory of a finished run, or has been damaged.
     """
     run_dir = RunDir(path)
     result = _evaluate(run_dir.finished_config(), run_dir)
@@ -44,7 +44,7 @@ def load_stages(blueprint: Blueprint, run_dir: RunDir, length: RunLength) -> lis
     stages = []
     for j in range(len(blueprint.modules)):
         learner = blueprint.learner(j)
-        load_tensors(learner, load(run_dir.final(j)))
+        load_tensors(learner, load_final(run_dir.final(j), learner))
         stages.append(Stage(j, learner, config.stage(j), loss, device, length, config.seed))
     return stages
 

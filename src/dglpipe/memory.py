@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,33 +20,34 @@ class Piece:
     """A segment, or a head, with its own memory in bytes.
 
     Attributes:
-        weights: parameters, their gradients, and buffers.
-        optimizer: the state that the optimizer keeps.
+        weights: parameters in full precision.
+        buffers: of the modules.
         kept: a sample's tensors from forward to backward.
     """
 
     weights: int
-    optimizer: int
+    buffers: int
     kept: Kept
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Needs:
-    """The memory of every stage that a network can be cut into.
+    """The memory of every stage that a network can be cut into, all with the same settings.
 
     Attributes:
         segments: in order.
         heads: of the cut in front of each segment but segment 0.
-        links: of the same cuts, the bytes of a row that cross.
+        links: of the same cuts, the bytes of a row that go up.
+        state: numbers that the optimizer keeps for each weight.
         rows: of a step on one replica.
-        received: messages, of the bytes of a link, for which there is memory above it;
-            `sent` below it.
+        received: messages, of the bytes of `links`, for what comes; `sent` for what goes.
         item_bytes: of one number of an activation, 4 in full precision.
     """
 
     segments: tuple[Piece, ...]
     heads: tuple[Piece, ...]
     links: tuple[int, ...]
+    state: int
     rows: int
     received: float
     sent: int
@@ -53,80 +56,104 @@ class Needs:
     def stage(self, first: int, end: int) -> int:
         """Bytes of a stage of segments `first` to `end` - 1, with its head and the buffers of
         its links; a process starts at some hundred megabytes of libraries besides."""
-        pieces = self.segments[first:end]
-        fixed = sum(one.weights + one.optimizer for one in pieces)
-        kept = sum(one.kept.own for one in pieces) - pieces[0].kept.input
+        fixed = self._fixed[end] - self._fixed[first]
+        kept = self._kept[end] - self._kept[first] - self.segments[first].kept.input
         if end < len(self.segments):
             head = self.heads[end - 1]
-            fixed += head.weights + head.optimizer
-            kept += head.kept.own - (head.kept.input if pieces[-1].kept.output else 0)
+            fixed += self._own(head)
+            kept += head.kept.own - (head.kept.input if self.segments[end - 1].kept.output else 0)
         return fixed + self.rows * (kept * self.item_bytes // 4 + self.buffers(first, end))
+
+    def _own(self, piece: Piece) -> int:
+        """Bytes of weights, their gradients, the optimizer's state and buffers."""
+        return piece.weights * (2 + self.state) + piece.buffers
+
+    @functools.cached_property
+    def _fixed(self) -> list[int]:
+        """Of the segments below each: there are many more stages than segments."""
+        return [0, *itertools.accumulate(map(self._own, self.segments))]
+
+    @functools.cached_property
+    def _kept(self) -> list[int]:
+        return [0, *itertools.accumulate(one.kept.own for one in self.segments)]
 
     def buffers(self, first: int, end: int) -> int:
         """Bytes a row of the buffers of the links of a stage, a replay buffer among them."""
         received = int(self.links[first - 1] * self.received) if first else 0
         return received + (self.links[end - 1] * self.sent if end < len(self.segments) else 0)
 
-    def check(self, bounds: Sequence[int], limit: int, hint: str = "") -> None:
-        """Raises ConfigError, with by how much, if a stage needs more than `limit` bytes."""
-        ends = [*bounds[1:], len(self.segments)]
-        needs = [self.stage(first, end) for first, end in zip(bounds, ends, strict=True)]
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What the stages of a run may need, each with the settings that it has.
+
+    Attributes:
+        size: bytes that no stage may exceed.
+        stages: the needs of stage j, wherever it is cut.
+        own: whether stages have settings of their own.
+    """
+
+    size: int
+    stages: tuple[Needs, ...]
+    own: bool
+
+    def fits(self, j: int, first: int, end: int) -> bool:
+        """Whether stage `j` may have segments `first` to `end` - 1."""
+        return self._need(j, first, end) <= self.size
+
+    def _need(self, j: int, first: int, end: int) -> int:
+        return self.stages[j].stage(first, end)
+
+    def check(self, bounds: Sequence[int], hint: str = "") -> None:
+        """Raises ConfigError, with by how much, if a stage needs more."""
+        spans = list(itertools.pairwise([*bounds, len(self.stages[0].segments)]))
+        needs = [self._need(j, *span) for j, span in enumerate(spans)]
         largest = max(range(len(needs)), key=needs.__getitem__)
-        if needs[largest] <= limit:
+        if needs[largest] <= self.size:
             return
-        first, end = bounds[largest], ends[largest]
-        span = f"segments {bounds[largest]} to {ends[largest] - 1}"
-        over = f"{show(needs[largest] - limit)} more than the limit"
-        links = f"{show(self.rows * self.buffers(first, end))} of it for what comes and goes"
-        story = f"Stage {largest} ({span}) needs {show(needs[largest])}, {links}, {over}. {hint}"
+        (first, end), stage = spans[largest], self.stages[largest]
+        over = f"{show(needs[largest] - self.size)} more than the limit"
+        links = f"{show(stage.rows * stage.buffers(first, end))} of it for what comes and goes"
+        settings = ", as per_stage has it" if self.own else ""
+        who = f"Stage {largest} (segments {first} to {end - 1})"
+        story = f"{who} needs {show(needs[largest])}{settings}, {links}, {over}. {hint}"
         allowed = f"at least {needs[largest]} bytes for this cut"
-        raise ConfigError("pipeline.memory_limit", limit, allowed, story.strip())
+        raise ConfigError("pipeline.memory_limit", self.size, allowed, story.strip())
 
-    def nearest(self, stages: int, may: Fits = lambda first, end: True) -> list[int]:
+    def nearest(self, may: Fits) -> list[int]:
         """The cut whose largest stage is smallest, of stages that there may be."""
-        return least(self.stage, len(self.segments), stages, may)
+        return least(self._need, len(self.stages[0].segments), len(self.stages), may)
 
 
-def needs(
-    pieces: Sequence[nn.Module],
-    heads: Sequence[nn.Module | None],
-    shapes: Sequence[tuple[int, ...]],
-    links: Sequence[int],
-    state: int,
-    rows: int,
-    received: float,
-    sent: int,
-    item_bytes: int,
-) -> Needs:
-    """The needs of a network on meta.
+def segment_pieces(modules: Sequence[nn.Module], shape: Sequence[int]) -> tuple[Piece, ...]:
+    """The segments of a network on meta.
 
     Args:
-        pieces: its segments.
-        heads: of the cut in front of each but the first; None: there can be none.
-        shapes: of a row at the entrance of each segment.
-        links: bytes of a row at each cut.
-        state: numbers that the optimizer keeps for each weight.
+        shape: of a row of the images.
     """
-    segments = zip(pieces, kept_bytes(pieces, shapes[0]), strict=True)
-    behind = [
-        (head or nn.Identity(), kept_bytes([head or nn.Identity()], shape, input_gradient=True)[0])
-        for head, shape in zip(heads, shapes[1:], strict=True)
-    ]
-    return Needs(
-        segments=tuple(_piece(module, state, kept) for module, kept in segments),
-        heads=tuple(_piece(head, state, kept) for head, kept in behind),
-        links=tuple(links),
-        rows=rows,
-        received=received,
-        sent=sent,
-        item_bytes=item_bytes,
-    )
+    kept = kept_bytes(modules, shape)
+    return tuple(_piece(module, own) for module, own in zip(modules, kept, strict=True))
 
 
-def _piece(module: nn.Module, state: int, kept: Kept) -> Piece:
+def head_pieces(
+    heads: Sequence[nn.Module | None], shapes: Sequence[Sequence[int]]
+) -> tuple[Piece, ...]:
+    """The heads of the cut in front of each segment but the first, on meta.
+
+    Args:
+        heads: None: there can be none.
+        shapes: of a row of what each reads.
+    """
+    pieces = []
+    for head, shape in zip(heads, shapes, strict=True):
+        module = head or nn.Identity()
+        pieces.append(_piece(module, kept_bytes([module], shape, input_gradient=True)[0]))
+    return tuple(pieces)
+
+
+def _piece(module: nn.Module, kept: Kept) -> Piece:
     weights = sum(parameter.numel() for parameter in module.parameters())
-    buffers = sum(buffer.nbytes for buffer in module.buffers())
-    return Piece(2 * 4 * weights + buffers, 4 * state * weights, kept)
+    return Piece(4 * weights, sum(buffer.nbytes for buffer in module.buffers()), kept)
 
 
 def optimizer_state(config: OptimizerConfig) -> int:

@@ -28,8 +28,9 @@ def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
 
     Raises:
         ValuesError: a segment cannot be looked at on meta.
-        ConfigError: a segment shrinks the image to nothing or fails on it otherwise, or
-            gives something else than one tensor with a row for each row of the batch.
+        UnfitError: a segment shrinks the image to nothing or fails on it otherwise.
+        ConfigError: one gives something else than one tensor with a row for each row of the
+            batch.
     """
     known = traced.outputs.get(tuple(shape))
     if known is not None:
@@ -63,6 +64,19 @@ def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
 
 class ValuesError(ConfigError):
     """A network that looks at values, where only shapes were there."""
+
+
+class UnfitError(ConfigError):
+    """Images that a network cannot work on.
+
+    Args:
+        reason: where and how it fails; the hint has besides what to do about it in a
+            configuration.
+    """
+
+    def __init__(self, got: object, allowed: str, reason: str, advice: str) -> None:
+        super().__init__("data.image_size", got, allowed, f"{reason}. {advice}")
+        self.reason = reason
 
 
 def example(shape: Sequence[int], paper: torch.device) -> Tensor:
@@ -138,10 +152,10 @@ def _unfit(
         return ConfigError("model", got, wanted, f"Segment 0 ({name}): {reason.splitlines()[0]}")
     allowed = f"images that segment {at} ({name}) of the network can work on"
     first_line = _PROXY.sub("another", reason.partition("\n")[0])
-    hint = f"It fails on an input of shape {tuple(incoming[1:])} a row: {first_line}"
+    reason = f"It fails on an input of shape {tuple(incoming[1:])} a row: {first_line}"
     height, width = shape[-2:]
     if height != width:
-        hint += ". The images are not square: data.image_size=SIDE makes them so"
-        return ConfigError("data.image_size", f"images of {height}x{width}", allowed, hint)
-    hint += ". Some builders take the size: model.args={image_size:SIDE}"
-    return ConfigError("data.image_size", width, allowed, hint)
+        advice = "The images are not square: data.image_size=SIDE makes them so"
+        return UnfitError(f"images of {height}x{width}", allowed, reason, advice)
+    advice = "Some builders take the size: model.args={image_size:SIDE}"
+    return UnfitError(width, allowed, reason, advice)

@@ -16,7 +16,6 @@ from dglpipe.errors import ConfigError
 from dglpipe.estimate import Plan, estimate, predict
 from dglpipe.images import open_images
 from dglpipe.loading import loading_seconds
-from dglpipe.memory import show
 from dglpipe.microbatches import check_microbatches
 from dglpipe.objectives import build_loss
 from dglpipe.pace import check_drops
@@ -112,22 +111,4 @@ def _draw(
         }
     blueprint = draw(config, data, layout.stages, meta=True, rows=rows)
     blueprint.check_logits()
-    if config.per_stage:
-        _check_memory(blueprint, rows)
     return blueprint, rows
-
-
-def _check_memory(blueprint: Blueprint, rows: int) -> None:
-    """Raises ConfigError for a stage over the limit because of settings of its own, which the
-    cut does not know."""
-    limit = blueprint.config.pipeline.memory_bytes
-    if limit is None:
-        return
-    for stage in estimate(blueprint, rows):
-        if stage.memory_bytes > limit:
-            over = f"{show(stage.memory_bytes - limit)} more than the limit"
-            hint = (
-                f"Stage {stage.stage} needs {show(stage.memory_bytes)}, {over}, as per_stage has it"
-            )
-            allowed = f"at least {stage.memory_bytes} bytes for these stages"
-            raise ConfigError("pipeline.memory_limit", limit, allowed, hint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from dglpipe.estimate import Plan
+from dglpipe.estimate import Plan, StageEstimate
 
 PERCENT = ".2%"
 SLOW_LOADING = 0.1
@@ -55,36 +55,18 @@ def closing_table(summary: Mapping[str, Any], path: Path) -> None:
 
 
 def plan_table(plan: Plan) -> None:
-    """Prints what each stage will take, and the speed that the cut promises."""
-    stages, rows = plan.stages, plan.rows
+    """Prints what each stage will take, and the speed that the cut promises.
+
+    Two tables, for no terminal is as wide as all the columns; below them what each stage has
+    of the network, in lines that may be of any length.
+    """
+    stages = plan.stages
     console = Console(width=None if Console().is_terminal else 120)
-    table = Table(title=f"plan: {len(stages)} stages", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
     timed = stages[0].seconds_per_step is not None
-    columns = ["stage", "segments", "parameters", "of head", "GFLOPs\na sample", "share\nof head"]
-    columns += ["ms\na step"] * timed
-    columns += ["output\na row", "KiB a row\non link", "weights\nMiB", "optimizer\nMiB"]
-    for column in (*columns, f"activations\nat {rows} rows", "of it\nin buffers"):
-        # The names of segments give way: a column that may be folded is made narrow first.
-        table.add_column(column, justify="right", no_wrap=column != "segments", overflow="fold")
+    console.print(_work_table(stages, timed))
+    console.print(_memory_table(stages, plan.rows))
     for stage in stages:
-        names = stage.segments
-        shape = stage.output_shape
-        table.add_row(
-            str(stage.stage),
-            f"{names[0]} .. {names[-1]}" if len(names) > 1 else names[0],
-            f"{stage.parameters:,}",
-            f"{stage.head_parameters:,}",
-            f"{stage.flops_per_sample / 1e9:.3f}",
-            _show(stage.head_flops_per_sample / max(stage.flops_per_sample, 1), ".1%"),
-            *([_show((stage.seconds_per_step or 0) * 1e3, ".2f")] * timed),
-            "x".join(map(str, shape)) if shape else "-",
-            f"{stage.link_bytes_per_sample / 1024:.1f}" if shape else "-",
-            f"{stage.weight_bytes / 2**20:.1f}",
-            f"{stage.optimizer_bytes / 2**20:.1f}",
-            f"{stage.activation_bytes / 2**20:.1f}",
-            f"{stage.buffer_bytes / 2**20:.1f}",
-        )
-    console.print(table)
+        console.print(_segments_line(stage), soft_wrap=True, highlight=False, markup=False)
     by = "measured time" if timed else "FLOPs"
     console.print(f"predicted speed-up over one process, by {by}: {plan.speed_up:.2f}")
     if plan.loading_seconds is not None:
@@ -92,3 +74,49 @@ def plan_table(plan: Plan) -> None:
         console.print(f"loader: {plan.loading_seconds * 1e3:.2f} ms a batch, {rate:.1f} samples/s")
     if plan.samples_per_second is not None:
         console.print(f"predicted samples/s: {plan.samples_per_second:.1f}")
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _work_table(stages: Sequence[StageEstimate], timed: bool) -> Table:
+    """Weights, arithmetic, and what comes out."""
+    columns = ["stage", "parameters", "of head", "GFLOPs\na sample", "share\nof head"]
+    columns += ["ms\na step"] * timed
+    table = _table(f"plan: {len(stages)} stages", [*columns, "output\na row"])
+    for stage in stages:
+        shape = stage.output_shape
+        table.add_row(
+            str(stage.stage),
+            f"{stage.parameters:,}",
+            f"{stage.head_parameters:,}",
+            f"{stage.flops_per_sample / 1e9:.3f}",
+            _show(stage.head_flops_per_sample / max(stage.flops_per_sample, 1), ".1%"),
+            *([_show((stage.seconds_per_step or 0) * 1e3, ".2f")] * timed),
+            "x".join(map(str, shape)) if shape else "-",
+        )
+    return table
+
+
+def _memory_table(stages: Sequence[StageEstimate], rows: int) -> Table:
+    """What a stage holds, and what crosses the links."""
+    columns = ["stage", "weights\nMiB", "optimizer\nMiB", f"activations\nat {rows} rows"]
+    columns += ["of it\nin buffers", "memory\nMiB", "KiB a row\non link"]
+    table = _table("memory and links", columns)
+    for stage in stages:
+        activations, buffers = stage.activation_bytes, stage.buffer_bytes
+        sizes = (stage.weight_bytes, stage.optimizer_bytes, activations, buffers)
+        cells = [f"{size / 2**20:.1f}" for size in (*sizes, stage.memory_bytes)]
+        link = f"{stage.link_bytes_per_sample / 1024:.1f}" if stage.output_shape else "-"
+        table.add_row(str(stage.stage), *cells, link)
+    return table
+
+
+def _segments_line(stage: StageEstimate) -> str:
+    names, count = stage.segments, len(stage.segments)
+    span = f"{names[0]} .. {names[-1]}" if count > 1 else names[0]
+    return f"stage {stage.stage}: {span} ({count} segment{'s' * (count > 1)})"

@@ -91,7 +91,8 @@ class RunDir:
     def status(self) -> str | None:
         """`finished`, `failed`, `interrupted`, `unfinished`; None where no run has been."""
         if self.summary.is_file():
-            with contextlib.suppress(ValueError):  # what a full disk left says nothing
+            # What a full disk left says nothing.
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 return str(json.loads(self.summary.read_text())["status"])
         return "unfinished" if self.config.is_file() else None
 
@@ -100,7 +101,8 @@ class RunDir:
         file may be gone.
 
         Raises:
-            RunDirError: this is not the directory of a finished run.
+            RunDirError: this is not the directory of a finished run, or its configuration is
+                gone or damaged.
         """
         status = self.status()
         if status != "finished":
@@ -108,7 +110,10 @@ class RunDir:
                 f"run: {self.path} holds {f'a run that is {status}' if status else 'no run'}; "
                 "give one that is finished"
             )
-        config = from_yaml(self.config.read_text())
+        try:
+            config = from_yaml(self.config.read_text())
+        except (OSError, ValueError) as error:
+            raise RunDirError.damaged(self.config, error) from error
         config.model.weights = None
         return config
 

@@ -10,14 +10,14 @@ from torch import nn
 
 from dglpipe.allocator import keep_memory
 from dglpipe.balance import Costs, balanced
-from dglpipe.config import Config, PlugInConfig
+from dglpipe.config import Config, HeadConfig, PlugInConfig
 from dglpipe.costs import HeadAt, Shape, Work, flop_costs, link_bytes
 from dglpipe.data import DataDescription
 from dglpipe.device import Device
 from dglpipe.errors import ConfigError
 from dglpipe.features import Features, channels_at
 from dglpipe.heads import check_head, head_on
-from dglpipe.memory import Needs, needs, optimizer_state
+from dglpipe.memory import Limit, Needs, Piece, head_pieces, optimizer_state, segment_pieces
 from dglpipe.models import build_network
 from dglpipe.models.building import building
 from dglpipe.paper import check_input
@@ -44,19 +44,18 @@ def choose_bounds(
 
     Raises:
         ConfigError: more stages than segments, a list that does not fit, a stage that needs
-            more memory than the limit; `cost=time` without `times`.
+            more memory than the limit; `cost=time` without `times`, or with another network's.
     """
-    names = [segment.name for segment in traced.segments]
-    split, limit = config.pipeline.split, config.pipeline.memory_bytes
-    memory = None
-    if limit is not None and rows is not None:
-        memory = memory_needs(config, data, traced, rows)
+    names, split = [segment.name for segment in traced.segments], config.pipeline.split
+    # `even` in place of `auto` for its refusal of too many stages.
+    bounds = boundaries("even" if split == "auto" else split, len(names), stages, names)
+    if config.pipeline.cost == "time" and config.pipeline.times is not None:
+        _check_times(config.pipeline.times, len(names))
+    limit = _limit(config, data, traced, rows, stages)
     if split != "auto":
-        bounds = boundaries(split, len(names), stages, names)
-        if memory is not None and limit is not None:
-            memory.check(bounds, limit, "pipeline.split=auto looks for a cut that fits")
+        if limit is not None:
+            limit.check(bounds, "pipeline.split=auto looks for a cut that fits")
         return bounds
-    boundaries("even", len(names), stages, names)  # for its refusal of too many stages
     refused: list[ConfigError] = []
     costs = network_costs(config, data, traced, work, refused)
     joined = traced.joined
@@ -66,22 +65,32 @@ def choose_bounds(
             "pipeline.stages", stages, allowed, f"No cut in front of {sorted(joined)}"
         )
 
-    def may(first: int, end: int) -> bool:
+    def may(_stage: int, first: int, end: int) -> bool:
         return first not in joined and end not in joined
 
-    def fits(first: int, end: int) -> bool:
-        small = memory is None or limit is None or memory.stage(first, end) <= limit
-        return small and may(first, end)
+    def fits(j: int, first: int, end: int) -> bool:
+        return may(j, first, end) and (limit is None or limit.fits(j, first, end))
 
     found = balanced(costs, stages, fits)
-    if found is None and memory is not None and limit is not None:
+    if found is None and limit is not None:
         hint = "It is the cut that comes nearest: take more stages or a smaller batch"
-        memory.check(memory.nearest(stages, may), limit, hint)
+        limit.check(limit.nearest(may), hint)
     assert found is not None, "what does not fit has been refused"
     if math.inf in costs.stages(found):
         allowed = "a number of stages for which every cut can have its head"
         raise refused[0] if refused else ConfigError("pipeline.stages", stages, allowed)
     return found
+
+
+def _limit(
+    config: Config, data: DataDescription, traced: Traced, rows: int | None, stages: int
+) -> Limit | None:
+    """`pipeline.memory_limit`, where there is one and it is looked at."""
+    size = config.pipeline.memory_bytes
+    if size is None or rows is None:
+        return None
+    needs = memory_needs(config, data, traced, rows, stages)
+    return Limit(size, tuple(needs), own=any(config.per_stage))
 
 
 def network_costs(
@@ -102,22 +111,25 @@ def network_costs(
         refused: gets what is wrong with heads that cannot be; such a cut costs infinitely much.
 
     Raises:
-        ConfigError: `cost=time` without `times`, or with those of another network.
+        ConfigError: `cost=time` without `times`.
     """
     links = link_bytes(work.shapes, config.precision.item_bytes)
     if config.pipeline.cost == "flops":
-        head_at = _heads(config, data, traced, meta=True, refused=refused)
+        head_at = _heads(config, config.head, data, traced, meta=True, refused=refused)
         return method_costs(config, flop_costs(work, head_at, config.precision.item_bytes))
     if config.pipeline.times is None:
         allowed = "flops, where nothing can be measured"
         raise ConfigError("pipeline.cost", "time without pipeline.times", allowed)
-    counts = {key: len(values) for key, values in config.pipeline.times.items()}
-    count = len(work.shapes)
-    wanted = {"segments": count, "input_gradients": count, "heads": len(links)}
+    return method_costs(config, measured_costs(config.pipeline.times, links))
+
+
+def _check_times(times: Mapping[str, Sequence[float]], count: int) -> None:
+    """Refuses those of a network with another number of segments than `count`."""
+    counts = {key: len(values) for key, values in times.items()}
+    wanted = {"segments": count, "input_gradients": count, "heads": count - 1}
     if counts != wanted:
         allowed = f"{wanted} of this network"
         raise ConfigError("pipeline.times", counts, allowed, "null: they are measured")
-    return method_costs(config, measured_costs(config.pipeline.times, links))
 
 
 def method_costs(config: Config, costs: Costs) -> Costs:
@@ -138,33 +150,64 @@ def measure_times(
     with building(False, derive(config.seed, "network")):
         network = build_network(config.model, data.channels, len(data.classes), data.height)
     traced = trace(network)
-    head_at = _heads(config, data, traced, meta=False)
+    head_at = _heads(config, config.head, data, traced, meta=False)
     shape = (data.channels, data.height, data.width)
     with threads(threads_):
         return measure(traced, shape, head_at, config, device, rows)
 
 
-def memory_needs(config: Config, data: DataDescription, traced: Traced, rows: int) -> Needs:
-    """Of every stage that the network can be cut into.
+def memory_needs(
+    config: Config, data: DataDescription, traced: Traced, rows: int, stages: int
+) -> list[Needs]:
+    """Of stage j, wherever the network is cut, with the settings that it has.
 
     Args:
         traced: on meta.
         rows: of a step on one replica.
+        stages: K.
     """
     shapes = entrances(data, traced)
-    head_at = _heads(config, data, traced, meta=True)
-    depth, item_bytes = config.pipeline.depth, config.precision.item_bytes
-    return needs(
-        pieces=[traced.piece(at) for at in range(len(shapes))],
-        heads=[head_at(at, shape) for at, shape in enumerate(shapes) if at],
-        shapes=shapes,
-        links=link_bytes(shapes, config.precision.item_bytes),
-        state=optimizer_state(config.optimizer),
-        rows=rows,
-        received=config.method.receives(None, depth, item_bytes, item_bytes) / item_bytes,
-        sent=config.method.sends(None, depth),
-        item_bytes=item_bytes,
-    )
+    segments = segment_pieces([traced.piece(at) for at in range(len(shapes))], shapes[0])
+    heads = _stage_heads(config, data, traced, shapes, stages)
+    result = []
+    for j in range(stages):
+        own = config.stage(j)
+        item_bytes = own.precision.item_bytes
+        result.append(
+            Needs(
+                segments=segments,
+                heads=heads[j],
+                links=link_bytes(shapes, item_bytes),
+                state=optimizer_state(own.optimizer),
+                rows=rows,
+                received=_received(config, j) / item_bytes,
+                sent=config.method.sends(j, config.pipeline.depth) if j < stages - 1 else 0,
+                item_bytes=item_bytes,
+            )
+        )
+    return result
+
+
+def _received(config: Config, j: int) -> int:
+    """Bytes of the memory for what comes to stage `j`, for each number of a row."""
+    if j == 0:
+        return 0
+    item_bytes = config.stage(j - 1).precision.item_bytes
+    return config.method.receives(j - 1, config.pipeline.depth, item_bytes, item_bytes)
+
+
+def _stage_heads(
+    config: Config, data: DataDescription, traced: Traced, shapes: Sequence[Shape], stages: int
+) -> list[tuple[Piece, ...]]:
+    """The heads of all cuts, of the kind of stage j; of each kind looked at once."""
+    wanted = [config.stage(j).head for j in range(stages)]
+    known: dict[str, tuple[Piece, ...]] = {}
+    for head in wanted:
+        if repr(head) not in known:
+            head_at = _heads(config, head, data, traced, meta=True)
+            modules = [head_at(at, shape) for at, shape in enumerate(shapes) if at]
+            known[repr(head)] = head_pieces(modules, shapes[1:])
+    return [known[repr(head)] for head in wanted]
 
 
 def entrances(data: DataDescription, traced: Traced) -> list[Shape]:
@@ -175,12 +218,13 @@ def entrances(data: DataDescription, traced: Traced) -> list[Shape]:
 
 def _heads(
     config: Config,
+    wanted: HeadConfig | PlugInConfig,
     data: DataDescription,
     traced: Traced,
     meta: bool,
     refused: list[ConfigError] | None = None,
 ) -> HeadAt:
-    """The head of `config` for the cut in front of a segment, where there can be one."""
+    """The head `wanted` for the cut in front of a segment, where there can be one."""
     if not config.method.local:
         return lambda _segment, _row: nn.Identity()
     classes = len(data.classes)
@@ -189,8 +233,8 @@ def _heads(
     def head_for(features: Features) -> nn.Module | None:
         try:
             with building(meta, 0):
-                head = head_on(config.head, features, classes)
-            if meta and isinstance(config.head, PlugInConfig):
+                head = head_on(wanted, features, classes)
+            if meta and isinstance(wanted, PlugInConfig):
                 check_head(head, features.shape, classes)
         except ConfigError as error:
             if refused is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -11,11 +12,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dglpipe.blueprint import Blueprint, draw
+from dglpipe.config.checks import whole
 from dglpipe.data import DataDescription
-from dglpipe.errors import ConfigError, RunDirError
+from dglpipe.errors import ConfigError, RunDirError, UserError
 from dglpipe.rundir import RunDir
 from dglpipe.stage import LocalLearner, admit
-from dglpipe.weights import apart, load, load_tensors, save
+from dglpipe.weights import apart, load_final, load_tensors, save
 
 EXITS = "exits."
 
@@ -42,9 +44,8 @@ class Trained(nn.Module):
             ConfigError: there is no such exit.
         """
         count = len(self.stages)
-        end = count - 1 if exit is None else exit
-        known = type(end) is int and 0 <= end < count
-        if not known or not self._learner(end).is_exit:
+        end = count - 1 if exit is None else whole(exit)
+        if end is None or not 0 <= end < count or not self._learner(end).is_exit:
             there = [j for j in range(count) if self._learner(j).is_exit]
             raise ConfigError("exit", exit, f"one of {there}")
         for j in range(end):
@@ -81,12 +82,13 @@ def load_run(path: Path) -> Trained:
     """The network of a finished run with its final weights, on the CPU, in evaluation mode.
 
     Raises:
-        RunDirError: `path` is not the directory of a finished run.
+        RunDirError: `path` is not the directory of a finished run, or has been damaged.
     """
     blueprint, run_dir = _open(path)
     trained = Trained(blueprint)
     for j, stage in enumerate(trained.stages):
-        load_tensors(cast(LocalLearner, stage), _weights(run_dir, j))
+        learner = cast(LocalLearner, stage)
+        load_tensors(learner, load_final(run_dir.final(j), learner))
     return trained.eval()
 
 
@@ -100,37 +102,56 @@ def export_run(path: Path, output: Path, exits: bool = False) -> int:
         How many tensors were written.
 
     Raises:
-        RunDirError: `path` is not the directory of a finished run.
+        RunDirError: `path` is not the directory of a finished run, or has been damaged.
+        UserError: the file cannot be written, or would be one of the run's own; keys of the
+            network look like those of exits.
     """
     blueprint, run_dir = _open(path, meta=True)
+    folder = run_dir.manifest.parent
+    if output.resolve().is_relative_to(folder.resolve()):
+        hint = "The weights of the run itself are in there"
+        raise ConfigError("output", str(output), f"a file outside of {folder}", hint)
     tensors: dict[str, Tensor] = {}
     for j, module in enumerate(blueprint.modules):
-        own, head = apart(_weights(run_dir, j), set(module.state_dict()))
+        keys = set(module.state_dict())
+        if exits:
+            _refuse_exits(keys)
+        own, head = apart(load_final(run_dir.final(j), blueprint.learner(j)), keys)
         tensors |= own
         if exits:
             tensors |= {f"{EXITS}{j}.{key}": value for key, value in head.items()}
-    save(output, tensors)
+    try:
+        save(output, tensors)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"output: got {output}; it cannot be written: {reason}") from error
     return len(tensors)
+
+
+def _refuse_exits(keys: Iterable[str]) -> None:
+    own = sorted(key for key in keys if key.startswith(EXITS))
+    if own:
+        allowed = f"false for a network whose own keys begin with {EXITS!r}"
+        raise ConfigError("exits", True, allowed, f"It has {own[0]}")
 
 
 def _open(path: Path, meta: bool = False) -> tuple[Blueprint, RunDir]:
     run_dir = RunDir(path)
     config = run_dir.finished_config()
-    try:
-        known = json.loads(run_dir.manifest.read_text())["data"]
-    except (OSError, ValueError, KeyError) as error:
-        raise _damaged(run_dir.manifest, error) from error
-    data = DataDescription(**{**known, "classes": tuple(known["classes"])})
+    data = _description(run_dir.manifest)
     return draw(config, data, config.pipeline.stages or 1, meta=meta), run_dir
 
 
-def _weights(run_dir: RunDir, j: int) -> dict[str, Tensor]:
-    path = run_dir.final(j)
+def _description(manifest: Path) -> DataDescription:
+    """The data set that the run was trained on."""
     try:
-        return load(path)
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> RunDirError:
-    return RunDirError(f"run: {path} cannot be read ({error}); the run has lost its results")
+        known = json.loads(manifest.read_text())["data"]
+        data = DataDescription(**{**known, "classes": tuple(known["classes"])})
+    except KeyError as error:
+        raise RunDirError.damaged(manifest, f"it has no {error}") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise RunDirError.damaged(manifest, error) from error
+    sizes = (data.channels, data.height, data.width)
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise RunDirError.damaged(manifest, f"images of shape {sizes}")
+    return data

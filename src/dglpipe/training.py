@@ -195,7 +195,7 @@ def _adopt_cut(config: Config, layout: Layout) -> None:
 def _config_of(run_dir: RunDir) -> Config:
     try:
         return from_yaml(run_dir.config.read_text())
-    except (ConfigError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise RunDirError(
             f"run_dir: {run_dir.config} is not the configuration of a run ({error}); give "
             "another directory, or delete this one"

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dglpipe.errors import RunDirError
 from dglpipe.stage import LocalLearner
 
 HEAD = "head."
@@ -18,17 +20,22 @@ HEAD = "head."
 def named_tensors(learner: LocalLearner) -> dict[str, Tensor]:
     """Parameters and buffers of a stage: the network's under its own keys, the head's under
     `head.` + key; contiguous, on the CPU, no two in the same memory."""
-    tensors = dict(learner.segments.state_dict())
-    if learner.head is not None:
-        tensors |= {HEAD + key: value for key, value in learner.head.state_dict().items()}
     memory: set[int] = set()
     result = {}
-    for key, value in tensors.items():
+    for key, value in _state(learner).items():
         tensor = value.detach().cpu().contiguous()
         address = tensor.untyped_storage().data_ptr()
         result[key] = tensor.clone() if address in memory else tensor
         memory.add(address)
     return result
+
+
+def _state(learner: LocalLearner) -> dict[str, Tensor]:
+    """The learner's own tensors, under the keys of its file."""
+    tensors = dict(learner.segments.state_dict())
+    if learner.head is not None:
+        tensors |= {HEAD + key: value for key, value in learner.head.state_dict().items()}
+    return tensors
 
 
 def clashes(learner: LocalLearner) -> list[str]:
@@ -71,6 +78,29 @@ def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def load(path: Path) -> dict[str, Tensor]:
     """Reads what `save` wrote."""
     return load_file(path)
+
+
+def load_final(path: Path, learner: LocalLearner) -> dict[str, Tensor]:
+    """Reads what `save` wrote of a stage of a finished run.
+
+    Args:
+        learner: the stage, on any device, meta included.
+
+    Raises:
+        RunDirError: the file cannot be read, or its tensors are not those of the stage.
+    """
+    try:
+        tensors = load(path)
+    except (OSError, SafetensorError) as error:
+        raise RunDirError.damaged(path, error) from error
+    wanted = {key: tuple(value.shape) for key, value in _state(learner).items()}
+    given = {key: tuple(value.shape) for key, value in tensors.items()}
+    wrong = sorted(key for key, _ in wanted.items() ^ given.items())
+    if wrong:
+        key = wrong[0]
+        came, due = given.get(key, "nothing"), wanted.get(key, "nothing")
+        raise RunDirError.damaged(path, f"{key}: got {came} where the stage has {due}")
+    return tensors
 
 
 def sha256(tensors: Mapping[str, Tensor]) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -114,13 +117,37 @@ def test_no_cut_divides_a_tensor():
     [
         ((4, (1, 8, 8)), "^stages: got 4; allowed: 1 to"),
         ((2, (3, 8, 8)), "^network: got 'images of 3 channels'"),
-        ((2, (1, 5, 5)), "^input_shape: got 5"),
+        ((2, (1, 5, 5)), r"^input_shape: got \(1, 5, 5\); allowed: images that segment 2"),
+        ((2, (1, 5, 9)), r"^input_shape: got \(1, 5, 9\)"),
+        ((2, ()), r"^input_shape: got \(\); allowed: whole numbers from 1"),
+        ((2, 8), "^input_shape: got 8"),
+        ((2, (1, 8, 0)), "^input_shape: got"),
+        ((2, (1, 8, 8.0)), "^input_shape: got"),
+        (("2", (1, 8, 8)), "^stages: got '2'; allowed: a whole number"),
+        ((2.0, (1, 8, 8)), "^stages: got"),
+        ((True, (1, 8, 8)), "^stages: got"),
         ((2, (1, 8, 8), [0]), "^at: got"),
+        ((2, (1, 8, 8), [1.5]), r"^at: got \[1.5\]; allowed: None, or whole numbers"),
+        ((2, (1, 8, 8), "even"), "^at: got 'even'"),
+        ((2, (1, 8, 8), [2]), "^at: got .*; allowed: cuts that leave"),
     ],
 )
 def test_mistakes_are_told_in_the_words_of_the_function(arguments, text):
-    with pytest.raises(ConfigError, match=text):
+    with pytest.raises(ConfigError, match=text) as caught:
         dglpipe.split(Twice(), *arguments)
+    assert not re.search(r"data\.|model\.|pipeline\.|auto", str(caught.value))
+
+
+def test_what_is_split_is_a_module():
+    with pytest.raises(ConfigError, match=r"^network: got 'list'; allowed: a torch\.nn\.Module"):
+        dglpipe.split([Twice()], 2, (1, 8, 8))
+
+
+def test_numbers_may_be_those_of_numpy():
+    parts = dglpipe.split(Twice(), numpy.int64(2), numpy.array([1, 8, 8]), numpy.array([1]))
+    assert len(parts) == 2
+    dense = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    assert len(dglpipe.split(dense, 2, (6,))) == 2
 
 
 def test_small_images_for_a_vision_transformer():

@@ -5,19 +5,23 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torchvision.models import resnet18
 
 import dglpipe
 from dglpipe import training
 from dglpipe.blueprint import draw
+from dglpipe.cli.plan import plan
 from dglpipe.config import from_yaml, to_tree, to_yaml
 from dglpipe.data import Request, open_data
-from dglpipe.errors import ConfigError, RunDirError
+from dglpipe.errors import ConfigError, RunDirError, UserError
+from dglpipe.evaluation import evaluate_run
 from dglpipe.images import open_images
 from dglpipe.rundir import RunDir
 from dglpipe.trained import export_run
@@ -62,7 +66,8 @@ def test_exits_are_those_of_the_run(finished):
     assert hits == pytest.approx(told["ensemble_accuracy"], abs=1e-6)
     with pytest.raises(ConfigError, match=r"exit: got 3; allowed: one of \[0, 1, 2\]"):
         network(batch, exit=3)
-    for wrong in (1.0, "0", True):
+    assert torch.equal(network(batch, exit=numpy.int64(0)), exits[0])
+    for wrong in (1.0, "0", True, -1):
         with pytest.raises(ConfigError, match="exit: got"):
             network(batch, exit=wrong)
 
@@ -89,13 +94,16 @@ def test_an_export_is_torchvisions_own_network(finished, start, tmp_path):
         (("run=RUN", "output=a.bin"), "ends in .safetensors"),
         (("run=RUN", "output=a.safetensors", "exits=maybe"), "allowed: run=RUN_DIR"),
         (("run=nowhere", "output=a.safetensors"), "holds no run"),
-        (("run=RUN", "output=/proc/none/a.safetensors"), "cannot be written"),
+        (("run=RUN", "output=/proc/none/a.safetensors"), "/a.safetensors; it cannot be written: "),
+        (("run=RUN", "output=RUN/final/stage_0.safetensors"), "allowed: a file outside of"),
     ],
 )
 def test_wrong_words_of_an_export(words, said, finished, start):
+    weights = RunDir(finished[0]).final(0).read_bytes()
     run = start("export", *(word.replace("RUN", str(finished[0]), 1) for word in words))
     assert run.wait() == 2
     assert said in run.stderr
+    assert RunDir(finished[0]).final(0).read_bytes() == weights
 
 
 def test_the_python_of_the_documents_runs(finished, tmp_path, monkeypatch):
@@ -119,6 +127,95 @@ def test_a_run_that_lost_its_results_is_named(finished, start, tmp_path):
     run = start("export", f"run={run_dir}", f"output={tmp_path / 'a.safetensors'}")
     assert run.wait() == 2
     assert "manifest.json cannot be read" in run.stderr
+
+
+def refuse_damaged(run_dir, path, evaluated=True):
+    """Whatever reads the run names the file."""
+    output = run_dir / "a.safetensors"
+    readers = [dglpipe.load, lambda path: export_run(path, output)]
+    for reader in [*readers, *[evaluate_run] * evaluated]:
+        with pytest.raises(RunDirError, match=f"^run: {path} cannot be read") as caught:
+            reader(run_dir)
+    assert not output.exists()
+    return str(caught.value)
+
+
+def test_the_weights_of_another_stage_are_refused(finished, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    files = RunDir(run_dir)
+    shutil.copy(files.final(0), files.final(1))
+    assert "where the stage has" in refuse_damaged(run_dir, files.final(1))
+    tensors = load_file(RunDir(finished[0]).final(1))
+    key = next(key for key in tensors if key.endswith("running_mean"))
+    save_file({**tensors, key: torch.zeros(3)}, files.final(1))
+    assert f"({key}: got (3,) where the stage has" in refuse_damaged(run_dir, files.final(1))
+    del tensors[key]
+    save_file(tensors, files.final(1))
+    assert f"({key}: got nothing where" in refuse_damaged(run_dir, files.final(1))
+    files.final(1).write_bytes(b"torn")
+    refuse_damaged(run_dir, files.final(1))
+
+
+@pytest.mark.parametrize("torn", [None, "{a: [1,"])
+def test_a_run_that_lost_its_configuration_is_named(finished, start, tmp_path, torn):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    files = RunDir(run_dir)
+    files.config.unlink()
+    if torn is not None:
+        files.config.write_text(torn)
+    refuse_damaged(run_dir, files.config)
+    run = start("export", f"run={run_dir}", f"output={tmp_path / 'a.safetensors'}")
+    assert run.wait() == 2
+    assert run.stderr.startswith(f"dglpipe: run: {files.config} cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("classes", None, "it has no 'classes'"),
+        ("classes", 7, "not iterable"),
+        ("data", 7, "not a mapping"),
+        ("channels", "3", "images of shape"),
+        ("height", None, "height"),
+    ],
+)
+def test_a_manifest_of_something_else_is_named(finished, tmp_path, key, value, said):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    manifest = RunDir(run_dir).manifest
+    tree = json.loads(manifest.read_text())
+    place = tree if key == "data" else tree["data"]
+    del place[key]
+    place |= {} if value is None else {key: value}
+    manifest.write_text(json.dumps(tree))
+    assert said in refuse_damaged(run_dir, manifest, evaluated=False)
+
+
+def with_exits():
+    """A network that has exits of its own, by name."""
+    body = [torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 4, 3), torch.nn.Flatten()]
+    exits = torch.nn.Sequential(torch.nn.Linear(64, 10))
+    return torch.nn.Sequential(OrderedDict(body=torch.nn.Sequential(*body), exits=exits))
+
+
+def test_an_export_keeps_exits_and_keys_like_theirs_apart(tmp_path):
+    words = ("model=custom", f"model.target={__name__}:with_exits", "max_steps=1")
+    words += ("pipeline.processes=1", "run_dir=run")
+    run = Command(("train", *SMALL, *words), tmp_path, {"PYTHONPATH": str(Path(__file__).parent)})
+    assert run.wait() == 0, run.stderr
+    output = tmp_path / "a.safetensors"
+    with pytest.raises(ConfigError, match=r"^exits: got True; allowed: false .* exits\.0\.bias"):
+        export_run(tmp_path / "run", output, exits=True)
+    assert export_run(tmp_path / "run", output) == 6
+
+
+def test_a_plan_that_cannot_be_written_is_not_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("dglpipe.cli.plan.plan_run", lambda _: pytest.fail("it was made"))
+    for path in (tmp_path / "nowhere" / "plan.json", tmp_path):
+        with pytest.raises(UserError, match=r"^output: got .*; allowed: a file in a folder"):
+            plan([f"output={path}"])
 
 
 def test_loading_what_is_no_run(tmp_path):

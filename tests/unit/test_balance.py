@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dglpipe.balance import Costs, balanced
+from dglpipe.balance import Costs, balanced, least
 
 
 def every_cut(count, stages):
@@ -35,8 +35,8 @@ def test_no_cut_is_better(problem):
     costs, stages, longest = problem
     count = len(costs.segments)
 
-    def fits(first, end):
-        return end - first <= longest
+    def fits(j, first, end):
+        return end - first <= longest + j % 2
 
     def value(bounds):
         return max(costs.stages(bounds)), sum(costs.links[at - 1] for at in bounds[1:])
@@ -44,7 +44,7 @@ def test_no_cut_is_better(problem):
     allowed = [
         bounds
         for bounds in every_cut(count, stages)
-        if all(fits(*span) for span in itertools.pairwise([*bounds, count]))
+        if all(fits(j, *span) for j, span in enumerate(itertools.pairwise([*bounds, count])))
     ]
     found = balanced(costs, stages, fits)
     if not allowed:
@@ -62,6 +62,11 @@ def test_a_head_and_the_gradient_of_the_input_count():
     assert balanced(heavy, 2) == [0, 1]
     free = Costs((10, 10, 10, 10), (0, 9, 0, 0), (0, 0, 0), (1, 1, 1))
     assert free.stages([0, 1]) == [10, 21]
+
+
+def test_every_stage_has_values_of_its_own():
+    """A segment costs stage 1 three times what it costs the others."""
+    assert least(lambda j, first, end: (end - first) * (3 if j == 1 else 1), 7, 3) == [0, 3, 4]
 
 
 @pytest.mark.parametrize("links", [(5, 1, 5), (1, 5, 5), (5, 5, 1)])

@@ -105,5 +105,30 @@ def test_an_unknown_key_or_name_is_named(word):
         config(word)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("segments", float("nan")),
+        ("segments", float("inf")),
+        ("segments", -1.0),
+        ("input_gradients", True),
+        ("input_gradients", "1"),
+        ("heads", float("nan")),
+        ("heads", -float("inf")),
+        ("heads", None),
+    ],
+)
+def test_times_are_seconds(name, value):
+    tree = to_tree(config())
+    times = {"segments": [1.0, 0], "input_gradients": [0.0, 0.5], "heads": [float("inf")]}
+    tree["pipeline"]["times"] = times
+    assert parse(tree).pipeline.times == times
+    assert from_yaml(to_yaml(parse(tree))).pipeline.times == times
+    times[name] = [value, *times[name][1:]]
+    with pytest.raises(ConfigError, match="seconds from 0") as caught:
+        parse(tree)
+    assert caught.value.key == f"pipeline.times.{name}[0]"
+
+
 def test_a_run_dir_may_have_any_name():
     assert config("run_dir=/tmp/a=b (c) @~,x").run_dir == "/tmp/a=b (c) @~,x"

@@ -58,6 +58,31 @@ def test_keys_that_do_not_fit_are_named(tmp_path, meta):
     assert f"of another shape: {second} (3,) where the network has" in text
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
+def test_numbers_of_another_kind_are_named(tmp_path, dtype):
+    tensors = network().state_dict()
+    first, *_ = tensors
+    tensors[first] = tensors[first].to(dtype)
+    path = written(tmp_path / "other.pt", tensors)
+    with pytest.raises(ConfigError, match=f"of another kind of number: {first} {dtype} where"):
+        initialise(network(), path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_numbers_of_another_precision_are_converted(tmp_path, dtype):
+    tensors = {
+        key: value.to(dtype) if value.is_floating_point() else value.to(torch.int32)
+        for key, value in network(seed=1).state_dict().items()
+    }
+    target = network(seed=2)
+    initialise(target, written(tmp_path / "other.safetensors", tensors))
+    assert all(torch.equal(one.to(tensors[k].dtype), tensors[k]) for k, one in state(target))
+
+
+def state(network):
+    return network.state_dict().items()
+
+
 def test_many_keys_are_counted(tmp_path):
     path = written(tmp_path / "empty.pt", {})
     count = len(network().state_dict())
@@ -76,6 +101,37 @@ def test_a_file_cannot_run_code(tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"^model\.weights: got .*nothing but tensors"):
         initialise(network(), str(path))
     assert capsys.readouterr().out == ""
+
+
+def refusal(path):
+    """What is said about a file, without torch's advice to run what is in it."""
+    with pytest.raises(ConfigError) as caught:
+        initialise(network(), str(path))
+    text = str(caught.value)
+    assert "\x1b" not in text
+    assert "weights_only" not in text
+    return text.rpartition("tensors. ")[2]
+
+
+def test_a_whole_network_is_told_from_its_weights(tmp_path):
+    torch.save(network(), tmp_path / "whole.pt")
+    said = refusal(tmp_path / "whole.pt")
+    assert said.startswith("It holds a dglpipe.models.cnn.Cnn: save network.state_dict() in pl")
+    (tmp_path / "text.pt").write_text("no tensors in here")
+    assert refusal(tmp_path / "text.pt") == "It is neither, or damaged"
+
+
+def test_a_file_under_the_name_of_another_format_is_told(tmp_path):
+    save_file(network().state_dict(), tmp_path / "weights.bin")
+    assert "a name that ends in .safetensors" in refusal(tmp_path / "weights.bin")
+    torch.save(network().state_dict(), tmp_path / "weights.safetensors")
+    assert "a name that ends in .pt" in refusal(tmp_path / "weights.safetensors")
+
+
+def test_what_is_no_tensor_is_named(tmp_path):
+    tree = {"model_state_dict": network().state_dict(), "epoch": 3}
+    said = refusal(written(tmp_path / "trainer.pt", tree))
+    assert said.startswith("Under 'model_state_dict' it holds OrderedDict; a dictionary of ten")
 
 
 @pytest.mark.parametrize("name", ["broken.safetensors", "broken.pt"])
@@ -121,8 +177,10 @@ def test_what_published_weights_want_outlives_them(weights, given, tmp_path):
 
 
 def test_an_unknown_member_of_the_enums():
+    with pytest.raises(ConfigError, match="ResNet50_Weights has IMAGENET1K_V1, IMAGENET1K_V2"):
+        initialise(network(), "ResNet50_Weights.NO_SUCH")
     with pytest.raises(ConfigError, match="a member of torchvision's enums"):
-        initialise(network(), "ResNet18_Weights.NO_SUCH")
+        initialise(network(), "NoNet_Weights.DEFAULT")
 
 
 def test_files_of_older_days_are_read(tmp_path):

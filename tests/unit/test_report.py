@@ -1,11 +1,16 @@
+import dataclasses
+import re
 from io import StringIO
 
+import pytest
 from rich.console import Console
 
 from dglpipe.metrics import Line
+from dglpipe.planning import plan
 from dglpipe.progress import LiveProgress, PlainProgress
-from dglpipe.report import closing_table
+from dglpipe.report import closing_table, plan_table
 from dglpipe.stream import StreamPlan
+from harness import make_config
 
 PLAN = StreamPlan(8, 4, 4, 4, 1, 2, None, 1)
 LINES = [
@@ -76,3 +81,24 @@ def test_loading_that_holds_up_the_chain_is_told(capsys, tmp_path):
     assert "raise data.workers" in text
     closing_table(summary_of({**STAGE, "loading_fraction": None}), tmp_path)
     assert "loading images" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("terminal", ["80", "120", None])
+def test_a_plan_can_be_read_at_any_width(terminal, capsys, monkeypatch):
+    if terminal is not None:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", terminal)
+    words = ("model=resnet152", "data=synthetic", "data.samples=64", "batch_size=16")
+    words += ("pipeline.stages=4", "data.image_size=224")
+    found = plan(make_config(*words))
+    timed = [dataclasses.replace(one, seconds_per_step=1.23456) for one in found.stages]
+    found = dataclasses.replace(found, stages=tuple(timed))
+    plan_table(found)
+    text = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    for j, stage in enumerate(found.stages):
+        names, count = stage.segments, len(stage.segments)
+        assert f"stage {j}: {names[0]} .. {names[-1]} ({count} segments)\n" in text
+        for cell in (" 1234.56 ", f" {stage.parameters:,} ", f" {stage.memory_bytes / 2**20:.1f} "):
+            assert cell in text
+        if stage.output_shape:
+            assert f" {'x'.join(map(str, stage.output_shape))} " in text

@@ -72,6 +72,22 @@ def test_a_finished_run_does_not_need_its_initial_weights(run_dir):
     assert run_dir.finished_config().model.weights is None
 
 
+@pytest.mark.parametrize("text", [None, "{a: [1,\n  b", "epochs: 3\n", "7", "seed: ${a\n"])
+def test_a_configuration_that_is_torn_or_gone_is_named(run_dir, text):
+    write_json(run_dir.summary, {"status": "finished"})
+    if text is not None:
+        run_dir.config.write_text(text)
+    with pytest.raises(RunDirError, match=r"^run: .*config\.yaml cannot be read") as caught:
+        run_dir.finished_config()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "7"])
+def test_a_summary_of_something_else_is_no_end(run_dir, text):
+    write_whole(run_dir.summary, text)
+    assert run_dir.status() is None
+
+
 def test_json_has_null_where_a_number_is_none(tmp_path):
     write_json(tmp_path / "a.json", {"loss": [float("nan"), 1.0, (float("inf"), "nan", 3)]})
     text = (tmp_path / "a.json").read_text()

@@ -19,6 +19,7 @@ from dglpipe.errors import ConfigError
 from dglpipe.estimate import estimate, predict
 from dglpipe.flops import count_flops
 from dglpipe.images import open_images
+from dglpipe.memory import Limit
 from dglpipe.models import build_network
 from dglpipe.models.building import building
 from dglpipe.partition import trace
@@ -42,6 +43,8 @@ NETWORKS = [
     ("model=vgg11_bn", "data.image_size=32", "head=cnn"),
     ("model=torchvision", "model.name=mobilenet_v3_small", "data.image_size=32", "head=mlp"),
     ("model=torchvision", "model.name=swin_t", "data.image_size=32", "optimizer.momentum=0"),
+    ("model=cnn6", "per_stage=[{head:linear},{precision:bf16,head:mlp},{optimizer:adam}]"),
+    ("model=cnn6", "method=dgl_async", "per_stage=[{precision:bf16},{optimizer:adam},{}]"),
 ]
 
 
@@ -69,16 +72,18 @@ def test_costs_and_needs_of_any_cut_are_those_of_its_stages(overrides):
     """What the segments add up to is what a whole stage, looked at by itself, comes to."""
     config, data, traced = on_paper(*overrides)
     costs = network_costs(config, data, traced, Work(traced, entrances(data, traced)))
-    needs = memory_needs(config, data, traced, ROWS)
+    needs = memory_needs(config, data, traced, ROWS, 3)
     count = len(traced.segments)
     for bounds in [[0, count // 3, 2 * count // 3], [0, 1, count - 1]][: 1 + (count < 10)]:
         config.pipeline.split = bounds[1:]
         blueprint = draw(config, data, 3, meta=True)
         flops = [count_flops(Whole(blueprint, j), blueprint.input_shape(j)).own for j in range(3)]
-        assert costs.stages(bounds) == flops == [blueprint.flops(j) for j in range(3)]
+        assert flops == [blueprint.flops(j) for j in range(3)]
+        assert costs.stages(bounds) == flops or config.per_stage, "costs are those of `head`"
         stages = estimate(blueprint, ROWS)
         spans = itertools.pairwise([*bounds, count])
-        assert [needs.stage(*span) for span in spans] == [one.memory_bytes for one in stages]
+        found = [one.stage(*span) for one, span in zip(needs, spans, strict=True)]
+        assert found == [one.memory_bytes for one in stages]
 
 
 LIMITED = "model=vgg11_bn"
@@ -94,9 +99,9 @@ def draw_limited(limit, *overrides):
 def needs_of(at):
     """Bytes of the larger stage; `at` None: of the cut for which that is least."""
     config, data, traced = on_paper(LIMITED, "data.image_size=32")
-    needs, count = memory_needs(config, data, traced, ROWS), len(traced.segments)
-    at = at or needs.nearest(2)[1]
-    return max(needs.stage(0, at), needs.stage(at, count)), at
+    needs, count = memory_needs(config, data, traced, ROWS, 2), len(traced.segments)
+    at = at or Limit(0, tuple(needs), own=False).nearest(lambda *_: True)[1]
+    return max(needs[0].stage(0, at), needs[1].stage(at, count)), at
 
 
 def test_a_limit_moves_the_cut():
@@ -130,16 +135,55 @@ def test_a_limit_with_tensors_that_segments_share():
 
 
 def test_settings_of_a_single_stage_count_for_the_limit():
-    config = make_config("optimizer.momentum=0.0", "pipeline.split=auto")
+    config = make_config("optimizer.momentum=0.0", "pipeline.split=even")
     plain = max(stage.memory_bytes for stage in plan(config).stages)
     config = make_config(
         "optimizer.momentum=0.0",
-        "pipeline.split=auto",
+        "pipeline.split=even",
         f"pipeline.memory_limit={plain}",
         "per_stage=[{optimizer:{momentum:0.9}},{optimizer:{momentum:0.9}}]",
     )
     with pytest.raises(ConfigError, match=r"^pipeline\.memory_limit: .* as per_stage has it"):
         plan(config)
+
+
+OWN_HEADS = "per_stage=[{head:linear},{head:linear},{}]"
+"""Heads that need little; the common one would need most."""
+
+
+@pytest.mark.parametrize("split", ["[4,8]", "even", "auto"])
+def test_a_limit_that_stages_with_their_own_heads_meet(split):
+    words = ("model=resnet18", "data.image_size=32", "pipeline.stages=3", OWN_HEADS)
+    words += (f"pipeline.split={split}",)
+    free = plan(make_config(*words)).stages
+    largest = max(stage.memory_bytes for stage in free)
+    limited = plan(make_config(*words, f"pipeline.memory_limit={largest}")).stages
+    assert [one.segments for one in limited] == [one.segments for one in free]
+    with pytest.raises(ConfigError, match="MiB, as per_stage has it"):
+        plan(make_config(*words, "pipeline.memory_limit=1KB"))
+    config, data, _ = on_paper(*words)
+    config.per_stage, config.pipeline.memory_limit = [], largest
+    with pytest.raises(ConfigError):  # so it is the settings of the stages that let it fit
+        config.pipeline.split = [len(free[0].segments), sum(len(s.segments) for s in free[:2])]
+        draw(config, data, 3, meta=True, rows=400)
+
+
+def test_a_limit_moves_the_cut_between_stages_that_differ():
+    """Adam keeps two numbers more than no momentum: its stage gets the smaller part."""
+    words = ("model=cnn6", "model.width=64", "optimizer.momentum=0", "pipeline.split=auto")
+    sizes = []
+    for own in ("{optimizer:adam},{}", "{},{optimizer:adam}"):
+        given = (*words, f"per_stage=[{own}]")
+        config, data, traced = on_paper(*given)
+        needs = memory_needs(config, data, traced, ROWS, 2)
+        limit = Limit(0, tuple(needs), own=True)
+        bounds = limit.nearest(lambda *_: True)
+        spans = itertools.pairwise([*bounds, len(traced.segments)])
+        largest = max(one.stage(*span) for one, span in zip(needs, spans, strict=True))
+        config.pipeline.memory_limit = largest
+        assert list(draw(config, data, 2, meta=True, rows=ROWS).bounds) == bounds
+        sizes.append(bounds[1])
+    assert sizes[0] < sizes[1]
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "6 furlongs", "true", "GiB"])
@@ -156,8 +200,8 @@ def test_units_of_a_limit():
 TIMES = {"segments": [1.0] * 6, "input_gradients": [0.0] * 6, "heads": [0.0] * 5}
 
 
-def draw_timed(**times):
-    config, data, _ = on_paper("model=cnn6", "pipeline.split=auto", "pipeline.cost=time")
+def draw_timed(split="auto", **times):
+    config, data, _ = on_paper("model=cnn6", f"pipeline.split={split}", "pipeline.cost=time")
     config.pipeline.times = {**TIMES, **times} if times else None
     return draw(config, data, 2, meta=True).bounds
 
@@ -171,6 +215,8 @@ def test_times_decide_where_they_are_given():
 def test_times_of_another_network_are_refused():
     with pytest.raises(ConfigError, match=r"^pipeline\.times: got .*'segments': 2"):
         draw_timed(segments=[1, 1])
+    with pytest.raises(ConfigError, match=r"^pipeline\.times: got .*'heads': 0"):
+        draw_timed("[3]", heads=[])
     with pytest.raises(ConfigError, match=r"^pipeline\.cost: got 'time without"):
         draw_timed()
 

@@ -20,11 +20,14 @@ def plan(arguments: Sequence[str]) -> int:
     parts = take_apart([word for word in arguments if not word.startswith("output=")])
     if parts.sweep or parts.flags or parts.run_dir or len(output) > 1:
         raise UserError(f"plan: got {' '.join(arguments)!r}; allowed: OVERRIDES [output=FILE.json]")
+    path = Path(output[0]) if output else None
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise UserError(f"output: got {path}; allowed: a file in a folder that there is")
     found = plan_run(compose(parts))
     plan_table(found)
-    if output:
+    if path is not None:
         _write(
-            Path(output[0]),
+            path,
             {
                 "rows": found.rows,
                 "predicted_speed_up": found.speed_up,

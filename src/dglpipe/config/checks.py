@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Sequence
 
@@ -18,6 +19,16 @@ def require_number(key: str, value: float, low: float, high: float = math.inf) -
     kind = "a whole number" if isinstance(value, int) else "a number"
     allowed = f"{kind} from {low}" + ("" if high == math.inf else f" to {high}")
     require(math.isfinite(value) and low <= value <= high, key, value, allowed)
+
+
+def whole(value: object) -> int | None:
+    """`value` if it is a whole number of any library, as an `int`; truth values are none."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def require_positive(key: str, value: float) -> None:

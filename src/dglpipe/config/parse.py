@@ -58,8 +58,16 @@ def to_yaml(config: Config) -> str:
 
 
 def from_yaml(text: str) -> Config:
-    """Reads what `to_yaml` wrote."""
-    tree = OmegaConf.to_container(OmegaConf.create(text))
+    """Reads what `to_yaml` wrote.
+
+    Raises:
+        ConfigError: it is no YAML, or no configuration.
+    """
+    try:
+        tree = OmegaConf.to_container(OmegaConf.create(text))
+    except Exception as error:  # those of the YAML library, which is OmegaConf's
+        reason = " ".join(str(error).split())
+        raise ConfigError("config.yaml", "a text that is torn", "YAML", reason) from error
     require(isinstance(tree, dict), "config.yaml", tree, "a mapping")
     return parse(tree)  # type: ignore[arg-type]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,12 +75,20 @@ class PipelineConfig:
 
 def _require_times(times: dict[str, Any]) -> None:
     names = {"segments", "input_gradients", "heads"}
-    numbers = all(
-        isinstance(values, list) and all(isinstance(one, int | float) for one in values)
-        for values in times.values()
-    )
+    lists = all(isinstance(values, list) for values in times.values())
     allowed = f"lists of seconds under {', '.join(sorted(names))}"
-    require(set(times) == names and numbers, "pipeline.times", times, allowed)
+    require(set(times) == names and lists, "pipeline.times", times, allowed)
+    for name, values in times.items():
+        for at, one in enumerate(values):
+            _require_seconds(f"pipeline.times.{name}[{at}]", one, name == "heads")
+
+
+def _require_seconds(key: str, value: object, endless: bool) -> None:
+    """A time; where it is `endless` infinity too, for a head that cannot be."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+    finite = number and math.isfinite(value)  # type: ignore[arg-type]
+    allowed = "a number of seconds from 0" + (", or inf for no head" if endless else "")
+    require(number and (finite or endless), key, value, allowed)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -27,8 +28,8 @@ def initialise(network: nn.Module, weights: str) -> None:
             in torch's cache.
 
     Raises:
-        ConfigError: no such file, not such a file, or keys that are missing, unexpected or
-            of another shape, by name.
+        ConfigError: no such file, not such a file, or keys that are missing, unexpected, of
+            another shape or of another kind of number, by name.
     """
     tensors = _read(_find(weights))
     own = network.state_dict()
@@ -46,17 +47,28 @@ def _find(weights: str) -> Path:
     if not mark or not family.isidentifier():
         allowed = "a file, or a member of torchvision's enums such as ResNet18_Weights.DEFAULT"
         raise ConfigError(KEY, weights, allowed, "There is no such file")
-    from torchvision.models import get_weight  # seconds that other runs save
-
-    try:
-        url = get_weight(weights).url
-    except (ValueError, AttributeError, KeyError) as error:
-        raise ConfigError(KEY, weights, "a member of torchvision's enums", str(error)) from error
+    url = _url(weights, family + "_Weights")
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if not cached.is_file():
         hint = f"Nothing is downloaded here: put {url} there, or set TORCH_HOME"
         raise ConfigError(KEY, weights, f"weights that are on disk as {cached}", hint)
     return cached
+
+
+def _url(weights: str, family: str) -> str:
+    """Of published weights; `family` is their enum."""
+    from torchvision import models  # seconds that other runs save
+
+    try:
+        return str(models.get_weight(weights).url)
+    except (ValueError, AttributeError, KeyError) as error:
+        members = getattr(getattr(models, family, None), "__members__", {})
+        hint = f"{family} has {', '.join(members)}" if members else str(error)
+        raise ConfigError(KEY, weights, "a member of torchvision's enums", hint) from error
+
+
+_WRAPPED = ("state_dict", "model")
+"""Keys under which training scripts keep the dictionary of tensors beside other things."""
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -67,13 +79,47 @@ def _read(path: Path) -> dict[str, Tensor]:
         zipped = zipfile.is_zipfile(path)  # as torch has written them since 1.6
         tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # each format has its own for what it cannot read
-        raise ConfigError(KEY, str(path), allowed, _first_line(error)) from error
-    for name in ("state_dict", "model"):
+        raise ConfigError(KEY, str(path), allowed, _why(path, error)) from error
+    for name in _WRAPPED:
         if isinstance(tree, Mapping) and isinstance(tree.get(name), Mapping):
             tree = tree[name]
-    if not isinstance(tree, Mapping) or not all(isinstance(one, Tensor) for one in tree.values()):
+    if not isinstance(tree, Mapping):
         raise ConfigError(KEY, str(path), allowed, f"It holds a {type(tree).__name__}")
+    for key, value in tree.items():
+        if not isinstance(value, Tensor):
+            hint = f"Under {key!r} it holds {type(value).__name__}; a dictionary of tensors may "
+            hint += f"be the whole of it or lie under {' or '.join(map(repr, _WRAPPED))}"
+            raise ConfigError(KEY, str(path), allowed, hint)
     return dict(tree)
+
+
+_FOREIGN = re.compile(r"(?:GLOBAL|Unsupported class) ([\w.]+)")
+"""How torch names what is no tensor in a file of its own."""
+
+
+def _why(path: Path, error: Exception) -> str:
+    """Why `path` cannot be read, and what to do; torch itself advises to run code from it."""
+    if isinstance(error, OSError):
+        return str(error)
+    if path.suffix != ".safetensors" and _is_safetensors(path):
+        return "It is a file of safetensors: give it a name that ends in .safetensors"
+    if path.suffix == ".safetensors" and zipfile.is_zipfile(path):
+        return "It is a file of torch: give it a name that ends in .pt"
+    foreign = _FOREIGN.search(str(error))
+    if foreign or "TorchScript" in str(error):
+        what = f"a {foreign[1]}" if foreign else "a network of TorchScript"
+        return f"It holds {what}: save network.state_dict() in place of the network"
+    if isinstance(error, pickle.UnpicklingError):
+        return "It is neither, or damaged"
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its beginning, whatever its name says."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    length = int.from_bytes(head[:8], "little")
+    return head[8:] == b"{" and 8 + length <= path.stat().st_size
 
 
 _DENSE = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)")
@@ -99,8 +145,11 @@ def _is_counter(key: str) -> bool:
     return key.rpartition(".")[2] == _COUNTER
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
+def _kind(tensor: Tensor) -> str:
+    """What its numbers are; the weights of a network are `floating`."""
+    if tensor.is_complex():
+        return "complex"
+    return "floating" if tensor.is_floating_point() else "whole"
 
 
 def _require_fit(weights: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
@@ -109,10 +158,16 @@ def _require_fit(weights: str, own: Mapping[str, Tensor], given: Mapping[str, Te
         for key in own
         if key in given and given[key].shape != own[key].shape
     ]
+    kinds = [
+        f"{key} {given[key].dtype} where the network has {own[key].dtype}"
+        for key in own
+        if key in given and _kind(given[key]) != _kind(own[key])
+    ]
     faults = {
         "missing": [key for key in own if key not in given],
         "unexpected": [key for key in given if key not in own],
         "of another shape": shapes,
+        "of another kind of number": kinds,
     }
     told = "; ".join(f"{what}: {_listed(keys)}" for what, keys in faults.items() if keys)
     if told:
