@@ -14,8 +14,9 @@ from dglpipe.balance import balanced
 from dglpipe.config import Config, parse
 from dglpipe.costs import Work, flop_costs
 from dglpipe.errors import ConfigError
+from dglpipe.models.signature import float_type
 from dglpipe.paper import ValuesError, check_input, paper_copy
-from dglpipe.partition import Traced, boundaries, cut, trace
+from dglpipe.partition import Traced, boundaries, check_stages, cut, trace
 from dglpipe.trained import Trained, load_run
 from dglpipe.training import train as train_config
 
@@ -89,7 +90,7 @@ def _split(
     traced = trace(network)
     count = len(traced.segments)
     names = [segment.name for segment in traced.segments]
-    boundaries("even", count, stages, names)  # refuses too many stages
+    check_stages(traced, stages)
     try:
         work = _look(trace(paper_copy(network)), row)
     except ValuesError:
@@ -106,5 +107,5 @@ def _split(
 
 
 def _look(traced: Traced, row: tuple[int, ...]) -> Work:
-    shapes = check_input(traced, (2, *row))
+    shapes = check_input(traced, (2, *row), float_type(traced.network.parameters()))
     return Work(traced, [row, *(shape[1:] for shape in shapes[:-1])])
