@@ -15,8 +15,9 @@ from dglpipe.config import Config, parse
 from dglpipe.config.checks import whole
 from dglpipe.costs import Work, flop_costs
 from dglpipe.errors import ConfigError
+from dglpipe.models.signature import float_type
 from dglpipe.paper import UnfitError, ValuesError, check_input, paper_copy
-from dglpipe.partition import Traced, boundaries, cut, trace
+from dglpipe.partition import Traced, boundaries, check_stages, cut, trace
 from dglpipe.trained import Trained, load_run
 from dglpipe.training import train as train_config
 
@@ -106,7 +107,7 @@ def _split(
     traced = trace(network)
     count = len(traced.segments)
     names = [segment.name for segment in traced.segments]
-    boundaries("even", count, stages, names)  # refuses too many stages
+    check_stages(traced, stages)
     try:
         work = _look(trace(paper_copy(network)), row)
     except ValuesError:
@@ -123,5 +124,5 @@ def _split(
 
 
 def _look(traced: Traced, row: tuple[int, ...]) -> Work:
-    shapes = check_input(traced, (2, *row))
+    shapes = check_input(traced, (2, *row), float_type(traced.network.parameters()))
     return Work(traced, [row, *(shape[1:] for shape in shapes[:-1])])

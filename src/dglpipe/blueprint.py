@@ -27,7 +27,7 @@ from dglpipe.message import (
 from dglpipe.models import build_network
 from dglpipe.models.building import building
 from dglpipe.paper import ShapesOnly, ValuesError, example, looking
-from dglpipe.partition import boundaries, cut, trace
+from dglpipe.partition import boundaries, check_stages, cut, trace
 from dglpipe.seeds import derive
 from dglpipe.splitting import choose_bounds, entrances
 from dglpipe.stage import LocalLearner, admit
@@ -202,6 +202,7 @@ def _draw(
     network = network.to(memory_format=torch.channels_last)
     traced = trace(network)
     names = [segment.name for segment in traced.segments]
+    check_stages(traced, stages)
     work = None
     if paper:
         work = Work(traced, entrances(data, traced))

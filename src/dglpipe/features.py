@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from dglpipe.errors import ConfigError
+from dglpipe.models.nodes import name_of
 from dglpipe.models.operations import Operations
-from dglpipe.models.tracing import name_of
 
 _FIRST = (
     nn.modules.conv._ConvNd,

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from dglpipe.models.signature import float_type
+
 ROWS = 2
 """Of the batch that is counted: batch norm wants more than one."""
 
@@ -130,9 +132,11 @@ def kept_bytes(
 
 
 def _rows(shape: Sequence[int], weights: Iterable[Tensor], input_gradient: bool) -> Tensor:
-    """A batch where `weights` are; on meta if there are none."""
-    device = next((tensor.device for tensor in weights), torch.device("meta"))
-    return torch.zeros(ROWS, *shape, device=device, requires_grad=input_gradient)
+    """A batch where `weights` are, of their type; on meta if there are none."""
+    own = list(weights)
+    device = next((tensor.device for tensor in own), torch.device("meta"))
+    dtype = float_type(own)
+    return torch.zeros(ROWS, *shape, device=device, dtype=dtype, requires_grad=input_gradient)
 
 
 def saved_bytes(module: nn.Module, shape: Sequence[int]) -> int:

@@ -13,15 +13,19 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dglpipe.errors import ConfigError
+from dglpipe.models.signature import float_type
 from dglpipe.partition import Traced
 
 
-def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
+def check_input(
+    traced: Traced, shape: Sequence[int], dtype: torch.dtype = torch.float32
+) -> list[tuple[int, ...]]:
     """Sends a batch through the segments where the network is: on meta that takes no memory and
     no arithmetic.
 
     Args:
         shape: of a batch, (B, C, H, W).
+        dtype: of the batch.
 
     Returns:
         Shape of every segment's output, (B, ...); the last one's is that of the logits.
@@ -35,7 +39,16 @@ def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
     known = traced.outputs.get(tuple(shape))
     if known is not None:
         return known
-    batch = example(shape, traced.paper)
+    shapes = _seen(traced, shape, dtype)
+    if any(map(traced.operations.counted, traced.starts[1:])):
+        # That they have the same number of rows may not be chance where one is read for another.
+        _seen(traced, (shape[0] + 1, *shape[1:]), dtype)
+    traced.outputs[tuple(shape)] = shapes
+    return shapes
+
+
+def _seen(traced: Traced, shape: Sequence[int], dtype: torch.dtype) -> list[tuple[int, ...]]:
+    batch = example(shape, traced.paper, dtype)
     shapes = []
     seen: dict[tuple[object, ...], Tensor] = {}
     for at, segment in enumerate(traced.segments):
@@ -44,21 +57,21 @@ def check_input(traced: Traced, shape: Sequence[int]) -> list[tuple[int, ...]]:
             batch = seen[same]
             shapes.append(tuple(batch.shape))
             continue
+        piece = traced.piece(at)
         try:
             with torch.no_grad(), looking(traced.paper):
-                output = traced.piece(at)(batch)
+                output = piece(batch)
         except Exception as error:  # shape errors come as RuntimeError, ValueError, IndexError
             if batch.is_meta and "meta tensor" in str(error).lower():
                 raise ValuesError("model", segment.name, "shapes alone", str(error)) from error
-            raise _unfit(traced, at, batch.shape, shape, str(error)) from error
+            raise _unfit(traced, at, batch, shape, str(error)) from error
         if not isinstance(output, Tensor) or output.shape[:1] != batch.shape[:1]:
             got = f"{type(output).__name__} from segment {at} ({segment.name})"
             raise ConfigError("model", got, "one tensor with a row for each row of the batch")
         if not output.numel():
-            raise _unfit(traced, at, batch.shape, shape, "Nothing is left of it")
+            raise _unfit(traced, at, batch, shape, "Nothing is left of it")
         batch = seen[same] = output
         shapes.append(tuple(output.shape))
-    traced.outputs[tuple(shape)] = shapes
     return shapes
 
 
@@ -79,11 +92,13 @@ class UnfitError(ConfigError):
         self.reason = reason
 
 
-def example(shape: Sequence[int], paper: torch.device) -> Tensor:
+def example(
+    shape: Sequence[int], paper: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """A batch on paper. Where values count it is not all zeros, and always the same."""
     if paper.type == "meta":
-        return torch.empty(*shape, device=paper)
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+        return torch.empty(*shape, device=paper, dtype=dtype)
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
 def looking(paper: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -144,15 +159,21 @@ _PROXY = re.compile(r"Proxy\([^)]*\)")
 
 
 def _unfit(
-    traced: Traced, at: int, incoming: Sequence[int], shape: Sequence[int], reason: str
+    traced: Traced, at: int, batch: Tensor, shape: Sequence[int], reason: str
 ) -> ConfigError:
     name = traced.segments[at].name
+    own = float_type(traced.piece(at).parameters(), batch.dtype)
+    if own != batch.dtype and "type" in reason:
+        got = f"weights of {own} in segment {at} ({name})"
+        allowed = f"weights of {batch.dtype}, as what comes to them"
+        hint = f"network.to({batch.dtype}) makes them so. {reason.splitlines()[0]}"
+        return ConfigError("model", got, allowed, hint)
     if at == 0 and "channel" in reason:
         got, wanted = f"images of {shape[1]} channels", "images of the network's own channels"
         return ConfigError("model", got, wanted, f"Segment 0 ({name}): {reason.splitlines()[0]}")
     allowed = f"images that segment {at} ({name}) of the network can work on"
     first_line = _PROXY.sub("another", reason.partition("\n")[0])
-    reason = f"It fails on an input of shape {tuple(incoming[1:])} a row: {first_line}"
+    reason = f"It fails on an input of shape {tuple(batch.shape[1:])} a row: {first_line}"
     height, width = shape[-2:]
     if height != width:
         advice = "The images are not square: data.image_size=SIDE makes them so"

@@ -28,6 +28,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Argument, map_arg
 
 from dglpipe.errors import ConfigError
+from dglpipe.models.admission import admit_network
 from dglpipe.models.operations import Operations
 from dglpipe.models.signature import operations_signature
 from dglpipe.models.tracing import symbolic_graph
@@ -131,9 +132,10 @@ def trace(network: nn.Module) -> Traced:
     Only the first argument of its forward is an input; the others keep their defaults.
 
     Raises:
-        ConfigError: the network cannot be traced, or does other operations in training than
-            in evaluation.
+        ConfigError: the network cannot be traced, does other operations in training than in
+            evaluation, or has hooks itself.
     """
+    admit_network(network)
     operations = Operations(network, symbolic_graph(network))
     return Traced(network, operations, _segments(operations))
 
@@ -242,6 +244,25 @@ def boundaries(
     return [0, *firsts]
 
 
+def check_stages(traced: Traced, stages: int) -> None:
+    """Refuses more stages than segments, and says which sizes are in the way of more segments.
+
+    Raises:
+        ConfigError: more stages than segments.
+    """
+    try:
+        boundaries("even", len(traced.segments), stages, [one.name for one in traced.segments])
+    except ConfigError as error:
+        operations = traced.operations
+        places = (at for at, node in enumerate(operations.nodes) if at and operations.weights(node))
+        found = dict.fromkeys(itertools.chain(*map(operations.in_the_way, places)))
+        if not found:
+            raise
+        hint = f"{error.hint}. More cuts would be possible but for sizes that are read before and "
+        hint += f"used behind them: {'; '.join(found)}. Read a size where it is used"
+        raise ConfigError(error.key, error.got, error.allowed, hint) from None
+
+
 def _fault(firsts: list[int], segments: int, stages: int) -> str:
     """What the list should have been; empty if it is right."""
     if len(firsts) != stages - 1:
@@ -291,8 +312,11 @@ def _stage(traced: Traced, first: int, end: int) -> fx.GraphModule:
     copies: dict[Argument, fx.Node] = {entry: graph.placeholder("batch")}
 
     def copied(node: fx.Node) -> fx.Node:
-        if node not in copies and node.op == "get_attr":
-            copies[node] = graph.node_copy(node)
+        if node not in copies:
+            if node in traced.operations.sizes.rows:  # read before, from a tensor that is not here
+                copies[node] = graph.call_method("size", (copies[entry], 0))
+            else:  # weights, or a number that follows from that of the rows
+                copies[node] = graph.node_copy(node, copied)
         return copies[node]
 
     for node in itertools.chain.from_iterable(part.nodes for part in segments[first:end]):

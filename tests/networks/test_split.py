@@ -85,6 +85,31 @@ def test_parts_are_the_network(build):
     assert_same(network, parts, batch)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_networks_of_other_types(dtype):
+    network = Twice().to(dtype)
+    parts = dglpipe.split(network, 2, (1, 8, 8))
+    assert_same(network, parts, torch.randn(5, 1, 8, 8, dtype=dtype))
+
+
+class Sized(Twice):
+    """Reads sizes first and uses them last."""
+
+    def forward(self, batch):
+        b, _, h, w = batch.shape
+        batch = self.again(torch.relu(self.again(self.first(batch))))
+        return self.last(batch.reshape(b, 4 * h * w))
+
+
+def test_sizes_that_forbid_a_cut_are_named():
+    with pytest.raises(ConfigError, match=r"^stages: got 2.* b, _, h, w = batch.shape \(.*py:"):
+        dglpipe.split(Sized(), 2, (1, 8, 8))
+    config = make_config("model=custom", "max_steps=3")
+    config.model.target, config.model.args = f"{__name__}:Sized", {}
+    with pytest.raises(ConfigError, match=r"^pipeline.stages: got 2.* b, _, h, w = batch.shape"):
+        draw(config, open_images(config).description, 2, meta=True)
+
+
 def test_a_network_that_looks_at_values_is_drawn_and_trained():
     overrides = ("model=custom", "max_steps=3", "pipeline.split=[2]")
     config = make_config(*overrides)

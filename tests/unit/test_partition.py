@@ -21,7 +21,7 @@ from dglpipe.config import CnnConfig, ResnetCifarConfig, ResnetConfig, VggConfig
 from dglpipe.errors import ConfigError
 from dglpipe.models import build_network
 from dglpipe.paper import check_input, paper_copy
-from dglpipe.partition import boundaries, cut, even_boundaries, trace
+from dglpipe.partition import boundaries, check_stages, cut, even_boundaries, trace
 
 torch.set_num_threads(1)
 
@@ -287,6 +287,121 @@ def test_the_classifier_stays_with_the_last_segment(flat):
     check_exact(network)
 
 
+def reads_rows(net, x):
+    b = x.shape[0]
+    return net.d(net.c(net.b(net.a(x))).reshape(b, -1))
+
+
+def unpacks_a_shape(net, x):
+    b, c, _, _ = x.shape
+    x = net.b(net.a(x)) * c
+    return net.d(net.c(x + x).view(b, -1))
+
+
+def takes_part_of_a_shape(net, x):
+    rows = x.size()[:2][0] * 4
+    x = F.relu(net.c(net.b(net.a(x))))
+    return net.d(x.permute(0, 2, 3, 1).reshape(rows, -1).reshape(-1, 48))
+
+
+def reads_rows_between(net, x):
+    x = net.norm(net.a(x))
+    b = x.size(0)
+    return net.d(net.c(net.b(x).flatten(2).transpose(1, 2).reshape(b, 3, 4, 4)).reshape(b, -1))
+
+
+@pytest.mark.parametrize(
+    ("forward", "segments"),
+    [(reads_rows, 3), (takes_part_of_a_shape, 3), (reads_rows_between, 3), (unpacks_a_shape, 2)],
+)
+def test_the_number_of_rows_is_read_anew_behind_a_cut(forward, segments):
+    layers = {"a": conv(), "b": conv(), "c": conv(), "d": nn.Linear(48, 5)}
+    network = Net(forward, norm=nn.BatchNorm2d(3), **layers)
+    assert len(names_of(network)) == segments
+    for rows in (1, 2, 5):
+        check_exact(network, (rows, 3, 4, 4))
+    assert len(check_input(trace(network), (2, 3, 4, 4))) == segments
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        lambda x: x.transpose(0, 1),
+        lambda x: x.flatten(0, 1).view(3, -1, 4, 4),
+        lambda x: x.mean(0, keepdim=True),
+        lambda x: x[:1],
+    ],
+)
+def test_rows_are_not_read_from_a_tensor_that_may_have_others(turn):
+    def forward(net, x):
+        b = x.shape[0]
+        x = net.c(turn(net.a(x)) * 2)
+        return x.new_ones(b, 5)
+
+    network = Net(forward, a=conv(), c=nn.Conv1d(4, 4, 1))
+    assert names_of(network) == ["a"]
+
+
+def test_sizes_in_the_way_of_a_cut_are_named():
+    def forward(net, x):
+        _, _, h, w = x.shape
+        return F.interpolate(net.c(net.b(net.a(x))), (h, w))
+
+    network = Net(forward, a=conv(), b=conv(), c=conv())
+    text = error(lambda: check_stages(trace(network), 2), "pipeline.stages")
+    assert "got 2; allowed: 1 to 1, the number of segments of this network" in text
+    assert "but for sizes that are read before and used behind them: _, _, h, w = x.shape (" in text
+    assert text.endswith("). Read a size where it is used")
+    plain = error(lambda: check_stages(trace(nn.Sequential(conv())), 2), "pipeline.stages")
+    assert "sizes" not in plain
+
+
+def on_a_view(net, x):
+    y = net.a(x)
+    flat = y.flatten(1)
+    flat += 1
+    flat *= 2
+    return net.b(y)
+
+
+def under_another_name(net, x):
+    x = net.a(x)
+    same = x
+    x -= 3
+    x /= 2
+    return net.b(x + same)
+
+
+def of_another_type(net, x):
+    x = net.a(x).bfloat16()
+    x += torch.full((3, 1, 1), 0.3)
+    return net.b(x.float())
+
+
+def of_a_number(net, x):
+    b = half = x.shape[0]
+    half += 1
+    return net.b(net.a(x).reshape(b, 3, 4, 4)) + half
+
+
+@pytest.mark.parametrize("forward", [on_a_view, under_another_name, of_another_type, of_a_number])
+def test_arithmetic_in_place_stays_in_place(forward):
+    """Names that are read later see it, and the type stays that of the tensor."""
+    torch.manual_seed(0)
+    network = Net(forward, a=conv(), b=conv())
+    check_exact(network)
+
+
+def test_a_cut_in_front_of_arithmetic_in_place_would_alter_what_was_handed_on():
+    def forward(net, x):
+        x = net.a(x)
+        y = net.b(x)
+        x += y
+        return net.c(x)
+
+    assert names_of(Net(forward, a=conv(), b=conv(), c=conv())) == ["a", "c"]
+
+
 def test_other_reshapes_are_no_flattening():
     def forward(net, x):
         x = net.a(x).flatten(2).view(2, 3, 4, 4).mean(dim=(2, 3), keepdim=True)
@@ -414,6 +529,34 @@ def test_the_first_of_several_outputs_is_the_logits():
     assert not any(node.target == "aux" for part in parts for node in part.graph.nodes)
 
 
+def test_an_entry_that_is_not_computed_is_no_logits():
+    """`loss` is None where no labels came."""
+    network = Net(lambda net, x: {"loss": None, "out": (1, net.b(net.a(x)))}, a=conv(), b=conv())
+    first, second = cut(trace(network), [0, 1])
+    images = torch.randn(2, 3, 4, 4)
+    assert torch.equal(second(first(images)), network(images)["out"][1])
+
+
+def test_what_another_output_writes_into_the_logits_is_done():
+    def forward(net, x):
+        x = net.a(x)
+        other = x
+        other += 1
+        return net.b(x), other
+
+    network = Net(forward, a=conv(), b=conv())
+    (part,) = cut(trace(network), [0])
+    images = torch.randn(2, 3, 4, 4)
+    assert torch.equal(part(images), network(images)[0])
+
+
+@pytest.mark.parametrize("output", [None, {"loss": None}, (), 3])
+def test_a_network_without_an_output_is_refused(output):
+    network = Net(lambda net, x: (net.a(x), output)[1], a=conv())
+    text = error(lambda: trace(network), "model")
+    assert "got 'Net, which gives no tensor'; allowed: a network whose output has" in text
+
+
 def test_an_operation_only_in_training_is_refused():
     block = Net(lambda net, x: net.a(x).exp() if net.training else net.a(x), a=conv())
     assert "got 'exp'" in error(lambda: trace(block), "model")
@@ -488,6 +631,156 @@ def test_a_decision_on_values_is_refused():
     assert "boundaries by hand: a builder (model=custom) of an nn.Sequential" in text
     assert "TraceError: symbolically traced variables" in text
     assert not network.training
+
+
+class Reversed(torch.autograd.Function):
+    """Turns gradients round."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+def without_gradients(net, x):
+    with torch.no_grad():
+        return net.a(x) * 1
+
+
+@torch.no_grad()
+def decorated(net, x):
+    return net.a(x)
+
+
+def inferring(net, x):
+    with torch.inference_mode():
+        x = net.a(x)
+    return x.clone()
+
+
+def in_half_precision(net, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x = net.a(x)
+    return x.float()
+
+
+def without_autocast(net, x):
+    with torch.autocast("cpu", enabled=False):
+        return net.a(x)
+
+
+def reversing(net, x):
+    return Reversed.apply(net.a(x))
+
+
+def for_good(net, x):
+    torch.set_grad_enabled(False)
+    x = net.a(x)
+    torch.set_grad_enabled(True)
+    return x
+
+
+MODES = [
+    *(without_gradients, decorated, inferring, in_half_precision, without_autocast),
+    *(reversing, for_good),
+]
+
+
+@pytest.mark.parametrize("forward", MODES)
+def test_a_mode_that_a_block_enters_makes_one_operation_of_it(forward):
+    """Its numbers, and which weights learn what, are those of the network."""
+    network = Net(
+        lambda net, x: net.c(net.mode(net.b(net.a(x)))),
+        **{name: conv() for name in ("a", "b", "c")},
+        mode=Block(forward, a=conv()),
+    )
+    assert "mode" in names_of(network)
+    check_exact(network)
+    parts = cut(trace(network), range(len(trace(network).segments)))
+    images = torch.randn(2, 3, 4, 4, requires_grad=True)
+    grads = []
+    for output in (whole(network, images), run(parts, images)):
+        network.zero_grad()
+        images.grad = None
+        output.sum().backward()
+        weights = {"images": images, **dict(network.named_parameters())}
+        grads.append({name: one.grad for name, one in weights.items() if one.grad is not None})
+    assert same(*grads)
+    assert "c.weight" in grads[0]
+    assert ("mode.a.weight" in grads[0]) == (
+        forward in (in_half_precision, without_autocast, reversing)
+    )
+
+
+@pytest.mark.parametrize("outside", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+@pytest.mark.parametrize("forward", MODES)
+def test_a_mode_that_the_network_enters_is_refused(forward, outside):
+    """Whatever the mode of the caller; it stays that."""
+    network = Net(forward, a=nn.Sequential(conv(), conv(), conv()))
+    with outside():
+        before = torch.is_grad_enabled()
+        text = error(lambda: trace(network), "model")
+        assert torch.is_grad_enabled() == before
+    assert "allowed: a network whose operations all run in the mode in which it is called" in text
+    assert "torch.no_grad, torch.inference_mode, torch.autocast and the forward of a torch" in text
+    assert "test_partition.py:" in text
+
+
+def test_a_mode_without_operations_is_no_obstacle():
+    def forward(net, x):
+        with torch.no_grad():
+            steps = torch.arange(4.0) * 2
+        return net.b(net.a(x) * steps)
+
+    network = Net(forward, a=conv(), b=conv())
+    assert names_of(network) == ["a", "b"]
+    check_exact(network)
+
+
+def hook(*_):
+    """Does nothing."""
+
+
+@pytest.mark.parametrize(
+    ("register", "what"),
+    [
+        ("register_forward_hook", "forward hook"),
+        ("register_forward_pre_hook", "forward pre-hook"),
+        ("register_full_backward_hook", "backward hook"),
+        ("register_full_backward_pre_hook", "backward pre-hook"),
+    ],
+)
+def test_hooks_on_the_network_itself_are_refused(register, what):
+    network = nn.Sequential(conv(), conv())
+    getattr(network, register)(hook)
+    text = error(lambda: trace(network), "model")
+    assert f"got 'Sequential with a {what}, hook'; allowed: hooks on modules inside" in text
+    assert names_of(nn.Sequential(network)) != []
+
+
+def test_hooks_on_modules_inside_are_run():
+    network = nn.Sequential(conv(), nn.Sequential(conv(), conv()), conv())
+    network[0].register_forward_hook(lambda _module, _args, output: output * 2)
+    network[1].register_full_backward_hook(lambda _module, grads, _outputs: (grads[0] * 3,))
+    parts = check_exact(network)
+    images, grads = torch.randn(2, 3, 4, 4), []
+    for output in (whole(network, images), run(parts, images)):
+        network.zero_grad()
+        output.sum().backward()
+        grads.append({name: weights.grad for name, weights in network.named_parameters()})
+    assert same(*grads)
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "meta"])
+def test_a_name_that_a_stage_needs_is_refused(name):
+    network = Net(lambda net, x: net.b(getattr(net, name)(x)), **{name: conv(), "b": conv()})
+    text = error(lambda: trace(network), "model")
+    assert f"got \"Net with a member named '{name}'\"; allowed: names that" in text
+    assert text.endswith("rename it")
+    check_exact(nn.Sequential(network, conv()))
 
 
 def test_tied_weights_in_two_stages_are_refused():
@@ -612,6 +905,13 @@ def test_a_classifier_that_does_not_fit_is_refused():
     assert check_input(traced, (2, 3, 4, 4)) == [(2, 5)]
     text = error(lambda: check_input(traced, (2, 3, 8, 8)), "data.image_size")
     assert "segment 0 (0)" in text
+
+
+def test_weights_of_another_type_than_the_images_are_refused():
+    traced = trace(nn.Sequential(conv(), conv()).double())
+    text = error(lambda: check_input(traced, (2, 3, 4, 4)), "model")
+    assert "got 'weights of torch.float64 in segment 0 (0)'; allowed: weights of torch" in text
+    assert check_input(traced, (2, 3, 4, 4), torch.float64) == [(2, 3, 4, 4)] * 2
 
 
 @pytest.mark.parametrize("spoil", [lambda x: x.sum(), lambda x: x.flatten(0, 1)])

@@ -8,7 +8,9 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.node import Argument
 
-from dglpipe.models.tracing import name_of
+from dglpipe.models.in_place import ARITHMETIC
+from dglpipe.models.nodes import name_of
+from dglpipe.models.sizes import Sizes
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -30,7 +32,7 @@ _SHARING = {
     *("dropout", "getattr"),
 }
 """Functions and methods that may give their input's own memory."""
-_WRITING = {"iadd", "imul", "isub", "itruediv", "setitem"}
+_WRITING = {*(function.__name__ for function in ARITHMETIC), "setitem"}
 """Functions that write into their first input without saying so by a trailing underscore."""
 _MAP_DIMENSIONS = ((2, 3), [2, 3], (-2, -1), [-2, -1])
 
@@ -61,6 +63,7 @@ class Operations:
         entry: the node that stands for the network's input.
         nodes: the operations, in order of execution.
         output: what the network gives.
+        sizes: what is known of sizes among them.
     """
 
     def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
@@ -69,6 +72,7 @@ class Operations:
         self.entry, *nodes, end = (node for node in graph.nodes if node.op != "get_attr")
         self.nodes: list[fx.Node] = nodes
         self.output: Argument = end.args[0]
+        self.sizes = Sizes(network, graph)
         self._network = network
         self._parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
         order = {node: at for at, node in enumerate(nodes)}
@@ -107,14 +111,31 @@ class Operations:
         return test is not None and test(*node.args[1:], **node.kwargs)
 
     def alive(self, at: int) -> list[fx.Node]:
-        """What was there before operation `at` and is still read by it or a later one."""
-        before = (self.entry, *self.nodes[:at])
-        return [node for node in before if self._last_use[node] >= at]
+        """What was there before operation `at` and is still read by it or a later one; the number
+        of rows, and what follows from it, aside: that can be read from any tensor with rows."""
+        return [node for node in self._alive(at) if node not in self.sizes.counts]
+
+    def counted(self, at: int) -> bool:
+        """Whether `at` or a later operation needs the number of rows as it was read before."""
+        return not self.sizes.counts.isdisjoint(self._alive(at))
 
     def can_cut(self, at: int) -> bool:
         """Whether a cut may lie in front of operation `at`."""
         alive = self.alive(at)
-        return len(alive) == 1 and not self._overwritten(alive[0], at)
+        known = not self.counted(at) or self.sizes.tensors.issuperset(alive)
+        return len(alive) == 1 and known and not self._overwritten(alive[0], at)
+
+    def in_the_way(self, at: int) -> list[str]:
+        """Lines that read the sizes but for which a cut might lie in front of operation `at`."""
+        alive = self._alive(at)
+        tensors = [node for node in alive if node not in self.sizes.all]
+        if len(tensors) != 1 or self.can_cut(at) or self._overwritten(tensors[0], at):
+            return []
+        return [self.sizes.read_at(node) for node in alive if node in self.sizes.all]
+
+    def _alive(self, at: int) -> list[fx.Node]:
+        before = (self.entry, *self.nodes[:at])
+        return [node for node in before if self._last_use[node] >= at]
 
     def _overwritten(self, tensor: fx.Node, at: int) -> bool:
         """Whether operation `at` or a later one writes into the memory of `tensor`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Argument, map_arg
 
@@ -52,3 +53,8 @@ def _attribute(network: nn.Module, path: str) -> Any:
 
 def _described(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, Tensor) else value
+
+
+def float_type(weights: Iterable[Tensor], default: torch.dtype = torch.float32) -> torch.dtype:
+    """Of the first of `weights` that has one: what a network works in."""
+    return next((one.dtype for one in weights if one.is_floating_point()), default)

@@ -6,7 +6,9 @@ norms derived from them, what timm declares untraceable, and modules that turn o
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import linecache
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -19,39 +21,48 @@ from torch import fx, nn
 from torch.fx.node import Argument, map_aggregate
 
 from dglpipe.errors import ConfigError
+from dglpipe.models import in_place
+from dglpipe.models.admission import has_backward_hooks
+from dglpipe.models.in_place import InPlaceProxy
+from dglpipe.models.modes import ModesError, gradients, modes
+from dglpipe.models.nodes import name_of
+from dglpipe.models.sizes import READ_AT, read_rows_early, reads_shape
 
 
 def symbolic_graph(network: nn.Module) -> fx.Graph:
     """Traces `network`, on any device, meta included, without running it.
 
     Only the first argument of its forward is an input; the others keep their defaults. Of an
-    output that is a tuple, a list or a dict, the first entry is the logits; what only the
-    others need (auxiliary classifiers) is left out. An argument that is `self.training` in
+    output that is a tuple, a list or a dict, the first entry that is computed is the logits; what
+    only the others need (auxiliary classifiers) is left out. An argument that is `self.training` in
     the forward reads that of the module which runs the graph. Tensors that the forward makes
     become plain attributes of the network. A module inside it that cannot be traced, or does
     other operations in training than in evaluation, is one operation, unless it holds more
     than half of the weights. A child of a network that is an `nn.Sequential` may hold any
-    share: that is how boundaries are given by hand.
+    share: that is how boundaries are given by hand. A module in which `torch.no_grad`, autocast
+    and the like are entered cannot be traced.
 
     Raises:
         ConfigError: the network cannot be traced, or does other operations in training than
             in evaluation.
     """
-    modes = [(module, module.training) for module in network.modules()]
+    training = [(module, module.training) for module in network.modules()]
     whole: set[type[nn.Module] | str] = set()
     try:
         while True:
             try:
                 learning = _trace(network.train(), whole)
-                return _merged(learning, _trace(network.eval(), whole))
+                graph = _merged(learning, _trace(network.eval(), whole))
+                read_rows_early(graph)
+                return graph
             except _PartError as error:
                 part = _part(network, error.path, whole)
                 if part is None:
                     raise error.mistake from error.__cause__
                 whole.add(part)
     finally:
-        for module, training in modes:
-            module.training = training
+        for module, mode in training:
+            module.training = mode
 
 
 class _PartError(Exception):
@@ -109,13 +120,29 @@ class _Tracer(fx.Tracer):
         kinds = (one for one in whole if not isinstance(one, str))
         self._whole = (*_WHOLE, *kinds, *(timm.get_notrace_modules() if timm else ()))
         self._paths = {one for one in whole if isinstance(one, str)}
+        self._modes = modes()
         self.failed: nn.Module | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        named = module_qualified_name in self._paths
+        named = module_qualified_name in self._paths or has_backward_hooks(m)
         return (
             named or isinstance(m, self._whole) or super().is_leaf_module(m, module_qualified_name)
         )
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return InPlaceProxy(node, self)
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        if kind != "get_attr":
+            self._check_modes()
+        node = super().create_node(kind, *args, **kwargs)
+        if reads_shape(node):
+            node.meta[READ_AT] = _line()
+        return node
+
+    def _check_modes(self) -> None:
+        if modes() != self._modes:
+            raise ModesError("torch.fx does not record modes")
 
     def call_module(
         self,
@@ -124,6 +151,7 @@ class _Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        self._check_modes()  # here, for it is the caller's doing
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -161,41 +189,74 @@ def _trace(network: nn.Module, whole: Set[type[nn.Module] | str]) -> _Trace:
     stale = [name for name in vars(network) if name.startswith(_CONSTANT)]
     for name in stale:
         delattr(network, name)
-    tracer = _Tracer(whole)
-    try:
-        graph = tracer.trace(network)
-    except Exception as error:  # whatever a forward does with what is no tensor
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        hint = (
-            "Keep Python decisions on values out of forward, hide the operation in a function "
-            "under torch.fx.wrap, or give the boundaries by hand: a builder (model=custom) "
-            "of an nn.Sequential, whose parts may be anything. "
-            f"{reason}"
-        )
-        allowed = "a network that torch.fx can trace"
-        mistake = ConfigError("model", _scene(error, network), allowed, hint)
-        path = tracer.path_of_module(tracer.failed) if tracer.failed is not None else ""
-        raise _PartError(path, mistake) from error
+    with gradients():
+        tracer = _Tracer(whole)
+        try:
+            graph = tracer.trace(network)
+        except Exception as error:  # whatever a forward does with what is no tensor
+            path = tracer.path_of_module(tracer.failed) if tracer.failed is not None else ""
+            raise _PartError(path, _mistake(error, network)) from error
     constants = {name: str(value) for name, value in vars(network).items() if _CONSTANT in name}
     device = next((weights.device for weights in network.parameters()), None)
     for name in constants:
         setattr(network, name, getattr(network, name).to(device))
-    _leave_logits(graph)
+    _leave_logits(graph, type(network).__name__)
     return _Trace(graph, constants)
 
 
-def _leave_logits(graph: fx.Graph) -> None:
-    """Reduces an output of several values to the first, and drops what only others need."""
+def _mistake(error: Exception, network: nn.Module) -> ConfigError:
+    """What to say of `error`, which came up while `network` was traced."""
+    scene = _scene(error, network)
+    if isinstance(error, ModesError):
+        return ConfigError("model", scene, error.ALLOWED, error.HINT)
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    hint = (
+        "Keep Python decisions on values out of forward, hide the operation in a function "
+        "under torch.fx.wrap, or give the boundaries by hand: a builder (model=custom) "
+        "of an nn.Sequential, whose parts may be anything. "
+        f"{reason}"
+    )
+    return ConfigError("model", scene, "a network that torch.fx can trace", hint)
+
+
+def _leave_logits(graph: fx.Graph, name: str) -> None:
+    """Reduces an output of several values to the first, and drops what only others need.
+
+    Raises:
+        ConfigError: nothing of the output is computed.
+    """
     end = next(node for node in reversed(graph.nodes) if node.op == "output")
     others = _needed(end.all_input_nodes)
-    parts = _parts(end.args[0])
-    while parts:
-        end.args = (parts[0],)
-        parts = _parts(parts[0])
-    spare = others - _needed(end.all_input_nodes)
+    value: Any = end.args[0]
+    while parts := _parts(value):
+        # {"loss": None, "logits": ...}: None is no output.
+        value = next((part for part in parts if _computed(part)), None)
+    if not isinstance(value, fx.Node):
+        got, allowed = f"{name}, which gives no tensor", "a network whose output has its logits"
+        raise ConfigError("model", got, allowed)
+    end.args = (value,)
+    needed = _needed(end.all_input_nodes)
+    # What writes into a tensor of the logits alters them.
+    spare = others - _needed([*needed, *(node for node in others if _written(node) in needed)])
     for node in reversed(graph.nodes):
-        if node in spare and not node.users:
+        if node in spare and not node.users and node.op != "placeholder":
             graph.erase_node(node)
+
+
+def _written(node: fx.Node) -> fx.Node | None:
+    """The tensor into which a function or a method writes by its name."""
+    name = name_of(node)
+    in_place = name in _ARITHMETIC or (name.endswith("_") and not name.endswith("__"))
+    called = node.op in ("call_function", "call_method") and bool(node.all_input_nodes)
+    return node.all_input_nodes[0] if called and in_place else None
+
+
+_ARITHMETIC = {function.__name__ for function in in_place.ARITHMETIC}
+
+
+def _computed(value: Any) -> bool:
+    """Whether `value` is an operation's, or holds one that is."""
+    return isinstance(value, fx.Node) or any(map(_computed, _parts(value)))
 
 
 def _parts(value: Any) -> list[Any]:
@@ -222,17 +283,27 @@ def _needed(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 
 def _scene(error: Exception, network: nn.Module) -> str:
     """The line of the user's code in which tracing failed."""
-    torch_folder = str(Path(torch.__file__).parent)
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [at for at in frames if at.filename != __file__ and torch_folder not in at.filename]
+    own = [at for at in traceback.extract_tb(error.__traceback__) if _is_users(at.filename)]
     name = type(network).__name__
     return f"{name}: {own[-1].line} ({own[-1].filename}:{own[-1].lineno})" if own else name
 
 
-def name_of(node: fx.Node) -> str:
-    """Function or method of an operation, or the path of its module."""
-    name: str = getattr(node.target, "__name__", str(node.target))
-    return name
+_LIBRARY = (str(Path(torch.__file__).parent), __file__, in_place.__file__, "<")
+
+
+def _is_users(filename: str) -> bool:
+    return not filename.startswith(_LIBRARY)
+
+
+def _line() -> str:
+    """The line of the user's code that is being traced."""
+    frame = inspect.currentframe()
+    while frame is not None and not _is_users(frame.f_code.co_filename):
+        frame = frame.f_back
+    if frame is None:
+        return ""
+    filename, number = frame.f_code.co_filename, frame.f_lineno
+    return f"{linecache.getline(filename, number).strip()} ({filename}:{number})"
 
 
 def _merged(learning: _Trace, testing: _Trace) -> fx.Graph:
