@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 
-def modes() -> tuple[Any, ...]:
-    """Whether gradients are made, and in how many autocasts of which kind this is."""
-    depth = torch.autocast_increment_nesting()  # of any autocast, one that changes nothing too
+def modes() -> tuple[bool, bool, int]:
+    """Whether gradients are made, whether for inference alone, and in how many autocasts this is:
+    each counts, one that changes nothing too."""
+    depth = torch.autocast_increment_nesting()
     torch.autocast_decrement_nesting()
-    kinds = ("cpu", "cuda")
-    autocast = [(torch.is_autocast_enabled(one), torch.get_autocast_dtype(one)) for one in kinds]
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), depth, autocast
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), depth
 
 
 @contextlib.contextmanager
