@@ -2,6 +2,7 @@
 
     python parts.py stage 1 OVERRIDES...    stage 1 with its head, fed from memory, no link
     python parts.py loop OVERRIDES...       all stages in a plain loop, without the trainer
+    python parts.py times OVERRIDES...      seconds a step of segments and heads, as JSON
 
 A stage of `method=backprop` goes forward and backward in m micro-batches, whose gradient behind
 it is given, and makes that of its input. Where MEETING names a folder and COUNT a number, so many
@@ -12,10 +13,12 @@ Prints samples a second, from the end of step w to the end of the last step.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -28,6 +31,7 @@ from dglpipe.config import BackpropConfig, Config
 from dglpipe.data import open_data
 from dglpipe.device import Device, choose_backend, select
 from dglpipe.optimizer import build_optimizer
+from dglpipe.splitting import measure_times
 from dglpipe.stage import LocalLearner, RunLength, Stage, admit
 
 WARM = 5
@@ -41,6 +45,13 @@ def main() -> None:
     device = place(config)
     device.prepare(config.pipeline.threads or 1, config.deterministic)
     source = open_data(config.data, config.seed)
+    if what == "times":
+        rows = config.batch_size
+        times = measure_times(
+            config, source.description, device, config.pipeline.threads or 1, rows
+        )
+        sys.stdout.write(json.dumps(asdict(times)) + "\n")
+        return
     blueprint = draw(config, source.description, config.pipeline.stages or 2)
     if what == "loop":
         step = loop_step(config, blueprint, device)

@@ -2,23 +2,27 @@
 
     python benchmarks/throughput/throughput.py --repeats 5 --output FILE.json --picture FILE.png
 
-First every schedule of pipelined backprop runs once with every number of micro-batches, each with
-its own cut; the fastest goes on. Then all ways run in turn, again and again. Prints medians,
-spread, peak memory and ratios; a ratio is taken round by round, so that a drift of the machine
-cancels. A baseline that does not reach 0.9 of its own bound is marked, and gives no ratio.
+First the segments are timed, and every method is cut so that its busiest process has least to
+do. Then every schedule of pipelined backprop runs with every number of micro-batches; those close
+to the fastest twice more, and the fastest by the median goes on. Then all ways run in turn, again
+and again, each round beginning with another. Prints medians, spread, peak memory and ratios; a
+ratio is taken round by round, so that a drift of the machine cancels. A baseline that does not
+reach 0.9 of its own bound is marked, and gives no ratio.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +30,8 @@ from typing import Any
 import torch
 
 import dglpipe
+from dglpipe.balance import Costs
+from dglpipe.data.decode import cores
 
 PARTS = Path(__file__).parent / "parts.py"
 NETWORKS = {
@@ -33,14 +39,19 @@ NETWORKS = {
     "resnet18": ["model=resnet18", "data.image_size=32"],
     "narrow": ["model=cnn4", "model.width=16", "data.image_size=32"],
 }
-SCHEDULES = ("gpipe", "1f1b", "interleaved_1f1b", "zbv")
+SCHEDULES = {"gpipe": 1, "1f1b": 1, "interleaved_1f1b": 2, "zbv": 2}
+"""Stages of a process."""
 UNDERPERFORMS = 0.9
+CLOSE = 0.9
+"""Of the fastest pipeline's speed in the first round: such a one may be the fastest."""
+MARK = "baseline underperforms"
 BACKPROP, DDP = "backprop, 1 thread", "backprop, data-parallel"
 THREADS, ONE, LOOP = "backprop, all threads", "DGL, 1 process", "DGL, plain loop"
 DGL, PIPELINE = "DGL", "best pipeline of backprop"
 BOUND, PIPELINE_BOUND = "DGL without communication", "bound of that pipeline"
 PREDICTED = "DGL as planned"
 MANY, FEW = "DGL, a process a segment", "DGL, the same on fewer processes"
+VARIANT = "DGL with "
 LOCAL = (ONE, DGL, BOUND)
 """Enough to know what links and loop cost."""
 
@@ -54,6 +65,9 @@ class Result:
     """Bytes, by stage, where it was measured."""
 
 
+NOTHING = Costs((), (), (), ())
+
+
 @dataclass(frozen=True)
 class Work:
     """What all ways do the same."""
@@ -64,6 +78,8 @@ class Work:
     precision: str
     processes: int
     split: str
+    costs: Costs
+    """Of its segments, in seconds a step, heads and all."""
 
     def words(self, processes: int, threads: int = 1) -> list[str]:
         return [
@@ -74,23 +90,58 @@ class Work:
             *(f"pipeline.processes={processes}", f"pipeline.backend={backend(self.processes)}"),
         ]
 
-    def local(self, processes: int) -> list[str]:
-        """K stages by local learning."""
-        cut = [f"pipeline.stages={self.processes}", f"pipeline.split={self.split}"]
-        return [*self.words(processes), *cut]
+    def local(self, processes: int, variant: Sequence[str] = ()) -> list[str]:
+        """K stages by local learning; what `variant` sets it sets in place of the common words."""
+        cut = [f"pipeline.stages={self.processes}", f"pipeline.split={self.cut()}"]
+        own = {word.partition("=")[0] for word in variant}
+        common = [*self.words(processes), *cut]
+        return [*(word for word in common if word.partition("=")[0] not in own), *variant]
 
     def segments(self, processes: int) -> list[str]:
         """A stage a segment of `cnn6`, by local learning."""
         return [*self.words(processes), "pipeline.stages=6"]
 
     def pipeline(self, schedule: str, microbatches: int) -> list[str]:
-        each = 1 if schedule in ("gpipe", "1f1b") else 2
-        return [
-            *self.words(self.processes),
-            *("method=backprop", f"method.schedule={schedule}"),
-            f"method.microbatches={microbatches}",
-            f"pipeline.stages={each * self.processes}",
-        ]
+        bounds = pipeline_cut(self.costs, schedule, self.processes)
+        return [*self.words(self.processes), *pipeline(schedule, microbatches, bounds)]
+
+    def cut(self) -> str:
+        """Of local learning, for `pipeline.split`."""
+        if self.split != "auto":
+            return self.split
+        return str(best_cut(self.costs, self.processes, max)[1:])
+
+
+def pipeline(schedule: str, microbatches: int, bounds: Sequence[int]) -> list[str]:
+    """Pipelined backprop with that cut."""
+    return [
+        *("method=backprop", f"method.schedule={schedule}", f"method.microbatches={microbatches}"),
+        *(f"pipeline.stages={len(bounds)}", f"pipeline.split={list(bounds[1:])}"),
+    ]
+
+
+def pipeline_cut(costs: Costs, schedule: str, processes: int) -> list[int]:
+    """First segment of every stage, for the least work of the busiest process."""
+
+    def busiest(seconds: Sequence[float]) -> float:
+        return max(placed(schedule, seconds, processes))
+
+    return best_cut(costs.flowing_back(), SCHEDULES[schedule] * processes, busiest)
+
+
+def best_cut(costs: Costs, count: int, busiest: Callable[[Sequence[float]], float]) -> list[int]:
+    """First segment of every one of `count` stages, of all cuts the one with least to do for
+    whom `busiest` finds, among stages that take so many seconds."""
+    cuts = itertools.combinations(range(1, len(costs.segments)), count - 1)
+    return min(([0, *cut] for cut in cuts), key=lambda bounds: busiest(costs.stages(bounds)))
+
+
+def placed(schedule: str, seconds: Sequence[float], processes: int) -> list[float]:
+    """What every process has to do of stages that take so many seconds."""
+    return [
+        sum(seconds[j] for j in stages(schedule, process, len(seconds), processes))
+        for process in range(processes)
+    ]
 
 
 def backend(processes: int) -> str:
@@ -106,16 +157,30 @@ def main() -> None:
     for network in arguments.networks:
         for batch in arguments.batch:
             for precision in arguments.precision:
-                size = (arguments.steps, precision, arguments.processes, arguments.split)
-                rows.append(measure(Work(network, batch, *size), arguments))
+                work = Work(
+                    *(network, batch, arguments.steps, precision),
+                    *(arguments.processes, arguments.split, NOTHING),
+                )
+                rows.append(measure(replace(work, costs=timed(work.words(1))), arguments))
                 sys.stdout.write(table(rows[-1]) + "\n")
                 sys.stdout.flush()
+                store(rows, arguments)
+
+
+def store(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """What has been measured so far."""
     command = " ".join(["python", *sys.argv])
     result = {"command": command, "environment": environment(), "rows": rows}
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n")
     if arguments.picture:
         draw(rows, Path(arguments.picture))
+
+
+def timed(words: list[str]) -> Costs:
+    """The segments of a network and the heads between them, by the clock."""
+    out = run([sys.executable, str(PARTS), "times", *words])
+    return Costs(links=(), **{key: tuple(values) for key, values in json.loads(out).items()})
 
 
 def parse() -> argparse.Namespace:
@@ -126,8 +191,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=2, help="K, a stage each")
     parser.add_argument("--split", default="auto", help="of local learning: auto, even, [3]")
     parser.add_argument("--microbatches", nargs="+", type=int, default=[2, 4, 8, 16])
-    parser.add_argument("--schedules", nargs="*", default=list(SCHEDULES), choices=SCHEDULES)
+    parser.add_argument("--schedules", nargs="*", default=list(SCHEDULES), choices=list(SCHEDULES))
     parser.add_argument("--local", action="store_true", help="DGL and its bound alone")
+    parser.add_argument(
+        "--variants",
+        nargs="*",
+        default=[],
+        metavar="OVERRIDES",
+        help="more ways of DGL, each its overrides in one argument: 'head=linear'",
+    )
     parser.add_argument("--segments", action="store_true", help="also six stages of cnn6")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=40)
@@ -138,15 +210,10 @@ def parse() -> argparse.Namespace:
 
 def measure(work: Work, arguments: argparse.Namespace) -> dict[str, Any]:
     """All ways, `repeats` times in turn."""
-    screened = {
-        f"{schedule}, m={m}": train(work.pipeline(schedule, m)).samples_per_second
-        for schedule in arguments.schedules
-        for m in arguments.microbatches
-        if fits(schedule, m, work)
-    }
+    screened = screen(work, arguments)
     ways: dict[str, Callable[[], Result]] = {
         BACKPROP: lambda: train([*work.words(1), "method=backprop"]),
-        THREADS: lambda: train([*work.words(1, os.cpu_count() or 1), "method=backprop"]),
+        THREADS: lambda: train([*work.words(1, cores()), "method=backprop"]),
         DDP: lambda: train(
             [*work.words(1), "method=backprop", f"pipeline.replicas={work.processes}"]
         ),
@@ -160,18 +227,24 @@ def measure(work: Work, arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if arguments.local:
         ways = {name: ways[name] for name in LOCAL}
+    for variant in arguments.variants:
+        ways[VARIANT + variant] = partial(train, work.local(work.processes, variant.split()))
     if arguments.segments:
         ways[MANY] = lambda: train(work.segments(6))
         ways[FEW] = lambda: train(work.segments(work.processes))
-    best = max(screened, key=screened.__getitem__, default=None)
+    best = max(screened, key=lambda name: median(screened[name]), default=None)
     if best is not None:
         schedule, m = best.split(", m=")
         ways[PIPELINE] = lambda: train(work.pipeline(schedule, int(m)))
-        ways[PIPELINE_BOUND] = lambda: Result(bound(work, schedule, int(m)))
+        ways[PIPELINE_BOUND] = lambda: Result(
+            bound(work.pipeline(schedule, int(m)), work.batch, work.processes)
+        )
     results: dict[str, list[Result]] = {name: [] for name in ways}
-    for _ in range(arguments.repeats):
-        for name, run in ways.items():
-            results[name].append(run())
+    names = list(ways)
+    for turn in range(arguments.repeats):
+        at = turn % len(names)
+        for name in names[at:] + names[:at]:
+            results[name].append(ways[name]())
     rates = {name: [one.samples_per_second for one in all_] for name, all_ in results.items()}
     return {
         "network": work.network,
@@ -179,6 +252,13 @@ def measure(work: Work, arguments: argparse.Namespace) -> dict[str, Any]:
         "precision": work.precision,
         "processes": work.processes,
         "split": work.split,
+        "cut": work.cut(),
+        "cuts_of_pipelines": {
+            schedule: pipeline_cut(work.costs, schedule, work.processes)
+            for schedule in arguments.schedules
+            if possible(schedule, work)
+        },
+        "seconds_of_segments": asdict(work.costs),
         "load_average": os.getloadavg()[0],
         "best_pipeline": best,
         "screened_pipelines": screened,
@@ -187,37 +267,57 @@ def measure(work: Work, arguments: argparse.Namespace) -> dict[str, Any]:
             name: max((max(one.peak_memory) for one in all_ if one.peak_memory), default=None)
             for name, all_ in results.items()
         },
-        "ratios": ratios(rates),
+        "ratios": ratios(rates, {DDP: work.processes, THREADS: cores()}),
     }
+
+
+def screen(work: Work, arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Samples a second of every pipeline once; of those that come close to the fastest, three
+    times, in turn."""
+    every = {
+        f"{schedule}, m={m}": work.pipeline(schedule, m)
+        for schedule in arguments.schedules
+        for m in arguments.microbatches
+        if fits(schedule, m, work)
+    }
+    screened = {name: [train(words).samples_per_second] for name, words in every.items()}
+    if len(every) > 1:
+        close = CLOSE * max(first for (first,) in screened.values())
+        near = [name for name, (first,) in screened.items() if first >= close]
+        for _ in range(2):
+            for name in near:
+                screened[name].append(train(every[name]).samples_per_second)
+    return screened
 
 
 def fits(schedule: str, m: int, work: Work) -> bool:
     """Whether the schedule takes so many micro-batches."""
-    if work.batch // m < 2:
+    if work.batch // m < 2 or not possible(schedule, work):
         return False
     if schedule == "1f1b":
         return m >= work.processes
     return schedule != "interleaved_1f1b" or m % work.processes == 0
 
 
-def bound(work: Work, schedule: str, m: int) -> float:
+def possible(schedule: str, work: Work) -> bool:
+    """Whether there are as many segments as the schedule has stages."""
+    return SCHEDULES[schedule] * work.processes <= len(work.costs.segments)
+
+
+def bound(words: Sequence[str], batch: int, processes: int) -> float:
     """Samples a second of a pipeline whose transfers and waiting cost nothing but its bubbles.
 
     Its stages, each alone on the machine, in micro-batches of its size; the busiest process
     works for m / (m + (P - 1) / v) of the time with v stages a process (zbv: always).
     """
-    words = work.pipeline(schedule, m)
-    count = int(words[-1].partition("=")[2])
+    given = dict(word.split("=", 1) for word in words)
+    schedule, m = given["method.schedule"], int(given["method.microbatches"])
+    count = SCHEDULES[schedule] * processes
     # In the other stages' own words: one process draws the network with this cut.
     words = [word for word in words if not word.startswith("pipeline.processes")]
-    seconds = [work.batch / parts([["stage", str(j), *words]])[0] for j in range(count)]
-    each = count // work.processes
-    placed = [
-        sum(seconds[j] for j in stages(schedule, process, count, work.processes))
-        for process in range(work.processes)
-    ]
-    idle = 0.0 if schedule == "zbv" else (work.processes - 1) / each
-    return work.batch / (max(placed) * (m + idle) / m)
+    seconds = [batch / parts([["stage", str(j), *words]])[0] for j in range(count)]
+    idle = 0.0 if schedule == "zbv" else (processes - 1) / SCHEDULES[schedule]
+    return batch / (max(placed(schedule, seconds, processes)) * (m + idle) / m)
 
 
 def stages(schedule: str, process: int, count: int, processes: int) -> Sequence[int]:
@@ -226,8 +326,14 @@ def stages(schedule: str, process: int, count: int, processes: int) -> Sequence[
     return range(process, count, processes)
 
 
-def ratios(rates: dict[str, list[float]]) -> dict[str, list[float] | str]:
-    """By name, round by round; a text where a baseline is not at its best."""
+def ratios(
+    rates: dict[str, list[float]], copies: Mapping[str, int]
+) -> dict[str, list[float] | str]:
+    """By name, round by round; a text where a baseline is not at its best.
+
+    Args:
+        copies: of backprop on one thread that a way has for its bound.
+    """
 
     def over(one: str, other: str) -> list[float]:
         return [a / b for a, b in zip(rates[one], rates[other], strict=True)]
@@ -239,19 +345,26 @@ def ratios(rates: dict[str, list[float]]) -> dict[str, list[float] | str]:
         "DGL on 1 process / plain loop": (ONE, LOOP),
         "DGL / as planned": (DGL, PREDICTED),
         "DGL / backprop on 1 thread": (DGL, BACKPROP),
-        "DGL / backprop on all threads": (DGL, THREADS),
-        "DGL / data-parallel backprop": (DGL, DDP),
         "a process a segment / fewer processes": (MANY, FEW),
     }
     result: dict[str, list[float] | str] = {
         name: over(*pair) for name, pair in pairs.items() if rates.keys() >= set(pair)
     }
+    for name, count in copies.items():
+        if name in rates:
+            reached = [one / count for one in over(name, BACKPROP)]
+            result[f"{name} / its bound"] = reached
+            fair = median(reached) >= UNDERPERFORMS
+            result[f"DGL / {name}"] = over(DGL, name) if fair else MARK
+    variants = [name for name in rates if name.startswith(VARIANT)]
+    result |= {f"{name} / DGL": over(name, DGL) for name in variants}
     if PIPELINE in rates:
         reached = over(PIPELINE, PIPELINE_BOUND)
         result["best pipeline / its bound"] = reached
         fair = median(reached) >= UNDERPERFORMS
-        told: list[float] | str = over(DGL, PIPELINE) if fair else "baseline underperforms"
-        result["DGL / best pipeline"] = told
+        for name in (DGL, *variants):
+            told: list[float] | str = over(name, PIPELINE) if fair else MARK
+            result[f"{name} / best pipeline"] = told
         result["DGL / bound of the best pipeline"] = over(DGL, PIPELINE_BOUND)
     return result
 
@@ -295,10 +408,12 @@ def parts(commands: Sequence[list[str]]) -> list[float]:
     return [float(out) for out, _ in told]
 
 
-def run(command: list[str]) -> None:
+def run(command: list[str]) -> str:
+    """What the command wrote."""
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:
         raise RuntimeError(answer.stderr)
+    return answer.stdout
 
 
 def environment() -> dict[str, Any]:
@@ -308,7 +423,8 @@ def environment() -> dict[str, Any]:
         model = next((ln.split(":")[1].strip() for ln in lines if "model name" in ln), model)
     return {
         "processor": model,
-        "cores": os.cpu_count(),
+        "cores": cores(),
+        "devices": [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())],
         "capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -343,14 +459,15 @@ def draw(rows: Sequence[dict[str, Any]], picture: Path) -> None:
     FigureCanvasAgg(figure)
     for axes, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
         rates = {name: row["samples_per_second"].get(name, [0.0]) for name in names}
-        base = median(rates[BACKPROP])
+        told = row["samples_per_second"]
+        base = median(rates[BACKPROP if BACKPROP in told else ONE])
         middle = [median(values) / base for values in rates.values()]
         below = [m - min(v) / base for m, v in zip(middle, rates.values(), strict=True)]
         above = [max(v) / base - m for m, v in zip(middle, rates.values(), strict=True)]
         colours = ["#f58518"] * 4 + ["#4c78a8"] * 2 + ["#d9d9d9"]
         axes.barh(names, middle, xerr=[below, above], color=colours)
         axes.set_title(f"{row['network']}, batch {row['batch']}, {row['precision']}")
-        axes.set_xlabel("samples a second over backprop on 1 thread")
+        axes.set_xlabel(f"samples a second over {BACKPROP if BACKPROP in told else ONE}")
         if axes is not figure.axes[0]:
             axes.set_yticklabels([])
     figure.savefig(picture, dpi=110)

@@ -2,19 +2,20 @@
 
     python benchmarks/time_to_accuracy/time_to_accuracy.py --output FILE.json
 
-Every method trains with every learning rate and seed on the same data, network and schedule, in
-turn; the rate that comes first to the accuracy (median over the seeds) is a method's own. A time is
-the samples seen until then over the samples a second of the same run in its steady state, so
-starting processes and evaluating do not count. The accuracy is that of the last exit on the test
-images, after each epoch.
+First the segments are timed, for cuts whose busiest process has least to do, and every schedule of
+pipelined backprop runs with every number of micro-batches; the fastest goes on. Then every method
+trains with every learning rate and seed on the same data, network and schedule, in turn; the rate
+that comes first to the accuracy (median over the seeds) is a method's own. A time is the samples
+seen until then over the samples a second of the same run in its steady state, so starting
+processes and evaluating do not count. The accuracy is that of the last exit on the test images,
+after each epoch. A way of backprop that makes less than 0.9 of the samples a second that are its
+own bound is marked, and gives no ratio.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,22 +24,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
+from dglpipe.balance import Costs
+from dglpipe.cli.compose import compose, take_apart
 from dglpipe.config import from_yaml
+from dglpipe.data.decode import cores
 
-METHODS = {
-    "backprop, 1 thread": ["method=backprop", "pipeline.threads=1"],
-    "backprop, all threads": ["method=backprop", f"pipeline.threads={os.cpu_count() or 1}"],
-    "backprop, data-parallel": ["method=backprop", "pipeline.replicas=2", "pipeline.threads=1"],
-    "backprop, 1F1B": [
-        *("method=backprop", "pipeline.stages=2", "method.schedule=1f1b"),
-        *("method.microbatches=4", "pipeline.threads=1"),
-    ],
-    "sequential": ["method=sequential", "pipeline.stages=2", "pipeline.threads=1"],
-    "DGL": ["pipeline.stages=2", "pipeline.threads=1"],
-}
+sys.path.append(str(Path(__file__).parents[1] / "throughput"))
+
+import throughput
+from throughput import SCHEDULES
+
+ONE, THREADS, DDP = "backprop, 1 thread", "backprop, all threads", "backprop, data-parallel"
+PIPELINE = "backprop, pipeline"
+PROCESSES = 2
 NEVER = float("inf")
+SHORT = ["evaluate.every=0", "epochs=4"]
+"""Long enough to know a speed."""
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,29 @@ class Outcome:
 
 def main() -> None:
     arguments = parse()
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in METHODS}
+    costs = throughput.timed([*arguments.overrides, "pipeline.threads=1"])
+    screened = screen(arguments, costs)
+    schedule, m = max(screened, key=lambda key: median(screened[key]))
+    methods = ways(costs, schedule, m)
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in methods}
     for seed in range(arguments.seeds):
         for rate in arguments.rates:
-            for name, words in METHODS.items():
+            for name, words in methods.items():
                 whole = [*arguments.overrides, *words]
                 outcomes[name].append(train(whole, rate, seed, arguments.accuracy))
-    rows = [row(name, outcomes[name]) for name in METHODS]
+    rows = [row(name, outcomes[name]) for name in methods]
+    short = [*arguments.overrides, *methods[PIPELINE], *SHORT]
+    batch = compose(take_apart(short)).batch_size
+    mark(rows, throughput.bound(short, batch, PROCESSES))
     sys.stdout.write(table(rows, arguments.accuracy) + "\n")
     if arguments.output:
         Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
         tree = {
             "command": " ".join(["python", *sys.argv]),
-            "environment": {
-                "cores": os.cpu_count(),
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-            },
+            "environment": throughput.environment(),
             "accuracy": arguments.accuracy,
+            "best_pipeline": {"schedule": schedule, "microbatches": m},
+            "screened_pipelines": {f"{s}, m={m}": rates for (s, m), rates in screened.items()},
             "rows": rows,
         }
         Path(arguments.output).write_text(json.dumps(tree, indent=2) + "\n")
@@ -86,11 +92,45 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--accuracy", type=float, default=0.97)
-    parser.add_argument("--rates", nargs="+", type=float, default=[0.03, 0.1, 0.3])
+    parser.add_argument("--rates", nargs="+", type=float, default=[0.003, 0.01, 0.03, 0.1])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--schedules", nargs="+", default=list(SCHEDULES), choices=list(SCHEDULES))
+    parser.add_argument("--microbatches", nargs="+", type=int, default=[2, 4, 8])
     parser.add_argument("--output", help="JSON file of the results")
     parser.add_argument("overrides", nargs="*", default=["epochs=20"], help="of all methods")
     return parser.parse_args()
+
+
+def ways(costs: Costs, schedule: str, microbatches: int) -> dict[str, list[str]]:
+    """The overrides of every method."""
+    local = throughput.best_cut(costs, PROCESSES, max)
+    cut = [f"pipeline.stages={PROCESSES}", f"pipeline.split={local[1:]}", "pipeline.threads=1"]
+    return {
+        ONE: ["method=backprop", "pipeline.threads=1"],
+        THREADS: ["method=backprop", f"pipeline.threads={cores()}"],
+        DDP: ["method=backprop", f"pipeline.replicas={PROCESSES}", "pipeline.threads=1"],
+        PIPELINE: pipeline(costs, schedule, microbatches),
+        "sequential": ["method=sequential", *cut],
+        "DGL": cut,
+    }
+
+
+def pipeline(costs: Costs, schedule: str, microbatches: int) -> list[str]:
+    bounds = throughput.pipeline_cut(costs, schedule, PROCESSES)
+    words = throughput.pipeline(schedule, microbatches, bounds)
+    return [*words, f"pipeline.processes={PROCESSES}", "pipeline.threads=1"]
+
+
+def screen(arguments: argparse.Namespace, costs: Costs) -> dict[tuple[str, int], list[float]]:
+    """Samples a second of every pipeline, of every seed."""
+    rates: dict[tuple[str, int], list[float]] = {}
+    for seed in range(arguments.seeds):
+        for schedule in arguments.schedules:
+            for m in arguments.microbatches:
+                words = [*arguments.overrides, *pipeline(costs, schedule, m), *SHORT]
+                outcome = train(words, arguments.rates[0], seed, 1.0)
+                rates.setdefault((schedule, m), []).append(outcome.samples_per_second)
+    return rates
 
 
 def train(words: list[str], rate: float, seed: int, accuracy: float) -> Outcome:
@@ -120,33 +160,59 @@ def train(words: list[str], rate: float, seed: int, accuracy: float) -> Outcome:
 
 def row(name: str, outcomes: list[Outcome]) -> dict[str, Any]:
     """All runs of a method, and its own learning rate."""
-    by_rate: dict[float, list[Outcome]] = {}
-    for one in outcomes:
-        by_rate.setdefault(one.rate, []).append(one)
+    runs = [asdict(one) for one in outcomes]
+    by_rate: dict[float, list[dict[str, Any]]] = {}
+    for run in runs:
+        by_rate.setdefault(run["rate"], []).append(run)
     best = min(by_rate, key=lambda rate: median(map(_seconds, by_rate[rate])))
-    return {"method": name, "rate": best, "runs": [asdict(one) for one in outcomes]}
+    return {"method": name, "rate": best, "of_its_bound": None, "runs": runs}
 
 
-def _seconds(outcome: Outcome) -> float:
-    return NEVER if outcome.seconds is None else outcome.seconds
+def mark(rows: list[dict[str, Any]], pipeline_bound: float) -> None:
+    """Tells every way of backprop what part of its own bound it reaches."""
+    speed = {
+        one["method"]: median(run["samples_per_second"] for run in chosen(one)) for one in rows
+    }
+    bounds = {PIPELINE: pipeline_bound, DDP: PROCESSES * speed[ONE], THREADS: cores() * speed[ONE]}
+    for one in rows:
+        name = one["method"]
+        one["of_its_bound"] = speed[name] / bounds[name] if name in bounds else None
+
+
+def chosen(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs with the method's own rate."""
+    return [run for run in row["runs"] if run["rate"] == row["rate"]]
 
 
 def table(rows: list[dict[str, Any]], accuracy: float) -> str:
     """Relative to backprop on one thread; a time itself says more of the machine."""
     lines = [f"time to {accuracy:.1%} at the last exit over that of {rows[0]['method']}"]
-    base = None
+    base = median(map(_seconds, chosen(rows[0])))
     for one in rows:
-        runs = [run for run in one["runs"] if run["rate"] == one["rate"]]
-        seconds = sorted(NEVER if run["seconds"] is None else run["seconds"] for run in runs)
-        base = median(seconds) if base is None else base
-        middle, low, high = (value / base for value in (median(seconds), seconds[0], seconds[-1]))
-        final = median(run["accuracy"] for run in runs)
-        memory = max(run["peak_memory_bytes"] for run in runs) / 2**20
+        rates = sorted({run["rate"] for run in one["runs"]})
+        edge = len(rates) > 1 and one["rate"] in (rates[0], rates[-1])
+        final = median(run["accuracy"] for run in chosen(one))
+        rate = f"rate {one['rate']:g}{' (the last that was tried)' if edge else ''}"
+        reached = one["of_its_bound"]
+        share = "" if reached is None else f", {reached:.2f} of its bound"
         lines.append(
-            f"  {one['method']:24} {middle:6.2f} ({low:.2f} .. {high:.2f})   rate {one['rate']:g}, "
-            f"last epoch {final:.1%}, {memory:.0f} MiB a process"
+            f"  {one['method']:24} {_ratio(one, base):26} {rate}, last epoch {final:.1%}{share}"
         )
     return "\n".join(lines)
+
+
+def _ratio(row: dict[str, Any], base: float) -> str:
+    if row["of_its_bound"] is not None and row["of_its_bound"] < throughput.UNDERPERFORMS:
+        return throughput.MARK
+    if base == NEVER:
+        return "nothing to compare with"
+    seconds = sorted(map(_seconds, chosen(row)))
+    middle, low, high = (one / base for one in (median(seconds), seconds[0], seconds[-1]))
+    return f"{middle:6.2f} ({low:.2f} .. {high:.2f})"
+
+
+def _seconds(run: dict[str, Any]) -> float:
+    return NEVER if run["seconds"] is None else float(run["seconds"])
 
 
 if __name__ == "__main__":

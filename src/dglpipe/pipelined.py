@@ -166,7 +166,7 @@ class Pipelined(Chain):
             came,
             made,
             self._group.pipeline,
-            self._clock,
+            self._clock if learns else None,
         )
 
 
@@ -226,7 +226,11 @@ class _Part(nn.Module):
 
 
 class _TimedStage(PipelineStage):
-    """Tells the clock what is computing, and what is waiting for a neighbour."""
+    """Tells the clock what is computing, and what is waiting for a neighbour.
+
+    Args:
+        clock: None: nobody is told, and the loop counts all of it as evaluating.
+    """
 
     def __init__(
         self,
@@ -236,7 +240,7 @@ class _TimedStage(PipelineStage):
         came: Tensor,
         made: Tensor,
         group: TorchGroup,
-        clock: Clock,
+        clock: Clock | None,
     ) -> None:
         super().__init__(part, part.index, count, device, came, made, group=group)
         self._clock = clock
@@ -254,17 +258,21 @@ class _TimedStage(PipelineStage):
             super().set_local_bwd_input(next_stage_bwd_outputs, mb_index)
 
     def forward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:
-        self._clock.lap(self.stage_index, Kind.WAIT_INPUT)
+        self._lap(Kind.WAIT_INPUT)
         result = super().forward_one_chunk(*args, **kwargs)
-        self._clock.lap(self.stage_index, Kind.BUSY, "forward")
+        self._lap(Kind.BUSY, "forward")
         return result
 
     def backward_one_chunk(self, *args: Any, **kwargs: Any) -> None:
-        self._clock.lap(self.stage_index, Kind.WAIT_INPUT)
+        self._lap(Kind.WAIT_INPUT)
         super().backward_one_chunk(*args, **kwargs)
-        self._clock.lap(self.stage_index, Kind.BUSY, "backward")
+        self._lap(Kind.BUSY, "backward")
 
     def backward_weight_one_chunk(self, *args: Any, **kwargs: Any) -> None:
-        self._clock.lap(self.stage_index, Kind.WAIT_INPUT)
+        self._lap(Kind.WAIT_INPUT)
         super().backward_weight_one_chunk(*args, **kwargs)
-        self._clock.lap(self.stage_index, Kind.BUSY, "weights")
+        self._lap(Kind.BUSY, "weights")
+
+    def _lap(self, kind: Kind, what: str | None = None) -> None:
+        if self._clock is not None:
+            self._clock.lap(self.stage_index, kind, what)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,12 @@ def throughput():
     del sys.modules["throughput"]
 
 
+def even(count):
+    from dglpipe.balance import Costs
+
+    return Costs((1.0,) * count, (0.0,) * count, (0.0,) * (count - 1), ())
+
+
 def rates(module, pipeline):
     names = (module.BACKPROP, module.THREADS, module.DDP, module.LOOP, module.ONE, module.DGL)
     one = {name: [100.0, 110.0] for name in (*names, module.BOUND, module.PREDICTED)}
@@ -29,11 +38,74 @@ def rates(module, pipeline):
 
 
 def test_a_baseline_below_its_bound_gives_no_ratio(throughput):
-    poor, fair = (throughput.ratios(rates(throughput, speed)) for speed in (89.0, 91.0))
+    poor, fair = (throughput.ratios(rates(throughput, speed), {}) for speed in (89.0, 91.0))
     assert poor["DGL / best pipeline"] == "baseline underperforms"
     assert poor["DGL / bound of the best pipeline"] == pytest.approx([1.0, 1.1])
     assert fair["DGL / best pipeline"] == pytest.approx([100 / 91, 110 / 91])
     assert fair["best pipeline / its bound"] == pytest.approx([0.91, 0.91])
+
+
+def test_replicas_and_threads_have_the_bound_of_as_many_copies(throughput):
+    many = {**rates(throughput, 91.0), throughput.DDP: [178.0, 190.0]}
+    many[throughput.THREADS] = [191.0, 220.0]
+    found = throughput.ratios(many, {throughput.DDP: 2, throughput.THREADS: 2})
+    assert found["backprop, data-parallel / its bound"] == pytest.approx([0.89, 190 / 220])
+    assert found["DGL / backprop, data-parallel"] == "baseline underperforms"
+    assert found["DGL / backprop, all threads"] == pytest.approx([100 / 191, 0.5])
+
+
+def test_every_method_is_cut_for_its_busiest_process(throughput):
+    costs = throughput.Costs(
+        segments=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
+        input_gradients=(0.0, 0.5, 0.5, 0.5, 0.5, 0.5),
+        heads=(0.1, 0.1, 0.1, 0.1, 2.0),
+        links=(),
+    )
+    work = throughput.Work("cnn6", 128, 16, "fp32", 2, "auto", costs)
+    assert work.cut() == "[4]"  # 10.1 and 10.5
+    assert throughput.pipeline_cut(costs, "gpipe", 2) == [0, 4]  # 10 and 11
+    interleaved = throughput.pipeline_cut(costs, "interleaved_1f1b", 2)
+    v = throughput.pipeline_cut(costs, "zbv", 2)
+    backprop = costs.flowing_back()
+    every = [[0, *cut] for cut in itertools.combinations(range(1, 6), 3)]
+    for bounds, pairs in ((interleaved, ((0, 2), (1, 3))), (v, ((0, 3), (1, 2)))):
+
+        def busiest(cut, pairs=pairs):
+            seconds = backprop.stages(cut)
+            return max(seconds[one] + seconds[other] for one, other in pairs)
+
+        assert busiest(bounds) == min(map(busiest, every))
+    few = replace(work, processes=4)
+    assert not throughput.fits("zbv", 4, few)  # 8 stages of 6 segments
+    assert throughput.fits("gpipe", 4, few)
+
+
+def test_pipelines_near_the_fastest_are_screened_again(throughput, monkeypatch):
+    speeds = {"gpipe": [100.0, 80.0, 81.0], "1f1b": [95.0, 97.0, 96.0], "zbv": [89.0]}
+    work = throughput.Work("cnn6", 16, 16, "fp32", 2, "auto", even(6))
+
+    def train(words):
+        (schedule,) = (w.partition("=")[2] for w in words if w.startswith("method.schedule"))
+        return throughput.Result(speeds[schedule].pop(0))
+
+    monkeypatch.setattr(throughput, "train", train)
+    arguments = argparse.Namespace(schedules=list(speeds), microbatches=[4])
+    assert throughput.screen(work, arguments) == {
+        "gpipe, m=4": [100.0, 80.0, 81.0],
+        "1f1b, m=4": [95.0, 97.0, 96.0],
+        "zbv, m=4": [89.0],
+    }
+
+
+def test_a_variant_is_compared_with_dgl_and_with_the_pipeline(throughput):
+    variant = throughput.VARIANT + "head=linear"
+    poor, fair = (
+        throughput.ratios({**rates(throughput, speed), variant: [120.0, 121.0]}, {})
+        for speed in (89.0, 91.0)
+    )
+    assert fair[f"{variant} / DGL"] == pytest.approx([1.2, 1.1])
+    assert fair[f"{variant} / best pipeline"] == pytest.approx([120 / 91, 121 / 91])
+    assert poor[f"{variant} / best pipeline"] == "baseline underperforms"
 
 
 @pytest.mark.parametrize(
@@ -46,13 +118,14 @@ def test_a_baseline_below_its_bound_gives_no_ratio(throughput):
 )
 def test_the_bound_of_a_pipeline(throughput, monkeypatch, schedule, m, seconds, expected):
     """Seconds of a step: the busiest process, and the bubbles of the schedule."""
-    work = throughput.Work("cnn6", 128, 16, "fp32", 2, "auto")
+    work = throughput.Work("cnn6", 128, 16, "fp32", 2, "auto", even(6))
     monkeypatch.setattr(throughput, "parts", lambda commands: [128 / seconds[int(commands[0][1])]])
-    assert throughput.bound(work, schedule, m) == pytest.approx(128 / expected)
+    words = work.pipeline(schedule, m)
+    assert throughput.bound(words, batch=128, processes=2) == pytest.approx(128 / expected)
 
 
 def test_micro_batches_that_a_schedule_does_not_take_are_left_out(throughput):
-    work = throughput.Work("cnn6", 16, 16, "fp32", 4, "auto")
+    work = throughput.Work("cnn6", 16, 16, "fp32", 4, "auto", even(8))
     taken = {
         schedule: [m for m in (2, 4, 8, 16) if throughput.fits(schedule, m, work)]
         for schedule in throughput.SCHEDULES
@@ -69,8 +142,9 @@ def test_every_way_is_a_command_that_is_accepted(throughput):
     from dglpipe.cli.compose import compose, take_apart
     from dglpipe.topology import plan_layout
 
-    work = throughput.Work("narrow", 64, 16, "bf16", 2, "auto")
+    work = throughput.Work("narrow", 64, 16, "bf16", 2, "auto", even(6))
     ways = [work.local(1), work.local(2), [*work.words(1), "method=backprop"]]
+    ways += [work.local(2, ["pipeline.processes=3", "pipeline.stages=3", "head=linear"])]
     ways += [work.pipeline(schedule, 4) for schedule in throughput.SCHEDULES]
     for words in ways:
         config = compose(take_apart(words))

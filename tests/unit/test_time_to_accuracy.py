@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dglpipe.cli.compose import compose, take_apart
+from dglpipe.topology import plan_layout
+
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "time_to_accuracy"))
 
 import time_to_accuracy as benchmark
@@ -39,3 +42,24 @@ def test_samples_seen_over_samples_a_second():
     found = benchmark.train(["experiment=debug", "pipeline.stages=2"], 0.05, 0, accuracy=0.0)
     assert found.seconds == pytest.approx(20 * 128 / found.samples_per_second)
     assert 0 <= found.accuracy <= 1
+
+
+def test_a_way_below_its_bound_is_marked_and_an_edge_is_told():
+    runs = [outcome(0.1, 0, 2.0), outcome(0.3, 0, 1.0), outcome(0.9, 0, 3.0)]
+    names = [benchmark.ONE, benchmark.DDP, benchmark.PIPELINE, "DGL"]
+    rows = [benchmark.row(name, runs) for name in names]
+    benchmark.mark(rows, pipeline_bound=105.0)
+    first, replicas, pipeline, local = benchmark.table(rows, 0.97).splitlines()[1:]
+    assert "1.00 (1.00 .. 1.00)" in first and "tried" not in first
+    assert "baseline underperforms" in replicas and "0.50 of its bound" in replicas
+    assert "1.00 (1.00 .. 1.00)" in pipeline and "0.95 of its bound" in pipeline
+    assert "bound" not in local
+    edge = [benchmark.row(benchmark.ONE, runs[1:])]
+    assert "rate 0.3 (the last that was tried)" in benchmark.table(edge, 0.97)
+
+
+def test_every_way_is_a_command_that_is_accepted():
+    costs = benchmark.Costs((1.0,) * 6, (0.1,) * 6, (0.1,) * 5, ())
+    for words in benchmark.ways(costs, "zbv", 2).values():
+        config = compose(take_apart(words))
+        plan_layout(config.pipeline, config.method, cores=2)

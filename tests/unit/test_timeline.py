@@ -93,6 +93,44 @@ def test_all_parts_of_all_steps_are_there(method):
         assert sent.start < came.start + came.duration
 
 
+ACCOUNTED = {
+    "method=dgl": layout(2),
+    "method=dgl_async": layout(2),
+    "method=sequential": layout(2),
+    "method=backprop": layout(1),
+    "method=backprop method.schedule=zbv method.microbatches=2": Layout(4, 2, 1, 1, "v"),
+}
+
+
+@pytest.mark.parametrize("words", ACCOUNTED)
+def test_little_time_is_left_over(words):
+    config = make_config(*words.split(), "epochs=2", "evaluate.every=0", "model.width=32")
+    for final in train_world(config, ACCOUNTED[words]).finals:
+        assert 0 <= final["other_fraction"] < 0.02
+
+
+PIPELINES = {
+    "1f1b": Layout(2, 2, 1, 1, "line"),
+    "gpipe": Layout(2, 2, 1, 1, "line"),
+    "zbv": Layout(4, 2, 1, 1, "v"),
+}
+
+
+@pytest.mark.parametrize("schedule", PIPELINES)
+def test_a_pipeline_that_evaluates_is_not_said_to_compute(schedule):
+    world = PIPELINES[schedule]
+    words = (f"method.schedule={schedule}", "method.microbatches=4", "max_steps=3")
+    config = make_config("method=backprop", "timeline=true", *words)
+    for spans in run_world(world, spans_of, config):
+        assert any(span.what == "evaluation" for span in spans)
+        forwards = [span for span in spans if span.what == "forward"]
+        # As many as training has: stages of the process x steps x micro-batches, and the last
+        # stage tells of its loss apart.
+        own = {span.stage for span in forwards}
+        with_loss = world.stages - 1 in own
+        assert len(forwards) == (len(own) + with_loss) * 3 * 4
+
+
 def test_a_timeline_changes_no_weight():
     runs = [train_world(make_config(f"timeline={one}"), layout(2)) for one in ("true", "false")]
     assert runs[0].hashes == runs[1].hashes
