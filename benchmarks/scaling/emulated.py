@@ -36,8 +36,7 @@ CPU = Device(torch.device("cpu"), "gloo")
 ROWS = 8
 FORWARD = 1 / 3
 """Share of a stage's time before it sends."""
-BUCKETS = 4
-"""In which data-parallel training averages its gradients, while backward goes on."""
+PIPELINES = ("gpipe", "1f1b", "zbv")
 PR_SET_TIMERSLACK = 29
 
 
@@ -60,12 +59,46 @@ class Case:
     gbit: float = 0.0
     """0: as fast as it is."""
     microbatches: int = 8
+    """Of a pipeline."""
     gradient_kib: int = 1024
     """What data-parallel training averages."""
     depth: int = 2
+    buckets: int = 4
+    """In which data-parallel training averages its gradients, while backward goes on."""
 
     def seconds(self, stage: int) -> float:
         return self.ms / 1e3 * (self.uneven if stage == self.stages // 2 else 1.0)
+
+    @property
+    def ideal(self) -> float:
+        """Seconds of a step of a chain that never waits: those of its slowest stage."""
+        return max(self.seconds(stage) for stage in range(self.stages))
+
+    @property
+    def mean(self) -> float:
+        """Seconds of a step of a replica, which computes all stages of 1/K of the batch."""
+        return sum(self.seconds(stage) for stage in range(self.stages)) / self.stages
+
+    @property
+    def chunks(self) -> int:
+        """Stages of a process of a pipeline."""
+        return 2 if self.way == "zbv" else 1
+
+    @property
+    def hops(self) -> int:
+        """Messages one after the other in which a ring averages a bucket."""
+        return 2 * (self.stages - 1)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the way does not take this setting."""
+        if self.stages == 1 and self.way != "dgl":
+            return "one process has no peers"
+        if self.way == "1f1b" and self.microbatches < self.stages:
+            return f"takes at least {self.stages} micro-batches"
+        if self.way == "bare" and self.is_slow:
+            return "goes over the links as they are"
+        return None
 
     @property
     def latency(self) -> float:
@@ -89,6 +122,8 @@ class Case:
 
 def run(rank: int, case: Case, folder: str, results: Any) -> None:
     """One process; the last says how long a step took in the steady state."""
+    if case.refusal is not None:
+        raise ValueError(f"{case.way}: {case.refusal}")
     torch.set_num_threads(1)
     if sys.platform == "linux":
         # Sleeping ends on time; the kernel may otherwise wait 50 us for other timers.
@@ -123,7 +158,7 @@ class Pace:
 
     def __init__(self, rank: int, case: Case) -> None:
         self._case = case
-        self._seconds = case.seconds(rank)
+        self._seconds = case.mean if case.way == "ddp" else case.seconds(rank)
         self._generator = torch.Generator().manual_seed(rank)
         self._start = time.perf_counter()
 
@@ -158,7 +193,9 @@ def local(rank: int, case: Case, group: ProcessGroup) -> float:
     if group.following is not None:
         transport: Transport = group.following
         if case.is_slow:
-            transport = SlowTransport(transport, case.latency, case.rate, until_arrival=False)
+            # As `link.delay_ms` and `link.bandwidth_mbps` of a run: one message under way, so
+            # that D bounds what is on a link too.
+            transport = SlowTransport(transport, case.latency, case.rate, until_arrival=True)
         sender = Sender(transport, layouts, CPU.torch_device)
     parts = {LABELS: torch.zeros(ROWS, dtype=torch.int64), ACTIVATIONS: torch.zeros(ROWS, *shape)}
     pace = Pace(rank, case)
@@ -240,14 +277,17 @@ class _SleepsForWeights(torch.autograd.Function):
 class _Module(nn.Module):
     """(rows,) -> (rows,), one part of its time in forward and two in backward."""
 
-    def __init__(self, seconds: float, case: Case) -> None:
+    def __init__(self, spin: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
-        self._part, self._spin = seconds / 3, case.spin
+        self.seconds = 0.0
+        """Of the next micro-batch."""
+        self._spin = spin
 
     def forward(self, batch: Tensor) -> Tensor:
-        weight = _SleepsForWeights.apply(self.weight, self._part, self._spin)
-        result: Tensor = _Sleeps.apply(batch, weight, self._part, self._spin)
+        part = self.seconds / 3
+        weight = _SleepsForWeights.apply(self.weight, part, self._spin)
+        result: Tensor = _Sleeps.apply(batch, weight, part, self._spin)
         return result
 
 
@@ -260,10 +300,10 @@ def pipeline(rank: int, case: Case, group: ProcessGroup) -> float:
     whole = count * len(own)
     rows = case.kib * 1024 // 4 // m
     stages = []
-    for j in own:
+    modules = [_Module(case.spin) for _ in own]
+    for j, module in zip(own, modules, strict=True):
         came = torch.zeros(rows, requires_grad=j > 0)
         made = torch.zeros(rows, requires_grad=True)
-        module = _Module(case.seconds(rank) / m / len(own), case)
         stages.append(
             PipelineStage(module, j, whole, CPU.torch_device, came, made, group=group.pipeline)
         )
@@ -282,6 +322,9 @@ def pipeline(rank: int, case: Case, group: ProcessGroup) -> float:
     target = batch if whole - 1 in own else None
     pace = Pace(rank, case)
     for step in range(1, case.steps + 1):
+        seconds = pace.draw()
+        for module in modules:
+            module.seconds = seconds / m / len(own)
         schedule.step(*images, target=target, return_outputs=False)
         pace.done(step)
     return pace.per_step()
@@ -291,11 +334,10 @@ def replicas(rank: int, case: Case, _group: ProcessGroup) -> float:
     """Data-parallel training: the same work, and gradients averaged while backward goes on.
 
     A slow link takes what a ring of R processes takes: 2 (R - 1) messages of 1/R of a bucket, one
-    after the other.
+    after the other, and buckets follow each other as on one stream.
     """
-    count = case.stages
-    buckets = torch.zeros(case.gradient_kib * 256).chunk(BUCKETS)
-    hops = 2 * (count - 1)
+    count, hops = case.stages, case.hops
+    buckets = torch.zeros(case.gradient_kib * 256).chunk(case.buckets)
     line = SlowLine(0.0, case.rate) if case.is_slow else None
     pace = Pace(rank, case)
     for step in range(1, case.steps + 1):
@@ -304,7 +346,7 @@ def replicas(rank: int, case: Case, _group: ProcessGroup) -> float:
         pending = []
         due = 0.0
         for bucket in buckets:
-            work((1 - FORWARD) * seconds / BUCKETS, case.spin)
+            work((1 - FORWARD) * seconds / len(buckets), case.spin)
             pending.append(dist.all_reduce(bucket, async_op=True))
             if line is not None:
                 size = bucket.nbytes * hops // count

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
-import sys
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dglpipe.errors import ConfigError, DeviceError
+from dglpipe.resident import peak_resident
 
 _NOTHING = contextlib.nullcontext()
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,8 +55,7 @@ class Device:
         """High-water mark in bytes: of the process on a CPU, of the allocator on CUDA."""
         if self.is_cuda:
             return torch.cuda.max_memory_allocated(self.torch_device)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return peak_resident()
 
     def prepare(self, threads: int, deterministic: bool) -> None:
         """Settings of the whole process; before any process group, whose threads inherit."""

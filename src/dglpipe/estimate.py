@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from dglpipe.blueprint import Blueprint
-from dglpipe.config import BackpropConfig, MethodConfig
 from dglpipe.flops import saved_bytes
 from dglpipe.memory import optimizer_state
-from dglpipe.topology import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,67 +66,6 @@ def estimate(
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run will take, and how fast it can be where links cost nothing.
-
-    Attributes:
-        rows: of a step on one replica.
-        speed_up: of the processes over one process for all stages, without replicas: sum /
-            busiest, in seconds where they have been measured, else in FLOPs.
-        samples_per_second: of all replicas; None where seconds have not been measured. The
-            slower of stages and loader, as if they worked at the same time: images held in
-            memory are prepared by the process of stage 0, which this leaves out.
-        loading_seconds: in which the loader of a replica makes a batch; None as above.
-    """
-
-    stages: tuple[StageEstimate, ...]
-    rows: int
-    speed_up: float
-    samples_per_second: float | None
-    loading_seconds: float | None = None
-
-
-def predict(
-    stages: Sequence[StageEstimate],
-    rows: int,
-    layout: Layout,
-    method: MethodConfig,
-    loading: float | None = None,
-) -> Plan:
-    """The plan of `stages` on the processes of `layout`.
-
-    Args:
-        loading: seconds in which the loader makes a batch, where they have been measured.
-    """
-    work = [stage.seconds_per_step or float(stage.flops_per_sample) for stage in stages]
-    processes = range(layout.processes)
-    busiest = max(sum(work[j] for j in layout.at(rank).stages) for rank in processes)
-    busiest /= _filled(layout, method)
-    timed = stages[0].seconds_per_step is not None
-    return Plan(
-        stages=tuple(stages),
-        rows=rows,
-        speed_up=sum(work) / (busiest or 1.0),
-        samples_per_second=rows * layout.replicas / max(busiest, loading or 0) if timed else None,
-        loading_seconds=loading,
-    )
-
-
-def _filled(layout: Layout, method: MethodConfig) -> float:
-    """Share of a step in which the busiest process of a pipeline can work.
-
-    Local learning has no bubbles. GPipe and 1F1B: m / (m + P - 1) (Huang et al., 2019);
-    v stages a process, interleaved: m / (m + (P - 1) / v) (Narayanan et al., 2021); ZBV has
-    none where forward and both parts of backward take the same time (Qi et al., 2024).
-    """
-    if not isinstance(method, BackpropConfig) or not layout.is_pipelined:
-        return 1.0
-    each = layout.stages / layout.processes
-    idle = 0.0 if layout.placement == "v" else (layout.processes - 1) / each
-    return method.microbatches / (method.microbatches + idle)
-
-
 def _stage(blueprint: Blueprint, j: int, rows: int, seconds: float | None) -> StageEstimate:
     last = j == len(blueprint.modules) - 1
     learner = blueprint.learner(j)
@@ -139,6 +76,7 @@ def _stage(blueprint: Blueprint, j: int, rows: int, seconds: float | None) -> St
     item_bytes = blueprint.config.stage(j).precision.item_bytes
     buffers = _buffers(blueprint, j)
     activations = saved_bytes(whole, shape) * item_bytes // 4
+    held = blueprint.config.method.held(j, len(blueprint.modules))
     return StageEstimate(
         stage=j,
         segments=blueprint.segments[j],
@@ -151,7 +89,7 @@ def _stage(blueprint: Blueprint, j: int, rows: int, seconds: float | None) -> St
         seconds_per_step=seconds,
         weight_bytes=2 * 4 * (own + head) + sum(b.nbytes for b in whole.buffers()),
         optimizer_bytes=4 * (own + head) * optimizer_state(blueprint.config.stage(j).optimizer),
-        activation_bytes=rows * (activations + buffers),
+        activation_bytes=int(rows * activations * held) + rows * buffers,
         buffer_bytes=rows * buffers,
     )
 

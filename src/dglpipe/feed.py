@@ -48,6 +48,7 @@ class DataFeed:
         self, data: DataSet, size: int, items: Iterable[Item], seed: int, device: Device
     ) -> None:
         self._data = data
+        self.workers = data.workers
         self._pending: deque[Item] = deque()
         self._device = device
         self._batches = data.batches(self._requests(items, seed, size))

@@ -10,20 +10,23 @@ from dglpipe.models import build_network, wanted_channels
 from dglpipe.models.building import building
 
 
-def open_images(config: Config) -> DataSource:
+def open_images(config: Config, loaders: int = 1) -> DataSource:
     """The data set of `config`; gray images are repeated for a network that wants colour.
 
     What a network from outside the package wants, its first convolution says.
+
+    Args:
+        loaders: of replicas on this machine, which share its cores.
 
     Raises:
         ConfigError: such a network cannot be built.
         DataError: the data set is missing or has other channels than the network.
     """
     wanted = wanted_channels(config.model)
-    source = open_data(config.data, config.seed, wanted)
+    source = open_data(config.data, config.seed, wanted, loaders)
     if isinstance(config.model, CustomModelConfig) and source.description.channels == 1:
         wanted = _first_channels(config, source.description)
-        source = open_data(config.data, config.seed, wanted)
+        source = open_data(config.data, config.seed, wanted, loaders)
     return source
 
 

@@ -7,7 +7,7 @@ import time
 import torch
 
 from dglpipe.config import Config
-from dglpipe.data import DataSource
+from dglpipe.data import DataSet
 from dglpipe.device import Device
 from dglpipe.feed import DataFeed
 from dglpipe.stream import Phase, StreamPlan
@@ -16,16 +16,16 @@ FEWEST, MOST_BATCHES = 8, 200
 ENOUGH_S = 3.0
 
 
-def loading_seconds(config: Config, source: DataSource, plan: StreamPlan) -> float:
+def loading_seconds(config: Config, data: DataSet, plan: StreamPlan) -> float:
     """Seconds in which the loader of one replica makes a batch, measured.
 
     Batches are taken as fast as they come; the first half of them, which begins with the start
-    of the decoding processes and with batches made ahead, does not count.
+    of the decoding processes and with batches made ahead, does not count. Closes `data`.
     """
     items = (item for item in plan.items() if item.phase is Phase.TRAIN)
     device = Device(torch.device("cpu"), "gloo")
     count = min(MOST_BATCHES, plan.steps)
-    feed = DataFeed(source.load(), plan.train, items, config.seed, device)
+    feed = DataFeed(data, plan.train, items, config.seed, device)
     times = [time.perf_counter()]
     try:
         # The first batch waits for the decoding processes to start.

@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from torch import nn
 
@@ -42,6 +43,7 @@ class Needs:
         rows: of a step on one replica.
         received: messages, of the bytes of `links`, for what comes; `sent` for what goes.
         item_bytes: of one number of an activation, 4 in full precision.
+        held: share of a batch whose activations are kept at a time.
     """
 
     segments: tuple[Piece, ...]
@@ -52,6 +54,7 @@ class Needs:
     received: float
     sent: int
     item_bytes: int
+    held: Fraction = Fraction(1)
 
     def stage(self, first: int, end: int) -> int:
         """Bytes of a stage of segments `first` to `end` - 1, with its head and the buffers of
@@ -62,7 +65,8 @@ class Needs:
             head = self.heads[end - 1]
             fixed += self._own(head)
             kept += head.kept.own - (head.kept.input if self.segments[end - 1].kept.output else 0)
-        return fixed + self.rows * (kept * self.item_bytes // 4 + self.buffers(first, end))
+        activations = int(self.rows * (kept * self.item_bytes // 4) * self.held)
+        return fixed + activations + self.rows * self.buffers(first, end)
 
     def _own(self, piece: Piece) -> int:
         """Bytes of weights, their gradients, the optimizer's state and buffers."""

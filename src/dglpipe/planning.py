@@ -13,14 +13,16 @@ from dglpipe.data import DataSource
 from dglpipe.data.decode import cores
 from dglpipe.device import check_precision, choose_backend, select
 from dglpipe.errors import ConfigError
-from dglpipe.estimate import Plan, estimate, predict
+from dglpipe.estimate import estimate
 from dglpipe.images import open_images
 from dglpipe.loading import loading_seconds
 from dglpipe.microbatches import check_microbatches
 from dglpipe.objectives import build_loss
 from dglpipe.pace import check_drops
+from dglpipe.prediction import LoaderEstimate, Node, Plan, predict
 from dglpipe.splitting import measure_times, measured_costs, method_costs
 from dglpipe.stream import Phase, plan_stream
+from dglpipe.timing import threads
 from dglpipe.topology import Layout, plan_layout
 
 
@@ -50,13 +52,18 @@ def check(config: Config, layout: Layout, local: int) -> list[int]:
         own = bool(config.per_stage) and "precision" in config.per_stage[j]
         key = f"per_stage[{j}].precision" if own else "precision"
         check_precision(config.stage(j).precision.name, backend, key)
+    _warn_of_crowd(layout, local)
+    return [blueprint.flops(j) for j in range(layout.stages)]
+
+
+def _warn_of_crowd(layout: Layout, local: int) -> None:
+    """Tells of `local` processes that are too many for the cores of this machine."""
     have = cores()
     if layout.threads * local > have and os.environ.get("RANK", "0") == "0":
         sys.stderr.write(
             f"dglpipe: warning: {local} processes x {layout.threads} threads "
             f"(pipeline.threads) on {have} cores: they will be in each other's way\n"
         )
-    return [blueprint.flops(j) for j in range(layout.stages)]
 
 
 def _check_async(config: Config, method: AsyncConfig, layout: Layout) -> None:
@@ -76,14 +83,30 @@ def plan(config: Config) -> Plan:
         UserError: as `train` does.
     """
     layout = plan_layout(config.pipeline, config.method, cores())
-    source = open_images(config)
+    _warn_of_crowd(layout, layout.world_size)
+    source = open_images(config, layout.replicas)
     blueprint, rows = _draw(config, source, layout, layout.world_size, True)
     times = config.pipeline.times if config.pipeline.cost == "time" else None
-    seconds = loading = None
-    if times:
-        seconds = method_costs(config, measured_costs(times)).stages(blueprint.bounds)
-        loading = loading_seconds(config, source, plan_stream(config, source, layout.stages))
-    return predict(estimate(blueprint, rows, seconds), rows, layout, config.method, loading)
+    image = blueprint.input_shape(0)
+    if not times:
+        # Work by FLOPs is that of any machine: its cores are not looked at.
+        loader = LoaderEstimate(image)
+        return predict(estimate(blueprint, rows), rows, layout, config.method, loader)
+    seconds = method_costs(config, measured_costs(times)).stages(blueprint.bounds)
+    loader = _measure_loader(config, source, layout, image)
+    computes = choose_backend(config.pipeline.backend, layout.world_size) != "nccl"
+    stages = estimate(blueprint, rows, seconds)
+    return predict(stages, rows, layout, config.method, loader, Node(cores(), computes))
+
+
+def _measure_loader(
+    config: Config, source: DataSource, layout: Layout, image: tuple[int, ...]
+) -> LoaderEstimate:
+    """The loader of one replica, while nothing else works."""
+    data = source.load()
+    with threads(layout.threads):
+        seconds = loading_seconds(config, data, plan_stream(config, source, layout.stages))
+    return LoaderEstimate(image, seconds, data.workers or 0)
 
 
 def _draw(

@@ -87,7 +87,7 @@ def _run(
     flops: Sequence[int] | None,
 ) -> dict[str, Any] | None:
     device = open_device(config, topology.layout)
-    source = open_images(config)
+    source = open_images(config, _loaders(topology))
     # First of all: processes that mean different layouts would wait for each other.
     talking = ProcessGroup.talking(topology, store)
     check_agreement(talking, config, source.description, device.backend)
@@ -112,7 +112,7 @@ def _run(
         result = summary.finished(finals, time.monotonic() - started)
         write_json(run_dir.manifest, summary.manifest(finals, source.description))
         write_json(run_dir.summary, result)
-        closing_table(result, run_dir.path)
+        closing_table(result, run_dir.path, worker.decoders)
         draw(result["staleness"] or [], run_dir.staleness)
         if config.timeline:
             ranks = range(topology.layout.world_size)
@@ -135,6 +135,11 @@ def open_worker(
     if isinstance(config.method, AsyncConfig):
         kind = SimulatedWorker if config.method.simulate else AsyncWorker
     return kind(config, source, device, group, run_dir, flops)
+
+
+def _loaders(topology: Topology) -> int:
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", topology.layout.world_size))
+    return topology.loaders(int(os.environ.get("LOCAL_RANK", topology.rank)), local)
 
 
 def open_device(config: Config, layout: Layout) -> Device:

@@ -183,6 +183,7 @@ def memory_needs(
                 received=_received(config, j) / item_bytes,
                 sent=config.method.sends(j, config.pipeline.depth) if j < stages - 1 else 0,
                 item_bytes=item_bytes,
+                held=config.method.held(j, stages),
             )
         )
     return result

@@ -111,10 +111,10 @@ class StreamPlan:
     def test_batches(self) -> int:
         return -(-self.test // self.test_batch_size)
 
-    @property
-    def warm_steps(self) -> int:
-        """Steps before the throughput window opens."""
-        return min(10, self.steps // 4)
+    def warm_after(self, done: int) -> int:
+        """The step behind which the throughput window opens in a run that goes on from `done`:
+        its chain fills and its loader starts as those of a fresh one do."""
+        return done + min(10, (self.steps - done) // 4)
 
     def items(self, replica: int = 0, done: int = 0) -> Iterator[Item]:
         """The items of `replica` that follow `done` training steps, in order."""

@@ -8,6 +8,7 @@ several as well as their machines do. Format: "Trace Event Format", Google; it o
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections import deque
@@ -125,12 +126,14 @@ def draw(spans: Sequence[Span], picture: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     first = min((span.start for span in chosen), default=0)
+    bars: dict[tuple[int, str], list[tuple[float, float]]] = {}
     for span in chosen:
-        axes.broken_barh(
-            [((span.start - first) / 1e6, span.duration / 1e6)],
-            (stages.index(span.stage) - 0.4, 0.8),
-            facecolors=COLOURS.get(span.what, COLOURS["forward"]),
-        )
+        times = (span.start - first) / 1e6, span.duration / 1e6
+        bars.setdefault((span.stage, span.what), []).append(times)
+    # One call a colour and row: a quick stage has thousands of spans beside a slow one.
+    for (stage, what), ranges in bars.items():
+        place = stages.index(stage) - 0.4, 0.8
+        axes.broken_barh(ranges, place, facecolors=COLOURS.get(what, COLOURS["forward"]))
     axes.set_yticks(range(len(stages)), [f"stage {stage}" for stage in stages])
     axes.invert_yaxis()
     axes.set_xlabel("ms")
@@ -142,14 +145,51 @@ def draw(spans: Sequence[Span], picture: Path) -> None:
 
 
 def _middle(spans: Sequence[Span]) -> list[Span]:
-    """All spans of the time of some steps, from the middle of those that all stages have."""
-    steps: dict[int, set[int]] = {}
+    """What was done in the time of some steps, from the middle of those that all stages have.
+
+    A stage may come to a step long after another one: the time is not longer than twice what
+    the slowest stage takes for so many steps. Spans are cut to it.
+    """
+    if not spans:
+        return []
+    starts: dict[int, dict[int, int]] = {}
     for span in spans:
         if span.step and span.what in ("forward", "backward"):
-            steps.setdefault(span.stage, set()).add(span.step)
-    common = sorted(set.intersection(*steps.values())) if steps else []
+            starts.setdefault(span.stage, {}).setdefault(span.step, span.start)
+    common = sorted(set.intersection(*map(set, starts.values()))) if starts else []
     at = max(0, len(common) // 2 - SHOWN_STEPS // 2)
-    chosen = set(common[at : at + SHOWN_STEPS]) or {1}
+    chosen = set(common[at : at + SHOWN_STEPS])
     times = [span.start for span in spans if span.step in chosen]
-    first, last = min(times, default=0), max(times, default=0)
-    return [span for span in spans if first <= span.start <= last]
+    first = min(times) if times else _shared_moment(spans)
+    last = max(span.start + span.duration for span in spans if span.step in chosen or not times)
+    step = max((_pace(sorted(one.values())) for one in starts.values()), default=0)
+    if step:
+        last = min(last, first + 2 * SHOWN_STEPS * step)
+    return [_cut(span, first, last) for span in spans if _overlaps(span, first, last)]
+
+
+def _pace(starts: Sequence[int]) -> int:
+    """The median time from one step to the next; 0 if there is no next."""
+    gaps = sorted(later - before for before, later in itertools.pairwise(starts))
+    return gaps[len(gaps) // 2] if gaps else 0
+
+
+def _shared_moment(spans: Sequence[Span]) -> int:
+    """The middle of the time of which all stages have kept something, or of all starts."""
+    by_stage: dict[int, list[int]] = {}
+    for span in spans:
+        by_stage.setdefault(span.stage, []).append(span.start)
+    first, last = max(map(min, by_stage.values())), min(map(max, by_stage.values()))
+    starts = sorted(span.start for span in spans)
+    inside = [start for start in starts if first <= start <= last] or starts
+    return inside[len(inside) // 2]
+
+
+def _overlaps(span: Span, first: int, last: int) -> bool:
+    begins = first <= span.start <= last
+    return begins or span.start < first < span.start + span.duration
+
+
+def _cut(span: Span, first: int, last: int) -> Span:
+    start, end = max(span.start, first), min(span.start + span.duration, last)
+    return span._replace(start=start, duration=end - start)

@@ -92,6 +92,13 @@ class Topology:
     def is_last(self) -> bool:
         return self.process == self.layout.processes - 1
 
+    def loaders(self, local_rank: int, local: int) -> int:
+        """Processes of stage 0 among the `local` ones of this machine, of which this is the
+        one `local_rank`; at least 1."""
+        first = self.rank - local_rank
+        ranks = range(first, first + local)
+        return max(1, sum(self.layout.at(rank).is_first for rank in ranks))
+
     def peers(self) -> list[int]:
         """The ranks that run the same stages in the other replicas, and this one."""
         step = self.layout.processes

@@ -29,6 +29,9 @@ from dglpipe.stream import Item, Phase, plan_stream
 from dglpipe.timeline import TracingClock, write_part
 from dglpipe.weights import named_tensors, save, sha256
 
+FEWEST_STEPS = 10
+"""Of a run, or of what is left of one that is resumed: of fewer there is no throughput."""
+
 
 def count_by_stage(config: Config, source: DataSource, stages: int) -> list[int]:
     """FLOPs of forward and backward of every stage with its head, for one sample."""
@@ -81,6 +84,11 @@ class Worker:
         self._window: tuple[clock.Spent, clock.Spent] | None = None
         self._window_rows = 0
 
+    @property
+    def decoders(self) -> int | None:
+        """Processes of this one's data set (`DataSet.workers`)."""
+        return self._feed.workers if isinstance(self._feed, DataFeed) else None
+
     def done_by(self) -> dict[int, int]:
         """Steps that the stages of this process had made when the run was resumed, where they
         are not `done`."""
@@ -116,11 +124,16 @@ class Worker:
 
     def _watch(self, step: int) -> None:
         """Opens and closes the window of throughput."""
-        if step == max(self.plan.warm_steps, self.done):
+        if step == self.plan.warm_after(self._begun):
             self._opened = self._clock.snapshot()
             self._window_rows = 0
         elif step == self.plan.steps:
             self._window = self._opened, self._clock.snapshot()
+
+    @property
+    def _begun(self) -> int:
+        """Steps that the last stage of this process had made before."""
+        return self.done_by().get(self.topology.stages[-1], self.done)
 
     def finish(self) -> None:
         """Saves the final weights and sends the last report."""
@@ -134,7 +147,8 @@ class Worker:
             part = self._run_dir.timeline_part(self.topology.rank)
             write_part(part, self.topology.rank, self.topology.name(), self._clock.spans())
         rows, spent = self._window_rows, self._spent()
-        rate = rows / clock.seconds(spent) if spent and rows and self.plan.steps >= 10 else None
+        is_long = self.plan.steps - self._begun >= FEWEST_STEPS
+        rate = rows / clock.seconds(spent) if spent and rows and is_long else None
         self._reporter.finish({"samples_per_second": rate, "stages": finals})
 
     def _stage(self, j: int) -> Stage:

@@ -8,6 +8,8 @@ import signal
 
 import pytest
 
+from dglpipe.images import open_images
+from dglpipe.stream import Phase, plan_stream
 from harness import WorldError, layout, make_config, make_worker, run_world, train_world
 
 STAGES = 3
@@ -104,3 +106,26 @@ def test_a_resumed_run_repeats_the_evaluation_that_followed_its_checkpoint(run_d
     assert {line.stage: line for line in resumed.lines} == last
     assert len(last) == STAGES + 1
     assert resumed.hashes == whole.hashes
+
+
+def window_of(group, config, run_dir):
+    """Where this run began, the rows of its throughput window, and whether it has a rate."""
+    worker = make_worker(group, config, run_dir)
+    said = []
+    worker._reporter.finish = said.append
+    worker.run()
+    worker.finish()
+    return worker.done, worker._window_rows, said[0]["samples_per_second"] is not None
+
+
+@pytest.mark.parametrize(("steps", "opens", "has_rate"), [(24, 12, True), (12, 9, False)])
+def test_the_window_of_a_resumed_run_opens_when_its_chain_is_full(steps, opens, has_rate, run_dir):
+    config = make_config(*SETTINGS, "checkpoint.every=8", "epochs=6", f"max_steps={steps}")
+    with pytest.raises(WorldError, match="exit code -9"):
+        run_world(layout(STAGES, 1), train_and_die, config, run_dir, {0: 10})
+    config.resume = "auto"
+    plan = plan_stream(config, open_images(config), STAGES)
+    items = [item for item in plan.items() if item.phase is Phase.TRAIN and item.step > opens]
+    rows = sum(item.rows for item in items)
+    for found in run_world(layout(STAGES), window_of, config, run_dir):
+        assert found == (8, rows, has_rate)

@@ -233,6 +233,9 @@ def test_plan(start, tmp_path):
     assert len(stages) == 3
     work = [stage["flops_per_sample"] for stage in stages]
     assert told["predicted_speed_up"] == pytest.approx(sum(work) / max(work))
+    assert told["bottleneck"] == f"stage {work.index(max(work))}"
+    loader = {"stage": "loader", "output_shape": [1, 8, 8]}
+    assert told["loader"] == {**loader, "seconds_per_step": None, "workers": None}
     assert stages[-1]["output_shape"] is None
     assert all(stage["memory_bytes"] > 0 for stage in stages)
     assert not (tmp_path / "run").exists()

@@ -198,9 +198,14 @@ def test_no_workers_leave_the_global_generator_alone(small):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_workers_are_one_a_core(small):
-    data = _open(small, memory_limit_mb=0).load()
-    assert data._workers == len(os.sched_getaffinity(0))
+@pytest.mark.parametrize(("loaders", "workers"), [(1, 8), (3, 2), (16, 1)])
+def test_workers_are_one_a_core_that_replicas_share(small, monkeypatch, loaders, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    files = {"root": str(small), "memory_limit_mb": 0}
+    assert open_data(ImageFolderConfig(**files), 5, None, loaders).load().workers == workers
+    own = ImageFolderConfig(**files, workers=5)
+    assert open_data(own, 5, None, loaders).load().workers == 5, "what was asked for"
+    assert open_data(ImageFolderConfig(root=str(small)), 5).load().workers is None
 
 
 @pytest.mark.parametrize("index", [0, 3])

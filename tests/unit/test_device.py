@@ -149,13 +149,8 @@ def test_put_keeps_the_values():
     assert torch.equal(CPU.put(batch), batch)
 
 
-@pytest.mark.parametrize("platform", ["linux", "darwin"])
-def test_peak_memory_is_in_bytes(monkeypatch, platform):
-    peak = CPU.peak_memory()
-    assert peak > 50 * 2**20
-    monkeypatch.setattr("sys.platform", platform)
-    kernel_unit = 1 if platform == "darwin" else 1024
-    assert CPU.peak_memory() // kernel_unit >= peak // 1024
+def test_peak_memory_is_that_of_the_process():
+    assert CPU.peak_memory() > 50 * 2**20
 
 
 class TestPrepare:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import nn
+from torchvision.io import write_png
 
+from dglpipe.config import ImageFolderConfig
 from dglpipe.data import Request
 from dglpipe.errors import DataError
 from dglpipe.images import open_images
+from dglpipe.process import _loaders
+from dglpipe.topology import Layout
 from harness import make_config
 
 
@@ -55,3 +61,20 @@ def test_colour_does_not_become_another_number():
     config = make_config("model=resnet18", "data=synthetic", "data.channels=2")
     with pytest.raises(DataError, match="2 channels, the network wants 3"):
         _ = open_images(config).description
+
+
+@pytest.mark.parametrize(("environment", "workers"), [({}, 4), ({"LOCAL_WORLD_SIZE": "2"}, 8)])
+def test_replicas_of_one_machine_share_its_decoders(environment, workers, tmp_path, monkeypatch):
+    """Two chains of two processes, on one machine and on two."""
+    for folder in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / folder).mkdir(parents=True)
+        write_png(torch.zeros(3, 8, 8, dtype=torch.uint8), f"{tmp_path}/{folder}/0.png")
+    for key in ("LOCAL_WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in {**environment, **({"LOCAL_RANK": "0"} if environment else {})}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    config = make_config()
+    config.data = ImageFolderConfig(root=str(tmp_path), memory_limit_mb=0)
+    loaders = _loaders(Layout(2, 2, 2, 1).at(2))
+    assert open_images(config, loaders).load().workers == workers

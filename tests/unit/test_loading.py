@@ -16,6 +16,8 @@ from harness import make_config
 class SlowStart:
     """A data set that has made eight batches ahead, and makes another in 10 ms."""
 
+    workers = None
+
     def __init__(self, description):
         self.description = description
         self.closed = False
@@ -36,7 +38,7 @@ class SlowStart:
 def test_the_time_of_a_batch_is_that_of_the_steady_state():
     config = make_config("epochs=2", "batch_size=64")
     source = SlowStart(open_data(config.data, config.seed).description)
-    plan = plan_stream(config, source, 2)
+    plan = plan_stream(config, source, 2)  # a source that is its own data set
     assert plan.steps > 20
     assert 0.01 <= loading_seconds(config, source, plan) < 0.03
     assert source.closed

@@ -5,8 +5,10 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from dglpipe import report
 from dglpipe.metrics import Line
 from dglpipe.planning import plan
+from dglpipe.prediction import LoaderEstimate
 from dglpipe.progress import LiveProgress, PlainProgress
 from dglpipe.report import closing_table, plan_table
 from dglpipe.stream import StreamPlan
@@ -74,12 +76,51 @@ def test_the_closing_table(capsys, tmp_path):
     assert "loading images" not in text
 
 
-def test_loading_that_holds_up_the_chain_is_told(capsys, tmp_path):
-    closing_table(summary_of({**STAGE, "loading_fraction": 0.31}), tmp_path)
+SLOW = {**STAGE, "loading_fraction": 0.31, "wait_output_fraction": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("decoders", "stages", "help_"),
+    [
+        (1, 1, "feeds all: raise data.workers (1 now)\n"),
+        (0, 1, "feeds all: raise data.workers (0 now)\n"),
+        (2, 1, "feeds all: its 2 processes (data.workers) have all cores of this machine\n"),
+        (None, 2, "feeds all, by its process: give stage 0 fewer segments (pipeline.split)\n"),
+        (None, 1, "feeds all, by its process\n"),
+    ],
+)
+def test_loading_that_holds_up_the_chain_is_told(
+    decoders, stages, help_, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(report, "cores", lambda: 2)
+    summary = summary_of(SLOW)
+    if stages == 2:
+        summary["per_stage"].append({**STAGE, "stage": 1, "process": 1})
+        summary["test"]["accuracy"] *= 2
+    closing_table(summary, tmp_path, decoders)
     text = capsys.readouterr().out
-    assert "loading images took 31% of the time of stage 0" in text
-    assert "raise data.workers" in text
-    closing_table(summary_of({**STAGE, "loading_fraction": None}), tmp_path)
+    assert f"loading images took 31% of the time of stage 0, which {help_}" in text
+    assert "image_size" not in text, "another size is another problem"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loading_fraction": None},
+        {"loading_fraction": 0.1},
+        {"loading_fraction": 0.15, "wait_output_fraction": 0.5},
+    ],
+)
+def test_loading_that_holds_up_nothing_is_not_told(changes, capsys, tmp_path):
+    closing_table(summary_of({**SLOW, **changes}), tmp_path)
+    assert "loading images" not in capsys.readouterr().out
+
+
+def test_a_process_that_waits_behind_its_last_stage_is_not_held_up_by_loading(capsys, tmp_path):
+    summary = summary_of(SLOW)
+    summary["per_stage"].append({**STAGE, "stage": 1, "wait_output_fraction": 0.5})
+    summary["test"]["accuracy"] *= 2
+    closing_table(summary, tmp_path)
     assert "loading images" not in capsys.readouterr().out
 
 
@@ -102,3 +143,28 @@ def test_a_plan_can_be_read_at_any_width(terminal, capsys, monkeypatch):
             assert cell in text
         if stage.output_shape:
             assert f" {'x'.join(map(str, stage.output_shape))} " in text
+
+
+def lines_of_plan(found, capsys):
+    """What is printed of a plan: the row of the loader as words, and all."""
+    plan_table(found)
+    text = capsys.readouterr().out
+    (row,) = [line.split() for line in text.splitlines() if line.lstrip().startswith("loader ")]
+    return row, text
+
+
+def test_the_loader_is_a_row_of_the_plan(capsys):
+    found = plan(make_config("pipeline.stages=2"))
+    row, text = lines_of_plan(found, capsys)
+    assert row == ["loader", "-", "-", "-", "-", "1x8x8"]
+    assert f"bottleneck: {found.bottleneck}\n" in text
+    loader = LoaderEstimate((1, 8, 8), 0.0125, 3)
+    timed = [dataclasses.replace(one, seconds_per_step=0.002) for one in found.stages]
+    found = dataclasses.replace(found, stages=tuple(timed), loader=loader, bottleneck="loader")
+    row, text = lines_of_plan(found, capsys)
+    assert row == ["loader", "-", "-", "-", "-", "12.50", "1x8x8"]
+    assert "bottleneck: the loader, in 3 processes (data.workers)\n" in text
+    alone = dataclasses.replace(found, loader=LoaderEstimate((1, 8, 8), 0.0125, 0))
+    assert "the loader, in the process of stage 0\n" in lines_of_plan(alone, capsys)[1]
+    crowd = dataclasses.replace(found, bottleneck="cores")
+    assert "the cores of this machine: its processes share them" in lines_of_plan(crowd, capsys)[1]

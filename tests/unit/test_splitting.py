@@ -12,11 +12,11 @@ from torch import nn
 
 from dglpipe import timing
 from dglpipe.blueprint import draw
-from dglpipe.config import BackpropConfig, MethodConfig, PlugInConfig
+from dglpipe.config import PlugInConfig
 from dglpipe.costs import Work
 from dglpipe.device import Device
 from dglpipe.errors import ConfigError
-from dglpipe.estimate import estimate, predict
+from dglpipe.estimate import estimate
 from dglpipe.flops import count_flops
 from dglpipe.images import open_images
 from dglpipe.memory import Limit
@@ -31,7 +31,6 @@ from dglpipe.splitting import (
     memory_needs,
     network_costs,
 )
-from dglpipe.topology import Layout
 from harness import make_config
 
 CPU = Device(torch.device("cpu"), "gloo")
@@ -260,25 +259,22 @@ def test_what_every_step_costs_counts_once_a_stage(monkeypatch):
     assert costs.stages([0, 3]) == pytest.approx([3 * 0.005 + 0.015, 2 * 0.005 + 0.015])
 
 
-def test_the_predicted_speed_up_is_that_of_what_was_measured():
-    config, data, _ = on_paper("model=cnn6")
-    blueprint = draw(config, data, 2, meta=True)
-    timed = estimate(blueprint, ROWS, [3.0, 1.0])
-    dgl, one = MethodConfig(), Layout(2, 1, 1, 1)
-    assert predict(timed, ROWS, Layout(2, 2, 1, 1), dgl).speed_up == pytest.approx(4 / 3)
-    assert predict(timed, ROWS, one, dgl).speed_up == pytest.approx(1)
-    assert predict(timed, ROWS, one, dgl).samples_per_second == pytest.approx(ROWS / 4)
-    fed = predict(timed, ROWS, one, dgl, loading=8.0)
-    assert (fed.samples_per_second, fed.loading_seconds) == (pytest.approx(ROWS / 8), 8.0)
-    quick = predict(timed, ROWS, one, dgl, loading=1.0)
-    assert quick.samples_per_second == pytest.approx(ROWS / 4), "it loads while stages compute"
-    twice = predict(timed, ROWS, Layout(2, 2, 2, 1), dgl)
-    assert twice.samples_per_second == pytest.approx(2 * ROWS / 3)
-    line = Layout(2, 2, 1, 1, "line")
-    slowed = predict(timed, ROWS, line, BackpropConfig(microbatches=4))
-    assert slowed.speed_up == pytest.approx(4 / 3 * 4 / 5)
-    stages = estimate(blueprint, ROWS)
-    flops = [stage.flops_per_sample for stage in stages]
-    plan = predict(stages, ROWS, Layout(2, 2, 1, 1), dgl)
-    assert plan.speed_up == pytest.approx(sum(flops) / max(flops))
-    assert plan.samples_per_second is None
+@pytest.mark.parametrize(
+    ("schedule", "microbatches", "parts"),
+    [("1f1b", 8, (3 / 8, 2 / 8, 1 / 8)), ("1f1b", 2, (1, 1, 1 / 2)), ("gpipe", 8, (1, 1, 1))],
+)
+def test_1f1b_keeps_as_many_micro_batches_as_are_on_their_way(schedule, microbatches, parts):
+    words = ("method=backprop", f"method.schedule={schedule}", "model=cnn6")
+    config, data, traced = on_paper(*words, f"method.microbatches={microbatches}")
+    blueprint = draw(config, data, 3, meta=True)
+    found = estimate(blueprint, ROWS)
+    needs = memory_needs(config, data, traced, ROWS, 3)
+    spans = itertools.pairwise([*blueprint.bounds, len(traced.segments)])
+    limits = [one.stage(*span) for one, span in zip(needs, spans, strict=True)]
+    assert limits == [one.memory_bytes for one in found]
+    config, data, _ = on_paper(*words[:1], "method.schedule=gpipe", "model=cnn6")
+    whole = estimate(draw(config, data, 3, meta=True), ROWS)
+    for one, all_, part in zip(found, whole, parts, strict=True):
+        assert one.activation_bytes - one.buffer_bytes == pytest.approx(
+            part * (all_.activation_bytes - all_.buffer_bytes), abs=1
+        )

@@ -89,8 +89,13 @@ def test_replicas_share_the_rows_of_every_batch(train, test, batch, test_batch, 
 
 
 def test_the_window_opens_after_ten_steps_or_a_quarter():
-    assert plan(train=400, batch_size=4, epochs=1).warm_steps == 10
-    assert plan(train=32, batch_size=4, epochs=1).warm_steps == 2
+    assert plan(train=400, batch_size=4, epochs=1).warm_after(0) == 10
+    assert plan(train=32, batch_size=4, epochs=1).warm_after(0) == 2
+
+
+def test_the_window_of_a_resumed_run_opens_as_late_as_that_of_a_fresh_one():
+    long = plan(train=400, batch_size=4, epochs=1)
+    assert [long.warm_after(done) for done in (5, 50, 80, 98, 100)] == [15, 60, 85, 98, 100]
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 11}, {"batch_size": 3, "replicas": 2}])

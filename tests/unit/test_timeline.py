@@ -10,7 +10,7 @@ from torchvision.io import decode_image
 
 from dglpipe.clock import Clock, Kind, Span
 from dglpipe.process_group import ProcessGroup
-from dglpipe.timeline import COLOURS, NAMES, TracingClock, merge, write_part
+from dglpipe.timeline import COLOURS, NAMES, TracingClock, _middle, draw, merge, write_part
 from dglpipe.topology import Layout
 from harness import layout, make_config, make_worker, run_world, train_world
 
@@ -56,6 +56,64 @@ def test_a_picture_of_nothing_is_no_mistake(tmp_path):
     write_part(part, 0, "rank 0", [])
     merge([part], tmp_path / "t.json", tmp_path / "t.png")
     assert (tmp_path / "t.png").exists()
+
+
+def steps_of(stage, pace, count, first=0, number=1):
+    """Forward and backward of `count` steps, each as long as `pace`."""
+    return [
+        Span(stage, what, first + at * pace + part * pace // 2, pace // 2, number + at)
+        for at in range(count)
+        for part, what in enumerate(("forward", "backward"))
+    ]
+
+
+def length(spans):
+    return max(one.start + one.duration for one in spans) - min(one.start for one in spans)
+
+
+def test_the_picture_shows_six_steps_of_the_middle():
+    shown = _middle([*steps_of(0, 100, 50), *steps_of(1, 100, 50, first=50)])
+    assert {span.step for span in shown if span.stage == 1 and span.duration} >= set(range(23, 29))
+    assert 600 <= length(shown) <= 700
+
+
+def test_the_picture_of_stages_of_unlike_pace_is_bounded_in_time():
+    """Stage 1 comes to step 200 when stage 0 has been through ten times as many."""
+    spans = [*steps_of(0, 100, 4000), *steps_of(1, 1000, 400)]
+    shown = _middle(spans)
+    assert {span.stage for span in shown} == {0, 1}
+    assert 0 < length(shown) <= 12 * 1000
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        [*steps_of(0, 100, 50, first=9000, number=500), *steps_of(1, 1000, 15)],
+        [*steps_of(0, 100, 50), *steps_of(1, 100, 50, first=90_000, number=500)],
+        [Span(0, "evaluation", 5, 10, 0)],
+    ],
+    ids=["the steps of the quick stage are gone", "no moment in common", "no step"],
+)
+def test_the_picture_is_never_blank(spans):
+    # Times are since the epoch: nothing is near 0.
+    shown = _middle([span._replace(start=span.start + 10**18) for span in spans])
+    assert shown
+    assert length(shown) > 0
+
+
+def test_a_picture_has_one_collection_a_kind_and_row(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    calls = []
+    draw_bars = Axes.broken_barh
+
+    def count(self, *args, **kwargs):
+        calls.append(args)
+        return draw_bars(self, *args, **kwargs)
+
+    monkeypatch.setattr(Axes, "broken_barh", count)
+    draw([*steps_of(0, 100, 4000), *steps_of(1, 1000, 400)], tmp_path / "t.png")
+    assert len(calls) == 4
 
 
 def test_every_part_of_a_step_has_a_colour():

@@ -39,6 +39,15 @@ def test_peers_run_the_same_stages():
 
 
 @pytest.mark.parametrize(
+    ("rank", "local_rank", "local", "loaders"),
+    [(0, 0, 6, 3), (5, 5, 6, 3), (3, 0, 3, 1), (4, 1, 3, 1), (1, 0, 1, 1)],
+    ids=["one machine", "its last process", "the second", "of it", "a machine without stage 0"],
+)
+def test_replicas_with_stage_0_on_a_machine_load_there(rank, local_rank, local, loaders):
+    assert Layout(2, 2, 3, 1).at(rank).loaders(local_rank, local) == loaders
+
+
+@pytest.mark.parametrize(
     ("settings", "world", "expected"),
     [
         ({}, None, (2, 2, 1)),

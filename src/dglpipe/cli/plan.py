@@ -32,7 +32,9 @@ def plan(arguments: Sequence[str]) -> int:
                 "rows": found.rows,
                 "predicted_speed_up": found.speed_up,
                 "predicted_samples_per_second": found.samples_per_second,
-                "loading_seconds_per_batch": found.loading_seconds,
+                "bottleneck": found.bottleneck,
+                "loading_seconds_per_batch": found.loader.seconds_per_step,
+                "loader": {"stage": "loader", **dataclasses.asdict(found.loader)},
                 "per_stage": [
                     {**dataclasses.asdict(stage), "memory_bytes": stage.memory_bytes}
                     for stage in found.stages

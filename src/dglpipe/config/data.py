@@ -52,7 +52,8 @@ class ImageFolderConfig:
     `imagenet`."""
     augment: bool = True
     workers: int | None = None
-    """Decoding processes for images that are not held in memory; null: one a core."""
+    """Decoding processes of a replica for images that are not held in memory; null: one a core,
+    shared by the replicas of a machine."""
     memory_limit_mb: int = 4096
     """Images are decoded once into memory if all of them fit into this, in MiB."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, ClassVar
 
 from dglpipe.config.build import plug_in
@@ -32,6 +33,11 @@ class MethodConfig:
         """How often `epochs` are gone through by a run of `stages` stages."""
         del stages
         return 1
+
+    def held(self, stage: int, stages: int) -> Fraction:
+        """Share of a batch whose activations `stage` keeps for backward at a time."""
+        del stage, stages
+        return Fraction(1)
 
     def receives(self, link: int | None, depth: int, row_bytes: int, item_bytes: int) -> int:
         """Bytes a row of the memory for what comes over a link.
@@ -190,6 +196,12 @@ class BackpropConfig(MethodConfig):
         if self.schedule is not None:
             require_name("method.schedule", self.schedule, tuple(PLACEMENTS))
         require_number("method.microbatches", self.microbatches, 1)
+
+    def held(self, stage: int, stages: int) -> Fraction:
+        if stages == 1 or self.schedule not in (None, "1f1b"):
+            return Fraction(1)
+        # A stage has sent as many micro-batches ahead as there are stages from it to the last.
+        return Fraction(min(self.microbatches, stages - stage), self.microbatches)
 
 
 PLACEMENTS = {"gpipe": "line", "1f1b": "line", "interleaved_1f1b": "loop", "zbv": "v"}

@@ -23,7 +23,9 @@ from dglpipe.data.synthetic import SyntheticSource
 __all__ = ["DataDescription", "DataSet", "DataSource", "Request", "open_data"]
 
 
-def open_data(config: DataConfig, seed: int, wanted_channels: int | None = None) -> DataSource:
+def open_data(
+    config: DataConfig, seed: int, wanted_channels: int | None = None, loaders: int = 1
+) -> DataSource:
     """The data set of `config`; nothing is read before it is asked for.
 
     Args:
@@ -31,6 +33,7 @@ def open_data(config: DataConfig, seed: int, wanted_channels: int | None = None)
         seed: of the run; decides augmentation and synthetic images.
         wanted_channels: C of the images that the network takes, None for any; images of
             one channel are repeated to it.
+        loaders: of replicas on this machine: each starts its share of decoding processes.
     """
     if isinstance(config, DigitsConfig):
         return DigitsSource(config, seed, wanted_channels)
@@ -44,5 +47,5 @@ def open_data(config: DataConfig, seed: int, wanted_channels: int | None = None)
     if isinstance(config, ImageFolderConfig):
         from dglpipe.data.image_folder import ImageFolderSource
 
-        return ImageFolderSource(config, seed, wanted_channels)
+        return ImageFolderSource(config, seed, wanted_channels, loaders)
     return CustomSource(config, seed, wanted_channels)

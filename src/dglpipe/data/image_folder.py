@@ -28,6 +28,8 @@ class ImageFolderSource:
     config: ImageFolderConfig
     seed: int
     wanted_channels: int | None = None
+    loaders: int = 1
+    """Of replicas on this machine, which share its cores."""
 
     @cached_property
     def description(self) -> DataDescription:
@@ -104,7 +106,8 @@ class ImageFolderSource:
 
     def _streamed(self, reason: str) -> Streamed:
         config = self.config
-        workers = cores() if config.workers is None else config.workers
+        share = max(1, cores() // self.loaders)
+        workers = share if config.workers is None else config.workers
         _log.info("%s: decoding in %d processes: %s", config.name, workers, reason)
         decoder = Decoder(self._listing, config.transform, *self._target, self.seed, config.augment)
         return Streamed(decoder, IMAGENET if config.transform == "imagenet" else CIFAR, workers)

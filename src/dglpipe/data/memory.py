@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -30,6 +31,7 @@ class InMemory:
     It keeps nothing between batches: `close` has nothing to do.
     """
 
+    workers: ClassVar[int | None] = None
     train: Split
     test: Split
     normalisation: Normalisation = field(default_factory=Normalisation)

@@ -14,6 +14,12 @@ from dglpipe.data.request import Request
 class DataSet(Protocol):
     """Images that can be asked for, batch by batch."""
 
+    @property
+    def workers(self) -> int | None:
+        """Processes that make batches while the caller does something else (`data.workers`);
+        None where there are none by its nature: the caller makes each batch when it takes it."""
+        ...
+
     def batches(self, requests: Iterable[Request]) -> Iterator[tuple[Tensor, Tensor]]:
         """Answers `requests` in their order; they may be taken some batches ahead.
 

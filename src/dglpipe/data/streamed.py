@@ -100,7 +100,7 @@ class Streamed:
     def __init__(self, decoder: Decoder, normalisation: Normalisation, workers: int) -> None:
         self._decoder = decoder
         self._normalisation = normalisation
-        self._workers = workers
+        self.workers: int | None = workers
         self._open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
     def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
@@ -133,18 +133,18 @@ class Streamed:
             _end_workers(iterator)
 
     def _loader(self, requests: Iterable[Request]) -> DataLoader[Batch | DataError]:
-        several = self._workers > 0
+        count = self.workers or 0
         return DataLoader(
             self._decoder,
             batch_size=None,
             sampler=((each.training, each.epoch, each.indices.tolist()) for each in requests),
-            num_workers=self._workers,
+            num_workers=count,
             collate_fn=_unchanged,
             worker_init_fn=_end_with_parent,
             # Without one of its own, the loader would draw from the global generator.
             generator=torch.Generator(),
-            multiprocessing_context=_processes() if several else None,
-            prefetch_factor=_AHEAD if several else None,
+            multiprocessing_context=_processes() if count else None,
+            prefetch_factor=_AHEAD if count else None,
         )
 
 

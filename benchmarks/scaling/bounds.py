@@ -1,0 +1,158 @@
+"""What a way could reach at most: its own waiting and its links, and nothing else.
+
+A schedule is played through: every process does its parts in the schedule's order, each as soon as
+its input has come; a message leaves behind those before it, at the link's bandwidth, and arrives a
+latency later. Each process has a core whenever it wants one, calls cost nothing, and a stage's time
+does not vary, so with `spin` or `jitter` a bound is more than can be reached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from emulated import FORWARD, PIPELINES, Case
+from torch.distributed.pipelining import ScheduleZBVZeroBubble
+
+STEPS = 4
+"""Until a schedule repeats itself: a process may begin a step before others have ended theirs."""
+
+
+class Part(NamedTuple):
+    """What a process does at a time."""
+
+    kind: str
+    """F: forward, B: backward; I and W: backward to the input and to the weights."""
+    stage: int
+    microbatch: int
+
+
+def bound(case: Case) -> float:
+    """Largest possible efficiency, links included."""
+    return case.ideal / step_seconds(case)
+
+
+def bound_without_link(case: Case) -> float:
+    """The same with links that cost nothing."""
+    return bound(replace(case, latency_ms=0.0, gbit=0.0))
+
+
+def step_seconds(case: Case) -> float:
+    if case.way in PIPELINES:
+        return pipeline_seconds(case)
+    if case.way == "ddp":
+        return replica_seconds(case)
+    if case.stages == 1:
+        return case.ideal
+    # One message is under way on a link: its sender writes the next when it has arrived.
+    return max(case.ideal, case.latency + case.kib * 1024 / case.rate)
+
+
+def replica_seconds(case: Case) -> float:
+    """The buckets of a step, one after the other, each once backward has come so far."""
+    hops = case.hops
+    size = case.gradient_kib * 1024 / case.buckets * hops / case.stages
+    left = 0.0
+    for bucket in range(case.buckets):
+        ready = case.mean * (FORWARD + (1 - FORWARD) * (bucket + 1) / case.buckets)
+        left = max(left, ready) + size / case.rate + hops * case.latency
+    return left
+
+
+def pipeline_seconds(case: Case) -> float:
+    """Of a step of the last process, once steps follow each other."""
+    ends = [0.0]
+    orders = [order(case, rank) for rank in range(case.stages)]
+    play = _Play(case)
+    for step in range(STEPS):
+        play.through(step, orders)
+        ends.append(play.free[-1])
+    return [b - a for a, b in pairwise(ends)][-1]
+
+
+class _Play:
+    """When processes are free and messages arrive, in seconds."""
+
+    def __init__(self, case: Case) -> None:
+        self.free = [0.0] * case.stages
+        self._case = case
+        self._whole = case.stages * case.chunks
+        self._came: dict[tuple[int, str, int, int], float] = {}
+        self._lines: dict[tuple[int, int], float] = {}
+        bytes_ = case.kib * 1024 / case.microbatches
+        self._transfer = bytes_ / case.rate
+
+    def through(self, step: int, orders: list[list[Part]]) -> None:
+        """One step of all processes."""
+        done = [0] * len(orders)
+        before = -1
+        while sum(done) > before:
+            before = sum(done)
+            for rank, parts in enumerate(orders):
+                while done[rank] < len(parts) and self._does(step, rank, parts[done[rank]]):
+                    done[rank] += 1
+        assert before == sum(map(len, orders)), "a schedule waits for what nobody sends"
+
+    def _does(self, step: int, rank: int, part: Part) -> bool:
+        """False if the input of `part` is not known yet."""
+        kind = "F" if part.kind == "F" else "B"
+        start = self.free[rank]
+        if self._has_input(part):
+            came = self._came.get((step, kind, part.stage, part.microbatch))
+            if came is None:
+                return False
+            start = max(start, came)
+        seconds = self._case.seconds(rank) / self._case.microbatches / self._case.chunks / 3
+        self.free[rank] = start + seconds * (2 if part.kind == "B" else 1)
+        to = part.stage + (1 if kind == "F" else -1)
+        if part.kind != "W" and 0 <= to < self._whole:
+            self._came[step, kind, to, part.microbatch] = self._sent(rank, self._process(to))
+        return True
+
+    def _has_input(self, part: Part) -> bool:
+        """Weights' gradients need nothing more, and the ends of the network nothing at all."""
+        if part.kind == "F":
+            return part.stage > 0
+        return part.kind != "W" and part.stage < self._whole - 1
+
+    def _sent(self, source: int, target: int) -> float:
+        """When what `source` sends now arrives."""
+        now = self.free[source]
+        if source == target:
+            return now
+        left = max(now, self._lines.get((source, target), 0.0)) + self._transfer
+        self._lines[source, target] = left
+        return left + self._case.latency
+
+    def _process(self, stage: int) -> int:
+        """Of a chain, or of a V, that comes back to the first process."""
+        return stage if stage < self._case.stages else self._whole - 1 - stage
+
+
+def order(case: Case, rank: int) -> list[Part]:
+    """What a process does in a step, as `torch.distributed.pipelining` orders it."""
+    m = case.microbatches
+    if case.way == "zbv":
+        return _zero_bubble(case.stages, m, rank)
+    forward = [Part("F", rank, i) for i in range(m)]
+    backward = [Part("B", rank, i) for i in range(m)]
+    if case.way == "gpipe":
+        return forward + backward
+    ahead = min(m, case.stages - rank)
+    turns = [part for pair in zip(backward, forward[ahead:], strict=False) for part in pair]
+    return forward[:ahead] + turns + backward[m - ahead :]
+
+
+def _zero_bubble(processes: int, m: int, rank: int) -> list[Part]:
+    """From torch itself, whose schedule asks an object for no more than this."""
+    schedule: Any = SimpleNamespace(
+        pp_group_size=processes, num_stages=2 * processes, _n_microbatches=m
+    )
+    actions = ScheduleZBVZeroBubble._calculate_single_rank_operations(schedule, rank)
+    return [
+        Part(one.computation_type.value, one.stage_index, int(one.microbatch_index or 0))
+        for one in actions
+        if one is not None
+    ]
