@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,7 +19,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
+sys.path.append(str(Path(__file__).parents[1]))
+
+import record
 
 EXPERIMENT = "experiment=async_slowdown_digits"
 STAGES = 4
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--picture", help="PNG file of the results")
     parser.add_argument("overrides", nargs="*", help="of all runs")
     arguments = parser.parse_args()
+    record.prepare(arguments.output, arguments.picture)
     runs = []
     if arguments.add:
         runs += [Run(**run) for run in json.loads(Path(arguments.add).read_text())["runs"]]
@@ -66,18 +67,7 @@ def main() -> None:
             for slowdown, stage, buffer in settings(arguments):
                 runs.append(train(kind, slowdown, stage, buffer, seed, arguments.overrides))
     sys.stdout.write(table(runs) + "\n")
-    if arguments.output:
-        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-        tree = {
-            "command": " ".join(["python", *sys.argv]),
-            "environment": {
-                "cores": os.cpu_count(),
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-            },
-            "runs": [asdict(run) for run in runs],
-        }
-        Path(arguments.output).write_text(json.dumps(tree, indent=2) + "\n")
+    record.store(arguments.output, runs=[asdict(run) for run in runs])
     if arguments.picture:
         draw(runs, Path(arguments.picture))
 

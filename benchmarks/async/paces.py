@@ -13,9 +13,7 @@ batch and of the memory.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import random
 import sys
 import tempfile
@@ -41,6 +39,10 @@ from dglpipe.shelf import Keeping
 from dglpipe.staleness import told
 from dglpipe.stream import Item, Phase
 from dglpipe.topology import Layout
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+import record
 
 CPU = Device(torch.device("cpu"), "gloo")
 ROWS, NUMBERS = 8, 2048
@@ -79,18 +81,14 @@ def main() -> None:
     parser.add_argument("--soak", type=float, help="seconds")
     parser.add_argument("--output", help="JSON file of the results")
     arguments = parser.parse_args()
+    record.prepare(arguments.output)
     results = []
     for case in cases(arguments):
         runs = [measure(case) for _ in range(1 if arguments.soak else arguments.repeats)]
         results.append({**asdict(case), "runs": runs})
         sys.stdout.write(described(case, runs) + "\n")
         sys.stdout.flush()
-    if arguments.output:
-        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-        environment = {"cores": os.cpu_count(), "python": platform.python_version()}
-        environment["torch"] = torch.__version__
-        tree = {"command": " ".join(["python", *sys.argv]), "environment": environment}
-        Path(arguments.output).write_text(json.dumps({**tree, "results": results}, indent=2) + "\n")
+    record.store(arguments.output, results=results)
 
 
 def cases(arguments: argparse.Namespace) -> list[Case]:

@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +24,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import dglpipe
 from dglpipe.blueprint import WIRE, draw
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.config import Config
@@ -39,6 +35,10 @@ from dglpipe.models.building import building
 from dglpipe.partition import trace
 from dglpipe.splitting import entrances, measure_times, measured_costs, network_costs
 from dglpipe.stage import RunLength, Stage
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+import record
 
 NETWORKS = {
     "vgg16_bn": 32,
@@ -61,16 +61,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--output", help="JSON file of the results")
     arguments = parser.parse_args()
+    record.prepare(arguments.output)
     torch.set_num_threads(1)
     rows = []
     for name in arguments.networks:
         for stages in arguments.stages:
             rows += compare(name, stages, arguments.batch, arguments.rounds)
             tell(rows[-len(CUTS) :])
-    if arguments.output:
-        result = {"command": ["python", *sys.argv], "environment": environment(), "rows": rows}
-        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n")
+    record.store(arguments.output, rows=rows)
 
 
 def compare(name: str, stages: int, batch: int, rounds: int) -> list[dict[str, Any]]:
@@ -178,15 +176,6 @@ def settings(name: str, stages: int, batch: int) -> Config:
 def imbalance(times: Sequence[float]) -> float:
     """Slowest / mean."""
     return max(times) * len(times) / sum(times)
-
-
-def environment() -> dict[str, Any]:
-    return {
-        "dglpipe": dglpipe.__version__,
-        "torch": torch.__version__,
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-    }
 
 
 def tell(rows: Sequence[dict[str, Any]]) -> None:

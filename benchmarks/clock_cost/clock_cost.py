@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,10 +20,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from dglpipe.clock import Clock, Kind
 from dglpipe.timeline import TracingClock
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+import record
 
 LAPS = 20_000
 ROUNDS = 7
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--output", help="JSON file of the results")
     arguments = parser.parse_args()
+    record.prepare(arguments.output)
     nanoseconds = {kind.__name__: lap(kind) for kind in (Clock, TracingClock)}
     rows = steps_of(arguments)
     for row in rows:
@@ -51,20 +52,7 @@ def main() -> None:
                 f"stage {row['stage']} {name:12}: {count:.1f} laps a step x "
                 f"{nanoseconds[name]:.0f} ns / {row['seconds_a_step'] * 1e3:.2f} ms = {share:.3%}\n"
             )
-    if arguments.output:
-        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-        result = {
-            "command": ["python", *sys.argv],
-            "environment": {
-                "machine": platform.machine(),
-                "cores": os.cpu_count(),
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-            },
-            "nanoseconds_a_lap": nanoseconds,
-            "rows": rows,
-        }
-        Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n")
+    record.store(arguments.output, nanoseconds_a_lap=nanoseconds, rows=rows)
 
 
 def lap(kind: type[Clock]) -> float:

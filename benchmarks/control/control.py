@@ -17,13 +17,16 @@ import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 
+sys.path.append(str(Path(__file__).parents[1]))
+
+import record
+
 FROZEN = "{optimizer:{lr:1.0e-30}}"
 
 
 def main() -> None:
     arguments = parse()
-    if arguments.output:
-        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+    record.prepare(arguments.output)
     rows = [
         row
         for stages in arguments.stages
@@ -32,9 +35,7 @@ def main() -> None:
     ]
     for line in table(rows):
         sys.stdout.write(line + "\n")
-    if arguments.output:
-        result = {"command": ["python", *sys.argv], "rows": rows}
-        Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n")
+    record.store(arguments.output, rows=rows)
 
 
 def parse() -> argparse.Namespace:

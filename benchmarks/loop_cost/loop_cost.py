@@ -13,7 +13,6 @@ which a neighbour on the machine moves less than the mean, and quartiles.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -35,6 +34,10 @@ from dglpipe.process_group import LostPeerWork, PairTransport, ProcessGroup, ren
 from dglpipe.stage import LocalLearner, Stage
 from dglpipe.topology import Layout
 from dglpipe.worker import Worker
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+import record
 
 OVERRIDES = [
     "model=cnn6",
@@ -148,8 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", help="JSON file of the results")
     arguments = parser.parse_args()
-    if arguments.output:
-        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+    record.prepare(arguments.output)
     config = compose(take_apart(OVERRIDES))
     with tempfile.TemporaryDirectory() as folder:
         answers: Any = mp.get_context("spawn").SimpleQueue()
@@ -157,8 +159,7 @@ def main() -> None:
         rows = sorted((answers.get() for _ in range(2)), key=lambda row: row["rank"])
     for row in rows:
         tell(row)
-    if arguments.output:
-        Path(arguments.output).write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+    record.store(arguments.output, rows=rows)
 
 
 def summarise(rank: int, steps: list[dict[str, float]]) -> dict[str, Any]:

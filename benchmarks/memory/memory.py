@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
-import json
-import platform
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -36,6 +34,10 @@ from dglpipe.link import Slot
 from dglpipe.process_group import ProcessGroup, rendezvous
 from dglpipe.topology import plan_layout
 from dglpipe.worker import Worker
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+import record
 
 CPU = Device(torch.device("cpu"), "gloo")
 MIB = 2**20
@@ -64,6 +66,7 @@ class Tracker(MemTracker):
 
 def main() -> None:
     arguments = parse()
+    record.prepare(arguments.output)
     rows = []
     for count, batch in itertools.product(arguments.processes, arguments.batch):
         for name, words in methods(count, arguments.microbatches).items():
@@ -72,14 +75,10 @@ def main() -> None:
             rows.append({"method": name, "processes": count, "batch": batch, "peak_bytes": peaks})
             sys.stdout.write(told(rows[-1]) + "\n")
             sys.stdout.flush()
-    for line in crossings(rows):
+    crossed = crossings(rows)
+    for line in crossed:
         sys.stdout.write(line + "\n")
-    if arguments.output:
-        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-        command = " ".join(["python", *sys.argv])
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
-        tree = {"command": command, "environment": versions, "rows": rows}
-        Path(arguments.output).write_text(json.dumps(tree, indent=2) + "\n")
+    record.store(arguments.output, network=arguments.overrides, rows=rows, crossings=crossed)
 
 
 def parse() -> argparse.Namespace:
@@ -134,12 +133,22 @@ def run(rank: int, config: Config, folder: str, results: Any) -> None:
         worker.run()
     (snapshot,) = tracker.get_tracker_snapshot("peak").values()
     named = {str(getattr(kind, "value", kind)): size for kind, size in snapshot.items()}
-    results.put(
-        (rank, {part: sum(named.get(n, 0) for n in names) for part, names in PARTS.items()})
-    )
+    peak = {part: sum(named.get(n, 0) for n in names) for part, names in PARTS.items()}
+    results.put((rank, with_buckets(peak, worker) if layout.replicas > 1 else peak))
     results.close()
     results.join_thread()
     group.close()
+
+
+def with_buckets(peak: dict[str, int], worker: Worker) -> dict[str, int]:
+    """Of a replica: its gradients lie in buckets, of which the tracker knows not what they hold."""
+    weights = [w for stage in worker.chain.stages for w in stage.learner.parameters()]
+    gradients = sum(weight.numel() * weight.element_size() for weight in weights)
+    return {
+        **peak,
+        "weights": peak["weights"] + gradients,
+        "activations": peak["activations"] - gradients,
+    }
 
 
 def told(row: dict[str, Any]) -> str:

@@ -14,7 +14,8 @@ in backward; data-parallel training, whose all-reduce goes on during backward. E
 best: the number of micro-batches or of buckets that a short trial finds fastest in that setting.
 Beside each figure stands the way's own bound (`bounds.py`); a peer that reaches less than 0.9 of it
 is marked. Where more than one bandwidth or latency is given, it says between which of them a way
-overtakes another, by what was measured (marked rows left out) and by the bounds.
+overtakes another, by what was measured (marked rows left out) and by the bounds; with `--memory`
+also at which memory of a device, by results of `benchmarks/memory`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -32,12 +31,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 import torch.multiprocessing as mp
 from bounds import bound, bound_without_link
 from emulated import PIPELINES, WAYS, Case, run
 
-import dglpipe
+sys.path.append(str(Path(__file__).parents[1]))
+
+import record
 
 LINKS = ("gbit", "latency_ms")
 UNDERPERFORMS = 0.9
@@ -47,13 +47,13 @@ BASELINES = (*PIPELINES, "ddp")
 
 def main() -> None:
     arguments = parse()
+    record.prepare(arguments.output)
     report: dict[str, Any] = {
-        "command": " ".join(["python", *sys.argv]),
-        "environment": environment(),
         "rows": [],
         "left_out": [],
         "crossings": [],
         "crossings_of_bounds": [],
+        "crossings_of_memory": crossed_in_memory(arguments.memory),
     }
     for setting in settings(arguments):
         report["left_out"] += tell(refusals(setting))
@@ -65,12 +65,13 @@ def main() -> None:
         for (case, tried), reached in zip(choices, values, strict=True):
             report["rows"].append(row(case, tried, reached))
             tell([told(report["rows"][-1])])
-            store(report, arguments.output)
+            record.store(arguments.output, **report)
     rows = report["rows"]
     report["crossings"] = tell(crossed(rows, "efficiency"))
     report["crossings_of_bounds"] = crossed(rows, "bound")
     tell([f"by their bounds: {line}" for line in report["crossings_of_bounds"]])
-    store(report, arguments.output)
+    tell([f"by memory: {line}" for line in report["crossings_of_memory"]])
+    record.store(arguments.output, **report)
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -92,6 +93,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--trial-steps", type=int, default=6, help="of what is tried")
     parser.add_argument("--depth", nargs="+", type=int, default=[2], help="D, of `dgl`")
     parser.add_argument("--gradient-kib", type=int, default=1024, help="of `ddp`")
+    parser.add_argument("--memory", nargs="*", default=[], help="results of benchmarks/memory")
     parser.add_argument("--output", help="JSON file of the results")
     return parser.parse_args(words)
 
@@ -222,6 +224,15 @@ def crossings(
     ]
 
 
+def crossed_in_memory(files: Sequence[str]) -> list[str]:
+    """What results of `benchmarks/memory` say of which method needs less memory than another."""
+    found = []
+    for file in files:
+        tree = json.loads(Path(file).read_text())
+        found += [f"{line} ({' '.join(tree['network'])})" for line in tree["crossings"]]
+    return found
+
+
 def overtakes(two: dict[str, dict[float, float]]) -> list[tuple[str, str, float, float]]:
     """Who is ahead up to the one, who from the other of two neighbouring points."""
     one, other = two
@@ -239,17 +250,6 @@ def tell(lines: list[str]) -> list[str]:
     return lines
 
 
-def store(report: dict[str, Any], output: str | None) -> None:
-    """Whole or not at all: what was measured so far outlives a run that breaks off."""
-    if output is None:
-        return
-    path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(report, indent=2) + "\n")
-    part.replace(path)
-
-
 def measure(case: Case) -> float:
     """Efficiency of one run."""
     with tempfile.TemporaryDirectory() as folder:
@@ -257,21 +257,6 @@ def measure(case: Case) -> float:
         mp.start_processes(run, (case, folder, results), case.stages, start_method="fork")
         seconds = results.get()
     return case.ideal / float(seconds)
-
-
-def environment() -> dict[str, Any]:
-    model = "unknown"
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((ln.split(":")[1].strip() for ln in lines if "model name" in ln), model)
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "dglpipe": dglpipe.__version__,
-    }
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -29,9 +28,12 @@ from typing import Any
 
 import torch
 
-import dglpipe
 from dglpipe.balance import Costs
 from dglpipe.data.decode import cores
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+import record
 
 PARTS = Path(__file__).parent / "parts.py"
 NETWORKS = {
@@ -151,8 +153,7 @@ def backend(processes: int) -> str:
 
 def main() -> None:
     arguments = parse()
-    for file in filter(None, (arguments.output, arguments.picture)):
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    record.prepare(arguments.output, arguments.picture)
     rows = []
     for network in arguments.networks:
         for batch in arguments.batch:
@@ -164,17 +165,9 @@ def main() -> None:
                 rows.append(measure(replace(work, costs=timed(work.words(1))), arguments))
                 sys.stdout.write(table(rows[-1]) + "\n")
                 sys.stdout.flush()
-                store(rows, arguments)
-
-
-def store(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    """What has been measured so far."""
-    command = " ".join(["python", *sys.argv])
-    result = {"command": command, "environment": environment(), "rows": rows}
-    if arguments.output:
-        Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n")
-    if arguments.picture:
-        draw(rows, Path(arguments.picture))
+                record.store(arguments.output, rows=rows)
+                if arguments.picture:
+                    draw(rows, Path(arguments.picture))
 
 
 def timed(words: list[str]) -> Costs:
@@ -414,22 +407,6 @@ def run(command: list[str]) -> str:
     if answer.returncode:
         raise RuntimeError(answer.stderr)
     return answer.stdout
-
-
-def environment() -> dict[str, Any]:
-    model = "unknown"
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((ln.split(":")[1].strip() for ln in lines if "model name" in ln), model)
-    return {
-        "processor": model,
-        "cores": cores(),
-        "devices": [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())],
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "dglpipe": dglpipe.__version__,
-    }
 
 
 def table(row: dict[str, Any]) -> str:

@@ -29,8 +29,9 @@ from dglpipe.cli.compose import compose, take_apart
 from dglpipe.config import from_yaml
 from dglpipe.data.decode import cores
 
-sys.path.append(str(Path(__file__).parents[1] / "throughput"))
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "throughput")]
 
+import record
 import throughput
 from throughput import SCHEDULES
 
@@ -61,6 +62,7 @@ class Outcome:
 
 def main() -> None:
     arguments = parse()
+    record.prepare(arguments.output)
     costs = throughput.timed([*arguments.overrides, "pipeline.threads=1"])
     screened = screen(arguments, costs)
     schedule, m = max(screened, key=lambda key: median(screened[key]))
@@ -76,17 +78,13 @@ def main() -> None:
     batch = compose(take_apart(short)).batch_size
     mark(rows, throughput.bound(short, batch, PROCESSES))
     sys.stdout.write(table(rows, arguments.accuracy) + "\n")
-    if arguments.output:
-        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-        tree = {
-            "command": " ".join(["python", *sys.argv]),
-            "environment": throughput.environment(),
-            "accuracy": arguments.accuracy,
-            "best_pipeline": {"schedule": schedule, "microbatches": m},
-            "screened_pipelines": {f"{s}, m={m}": rates for (s, m), rates in screened.items()},
-            "rows": rows,
-        }
-        Path(arguments.output).write_text(json.dumps(tree, indent=2) + "\n")
+    record.store(
+        arguments.output,
+        accuracy=arguments.accuracy,
+        best_pipeline={"schedule": schedule, "microbatches": m},
+        screened_pipelines={f"{s}, m={m}": rates for (s, m), rates in screened.items()},
+        rows=rows,
+    )
 
 
 def parse() -> argparse.Namespace:

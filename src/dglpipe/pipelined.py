@@ -81,12 +81,15 @@ class Pipelined(Chain):
         """One step of all stages on the batch."""
         item = arrival.item
         self._hand_on(arrival)
+        self._lap(Kind.WAIT_OUTPUT, "send")
         self.stages[0].seed(item.round_step)
         schedule = self._schedule(True, item.rows)
         images = (arrival.batch,) if self._holds_first else ()
         labels = arrival.labels if self._holds_last else None
         schedule.step(*images, target=labels, return_outputs=False)
-        self._lap(Kind.WAIT_INPUT)
+        # What is left behind the last backward is sending. In a step the library waits for both
+        # neighbours in one call, which counts as waiting for input.
+        self._lap(Kind.WAIT_OUTPUT, "send")
         norm = None
         if self._clips:
             squares = torch.stack([stage.squared_norm() for stage in self.stages])

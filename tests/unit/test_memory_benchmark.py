@@ -9,6 +9,8 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "memory"))
 
 import memory
 
+from dglpipe.cli.compose import compose, take_apart
+
 
 def row(method, batch, *mib):
     peaks = [{"weights": int(1 * memory.MIB), "other": int((one - 1) * memory.MIB)} for one in mib]
@@ -26,3 +28,12 @@ def test_it_names_the_memory_at_which_a_method_overtakes_another():
         "2 processes: data-parallel needs less up to 30 MiB, DGL from there on (batch 10)"
     ]
     assert memory.crossings(rows[2:]) == []
+
+
+def test_the_gradients_of_a_replica_count_as_weights():
+    words = ["method=backprop", "pipeline.replicas=2", "model=cnn4", "model.width=8", "max_steps=3"]
+    config = compose(take_apart([*words, "batch_size=4", "data=synthetic", "data.samples=16"]))
+    for peak in memory.measure(config):
+        # Momentum is a copy of the weights: there are as many gradients again.
+        assert 2 * peak["optimizer"] <= peak["weights"] < 2.1 * peak["optimizer"]
+        assert peak["activations"] > 0

@@ -124,7 +124,7 @@ PARTS = {"load", "forward", "backward", "step"}
 RUNS = {
     "dgl": (layout(2), PARTS | {"send", "head", "wait"}),
     "sequential": (layout(2), PARTS | {"send", "wait"}),
-    "backprop": (Layout(2, 2, 1, 1, "line"), PARTS),
+    "backprop": (Layout(2, 2, 1, 1, "line"), PARTS | {"send"}),
 }
 
 
