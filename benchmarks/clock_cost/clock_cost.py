@@ -20,7 +20,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from dglpipe.clock import Clock, Kind
+from dglpipe.device_clock import DeviceClock
 from dglpipe.timeline import TracingClock
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -41,23 +44,32 @@ def main() -> None:
     parser.add_argument("--output", help="JSON file of the results")
     arguments = parser.parse_args()
     record.prepare(arguments.output)
-    nanoseconds = {kind.__name__: lap(kind) for kind in (Clock, TracingClock)}
+    nanoseconds = {name: lap(clock) for name, clock in clocks(torch.cuda.is_available()).items()}
     rows = steps_of(arguments)
     for row in rows:
-        counted = {"Clock": row["laps"], "TracingClock": row["laps_with_timeline"]}
-        for name, count in counted.items():
+        for name in nanoseconds:
+            count = row["laps_with_timeline" if "TracingClock" in name else "laps"]
             share = count * nanoseconds[name] / 1e9 / row["seconds_a_step"]
             row[f"share_{name}"] = share
             sys.stdout.write(
-                f"stage {row['stage']} {name:12}: {count:.1f} laps a step x "
+                f"stage {row['stage']} {name:24}: {count:.1f} laps a step x "
                 f"{nanoseconds[name]:.0f} ns / {row['seconds_a_step'] * 1e3:.2f} ms = {share:.3%}\n"
             )
     record.store(arguments.output, nanoseconds_a_lap=nanoseconds, rows=rows)
 
 
-def lap(kind: type[Clock]) -> float:
-    """Nanoseconds; the median of some rounds."""
-    clock, seen = kind(), []
+def clocks(on_gpu: bool) -> dict[str, Clock]:
+    """Those of a run without and with a timeline; on a GPU their laps are events."""
+    plain: dict[str, Clock] = {"Clock": Clock(), "TracingClock": TracingClock()}
+    if not on_gpu:
+        return plain
+    device = torch.device("cuda")
+    return {f"DeviceClock, {name}": DeviceClock(device, clock) for name, clock in plain.items()}
+
+
+def lap(clock: Clock) -> float:
+    """Nanoseconds that it takes the host; the median of some rounds."""
+    seen = []
     for _ in range(ROUNDS):
         start = time.perf_counter_ns()
         for _ in range(LAPS):
