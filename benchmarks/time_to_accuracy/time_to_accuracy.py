@@ -67,24 +67,25 @@ def main() -> None:
     screened = screen(arguments, costs)
     schedule, m = max(screened, key=lambda key: median(screened[key]))
     methods = ways(costs, schedule, m)
+    short = [*arguments.overrides, *methods[PIPELINE], *SHORT]
+    bound = throughput.bound(short, compose(take_apart(short)).batch_size, PROCESSES)
     outcomes: dict[str, list[Outcome]] = {name: [] for name in methods}
+    rows: list[dict[str, Any]] = []
     for seed in range(arguments.seeds):
         for rate in arguments.rates:
             for name, words in methods.items():
                 whole = [*arguments.overrides, *words]
                 outcomes[name].append(train(whole, rate, seed, arguments.accuracy))
-    rows = [row(name, outcomes[name]) for name in methods]
-    short = [*arguments.overrides, *methods[PIPELINE], *SHORT]
-    batch = compose(take_apart(short)).batch_size
-    mark(rows, throughput.bound(short, batch, PROCESSES))
+        rows = [row(name, runs) for name, runs in outcomes.items()]
+        mark(rows, bound)
+        record.store(
+            arguments.output,
+            accuracy=arguments.accuracy,
+            best_pipeline={"schedule": schedule, "microbatches": m},
+            screened_pipelines={f"{s}, m={m}": rates for (s, m), rates in screened.items()},
+            rows=rows,
+        )
     sys.stdout.write(table(rows, arguments.accuracy) + "\n")
-    record.store(
-        arguments.output,
-        accuracy=arguments.accuracy,
-        best_pipeline={"schedule": schedule, "microbatches": m},
-        screened_pipelines={f"{s}, m={m}": rates for (s, m), rates in screened.items()},
-        rows=rows,
-    )
 
 
 def parse() -> argparse.Namespace:
