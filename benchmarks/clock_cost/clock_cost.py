@@ -30,6 +30,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 import record
 
+PROCESSES = 2
 LAPS = 20_000
 ROUNDS = 7
 ALWAYS = ("load", "receive", "wait", "forward", "step", "other", "log")
@@ -44,7 +45,9 @@ def main() -> None:
     parser.add_argument("--output", help="JSON file of the results")
     arguments = parser.parse_args()
     record.prepare(arguments.output)
-    nanoseconds = {name: lap(clock) for name, clock in clocks(torch.cuda.is_available()).items()}
+    nanoseconds = {
+        name: lap(clock) for name, clock in clocks(torch.cuda.device_count() >= PROCESSES).items()
+    }
     rows = steps_of(arguments)
     for row in rows:
         for name in nanoseconds:
@@ -86,7 +89,7 @@ def steps_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             *("model=cnn6", f"model.width={arguments.width}", "data=synthetic", "epochs=1"),
             *("data.image_size=32", f"data.samples={arguments.batch * arguments.steps}"),
             *(f"batch_size={arguments.batch}", "evaluate.every=0", "pipeline.threads=1"),
-            *("timeline=true", f"run_dir={run_dir}"),
+            *(f"pipeline.stages={PROCESSES}", "timeline=true", f"run_dir={run_dir}"),
         ]
         command = [sys.executable, "-m", "dglpipe", "train", *words]
         subprocess.run(command, check=True, capture_output=True)

@@ -78,7 +78,7 @@ def main() -> None:
     crossed = crossings(rows)
     for line in crossed:
         sys.stdout.write(line + "\n")
-    record.store(arguments.output, network=arguments.overrides, rows=rows, crossings=crossed)
+    record.store(arguments.output, rows=rows, crossings=crossed)
 
 
 def parse() -> argparse.Namespace:

@@ -35,8 +35,9 @@ import torch.multiprocessing as mp
 from bounds import bound, bound_without_link
 from emulated import PIPELINES, WAYS, Case, run
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "memory")]
 
+import memory
 import record
 
 LINKS = ("gbit", "latency_ms")
@@ -228,8 +229,8 @@ def crossed_in_memory(files: Sequence[str]) -> list[str]:
     """What results of `benchmarks/memory` say of which method needs less memory than another."""
     found = []
     for file in files:
-        tree = json.loads(Path(file).read_text())
-        found += [f"{line} ({' '.join(tree['network'])})" for line in tree["crossings"]]
+        rows = json.loads(Path(file).read_text())["rows"]
+        found += [f"{line} ({file})" for line in memory.crossings(rows)]
     return found
 
 

@@ -250,15 +250,19 @@ def test_it_says_where_one_way_overtakes_another():
     assert scaling.crossings(rows, "latency_ms") == []
 
 
-def test_it_says_at_which_memory_one_way_overtakes_another(monkeypatch, tmp_path, capsys):
-    stored = {"network": ["model=cnn6", "model.width=64"], "crossings": ["2 processes: a, then b"]}
-    (tmp_path / "memory.json").write_text(json.dumps(stored))
-    words = ["--stages", "2", "--ms", "10", "--memory", str(tmp_path / "memory.json")]
-    monkeypatch.setattr(sys, "argv", ["scaling.py", *words])
+def test_it_says_at_which_memory_one_way_overtakes_another(monkeypatch, capsys):
+    folder = Path(__file__).parents[2] / "benchmarks" / "memory" / "results"
+    file = str(folder / "two_cores_batches.json")
+    monkeypatch.setattr(
+        sys, "argv", ["scaling.py", "--stages", "2", "--ms", "10", "--memory", file]
+    )
     monkeypatch.setattr(scaling, "measure", lambda case: 0.95)
     scaling.main()
-    told = capsys.readouterr().out.splitlines()
-    assert told[-1] == "by memory: 2 processes: a, then b (model=cnn6 model.width=64)"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (
+        "by memory: 4 processes: GPipe needs less up to 100 MiB, data-parallel from there on "
+        f"(batch 125) ({file})"
+    )
 
 
 def test_one_process_leaves_this_one_as_it_was():
