@@ -79,7 +79,8 @@ def compare(name: str, stages: int, batch: int, rounds: int) -> list[dict[str, A
     """A row a cut."""
     config = settings(name, stages, batch)
     data = open_images(config).description
-    config.pipeline.times = dict(asdict(measure_times(config, data, CPU, 1, batch)))
+    (measured,) = measure_times(config, data, CPU, 1, batch, 1)
+    config.pipeline.times = asdict(measured)
     times = measured_costs(config.pipeline.times)
     inner = itertools.combinations(range(1, len(times.segments)), stages - 1)
     every = {cut: times.stages([0, *cut]) for cut in inner}
@@ -134,7 +135,7 @@ def flops(config: Config, data: DataDescription) -> Costs:
     with building(True, 0):
         network = build_network(config.model, data.channels, len(data.classes), data.height)
     traced = trace(network)
-    return network_costs(config, data, traced, Work(traced, entrances(data, traced)))
+    return network_costs(config, data, traced, Work(traced, entrances(data, traced)), 1)[0]
 
 
 class Timed:

@@ -47,8 +47,8 @@ def main() -> None:
     source = open_data(config.data, config.seed)
     if what == "times":
         rows = config.batch_size
-        times = measure_times(
-            config, source.description, device, config.pipeline.threads or 1, rows
+        (times,) = measure_times(
+            config, source.description, device, config.pipeline.threads or 1, rows, 1
         )
         sys.stdout.write(json.dumps(asdict(times)) + "\n")
         return

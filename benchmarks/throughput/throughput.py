@@ -30,6 +30,7 @@ import torch
 
 from dglpipe.balance import Costs
 from dglpipe.data.decode import cores
+from dglpipe.worker import FEWEST_STEPS
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -198,7 +199,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--output", help="JSON file of the results")
     parser.add_argument("--picture", help="PNG file of the results")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.steps < FEWEST_STEPS:
+        parser.error(f"--steps: {arguments.steps}, of fewer than {FEWEST_STEPS} nothing is told")
+    return arguments
 
 
 def measure(work: Work, arguments: argparse.Namespace) -> dict[str, Any]:

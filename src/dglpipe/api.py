@@ -116,7 +116,7 @@ def _split(
         return [*cut(traced, boundaries(list(at), count, stages, names))]
     costs = flop_costs(work, lambda _at, _row: nn.Identity(), item_bytes=4)
     free = set(range(count + 1)) - traced.joined
-    bounds = balanced(costs, stages, lambda _j, first, end: {first, end} <= free)
+    bounds = balanced([costs] * stages, lambda _j, first, end: {first, end} <= free)
     if bounds is None:
         allowed = f"at most {count - len(traced.joined)}: tensors are shared by segments"
         raise ConfigError("pipeline.stages", stages, allowed)

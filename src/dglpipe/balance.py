@@ -43,40 +43,54 @@ class Costs:
         return math.fsum(self.segments[first:end]) - self.input_gradients[first] + head
 
     def stages(self, bounds: Sequence[int]) -> list[float]:
-        """Every stage of a cut."""
-        ends = [*bounds[1:], len(self.segments)]
-        return [self.stage(first, end) for first, end in zip(bounds, ends, strict=True)]
+        """Every stage of a cut, all with these costs."""
+        return stage_costs([self] * len(bounds), bounds)
+
+
+def stage_costs(costs: Sequence[Costs], bounds: Sequence[int]) -> list[float]:
+    """Every stage of a cut.
+
+    Args:
+        costs: of stage j, by j.
+    """
+    spans = itertools.pairwise([*bounds, len(costs[0].segments)])
+    return [one.stage(*span) for one, span in zip(costs, spans, strict=True)]
 
 
 def _anything(_stage: int, _first: int, _end: int) -> bool:
     return True
 
 
-def balanced(costs: Costs, stages: int, fits: Fits = _anything) -> list[int] | None:
+def balanced(costs: Sequence[Costs], fits: Fits = _anything) -> list[int] | None:
     """First segment of every stage of the best cut; of equally good ones, that with the
     fewest bytes on its links.
 
     Args:
-        stages: K, at most as many as there are segments.
+        costs: of stage j, by j; at most as many stages as there are segments.
         fits: which segments each stage may have.
 
     Returns:
         None if no cut fits.
     """
-    count = len(costs.segments)
-    spans = _spans(count, stages, fits)
-    work = {span: costs.stage(*span) for span in set().union(*spans)}
-    slowest = _best([{span: work[span] for span in own} for own in spans], count, max)
+    count = len(costs[0].segments)
+    spans = _spans(count, len(costs), fits)
+    # Many stages have the same costs.
+    every = set().union(*spans)
+    work = {own: {span: own.stage(*span) for span in every} for own in set(costs)}
+    tables = [
+        {span: work[own][span] for span in may} for own, may in zip(costs, spans, strict=True)
+    ]
+    slowest = _best(tables, count, max)
     if slowest is None:
         return None
-    limit = max(work[span] for span in slowest)
+    limit = max(table[span] for table, span in zip(tables, slowest, strict=True))
     links = [
         {
-            (first, end): costs.links[end - 1] if end < count else 0
-            for first, end in own
-            if work[first, end] <= limit
+            (first, end): own.links[end - 1] if end < count else 0
+            for (first, end), value in table.items()
+            if value <= limit
         }
-        for own in spans
+        for own, table in zip(costs, tables, strict=True)
     ]
     lightest = _best(links, count, lambda one, other: one + other)
     assert lightest is not None

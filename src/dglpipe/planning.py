@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import asdict
 
+from dglpipe.balance import stage_costs
 from dglpipe.blueprint import Blueprint, draw
 from dglpipe.config import AsyncConfig, Config
 from dglpipe.data import DataSource
@@ -20,9 +21,9 @@ from dglpipe.microbatches import check_microbatches
 from dglpipe.objectives import build_loss
 from dglpipe.pace import check_drops
 from dglpipe.prediction import LoaderEstimate, Node, Plan, predict
-from dglpipe.splitting import measure_times, measured_costs, method_costs
+from dglpipe.splitting import measure_times, timed_costs
 from dglpipe.stream import Phase, plan_stream
-from dglpipe.timing import threads
+from dglpipe.timing import Times, threads
 from dglpipe.topology import Layout, plan_layout
 
 
@@ -48,12 +49,16 @@ def check(config: Config, layout: Layout, local: int) -> list[int]:
         raise ConfigError("link", f"slow links with {got}", "slow links of a chain over gloo")
     if isinstance(config.method, AsyncConfig):
         _check_async(config, config.method, layout)
-    for j in range(layout.stages):
+    _check_precisions(config, layout.stages, backend)
+    _warn_of_crowd(layout, local)
+    return [blueprint.flops(j) for j in range(layout.stages)]
+
+
+def _check_precisions(config: Config, stages: int, backend: str) -> None:
+    for j in range(stages):
         own = bool(config.per_stage) and "precision" in config.per_stage[j]
         key = f"per_stage[{j}].precision" if own else "precision"
         check_precision(config.stage(j).precision.name, backend, key)
-    _warn_of_crowd(layout, local)
-    return [blueprint.flops(j) for j in range(layout.stages)]
 
 
 def _warn_of_crowd(layout: Layout, local: int) -> None:
@@ -86,13 +91,12 @@ def plan(config: Config) -> Plan:
     _warn_of_crowd(layout, layout.world_size)
     source = open_images(config, layout.replicas)
     blueprint, rows = _draw(config, source, layout, layout.world_size, True)
-    times = config.pipeline.times if config.pipeline.cost == "time" else None
     image = blueprint.input_shape(0)
-    if not times:
+    if config.pipeline.cost == "flops" or not config.pipeline.times:
         # Work by FLOPs is that of any machine: its cores are not looked at.
         loader = LoaderEstimate(image)
         return predict(estimate(blueprint, rows), rows, layout, config.method, loader)
-    seconds = method_costs(config, measured_costs(times)).stages(blueprint.bounds)
+    seconds = stage_costs(timed_costs(config, layout.stages), blueprint.bounds)
     loader = _measure_loader(config, source, layout, image)
     computes = choose_backend(config.pipeline.backend, layout.world_size) != "nccl"
     stages = estimate(blueprint, rows, seconds)
@@ -109,6 +113,11 @@ def _measure_loader(
     return LoaderEstimate(image, seconds, data.workers or 0)
 
 
+def _written(times: Times) -> dict[str, list[float]]:
+    """For `pipeline.times`."""
+    return {name: [round(one, 7) for one in values] for name, values in asdict(times).items()}
+
+
 def _draw(
     config: Config, source: DataSource, layout: Layout, local: int, timed: bool
 ) -> tuple[Blueprint, int]:
@@ -123,15 +132,15 @@ def _draw(
     data, pipeline = source.description, config.pipeline
     if timed and pipeline.cost == "time" and pipeline.times is None:
         backend = choose_backend(pipeline.backend, local)
-        check_precision(config.precision.name, backend)
+        _check_precisions(config, layout.stages, backend)
         # What is wrong is found before anything is measured.
         by_flops = copy.deepcopy(config)
         by_flops.pipeline.cost = "flops"
         draw(by_flops, data, layout.stages, meta=True).check_logits()
-        times = measure_times(config, data, select(backend, 0), layout.threads, rows)
-        pipeline.times = {
-            name: [round(one, 7) for one in values] for name, values in asdict(times).items()
-        }
+        device = select(backend, 0)
+        times = measure_times(config, data, device, layout.threads, rows, layout.stages)
+        alike = all(one is times[0] for one in times)
+        pipeline.times = _written(times[0]) if alike else [_written(one) for one in times]
     blueprint = draw(config, data, layout.stages, meta=True, rows=rows)
     blueprint.check_logits()
     return blueprint, rows

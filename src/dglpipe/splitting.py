@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -9,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from dglpipe.allocator import keep_memory
-from dglpipe.balance import Costs, balanced
-from dglpipe.config import Config, HeadConfig, PlugInConfig
+from dglpipe.balance import Costs, balanced, stage_costs
+from dglpipe.config import Config, HeadConfig, PipelineConfig, PlugInConfig
 from dglpipe.costs import HeadAt, Shape, Work, flop_costs, link_bytes
 from dglpipe.data import DataDescription
 from dglpipe.device import Device
@@ -50,14 +51,14 @@ def choose_bounds(
     # `even` in place of `auto` for its refusal of too many stages.
     bounds = boundaries("even" if split == "auto" else split, len(names), stages, names)
     if config.pipeline.cost == "time" and config.pipeline.times is not None:
-        _check_times(config.pipeline.times, len(names))
+        _check_times(config.pipeline, len(names), stages)
     limit = _limit(config, data, traced, rows, stages)
     if split != "auto":
         if limit is not None:
             limit.check(bounds, "pipeline.split=auto looks for a cut that fits")
         return bounds
     refused: list[ConfigError] = []
-    costs = network_costs(config, data, traced, work, refused)
+    costs = network_costs(config, data, traced, work, stages, refused)
     joined = traced.joined
     if stages > len(names) - len(joined):
         allowed = f"at most {len(names) - len(joined)}: tensors are shared by segments"
@@ -71,12 +72,12 @@ def choose_bounds(
     def fits(j: int, first: int, end: int) -> bool:
         return may(j, first, end) and (limit is None or limit.fits(j, first, end))
 
-    found = balanced(costs, stages, fits)
+    found = balanced(costs, fits)
     if found is None and limit is not None:
         hint = "It is the cut that comes nearest: take more stages or a smaller batch"
         limit.check(limit.nearest(may), hint)
     assert found is not None, "what does not fit has been refused"
-    if math.inf in costs.stages(found):
+    if math.inf in stage_costs(costs, found):
         allowed = "a number of stages for which every cut can have its head"
         raise refused[0] if refused else ConfigError("pipeline.stages", stages, allowed)
     return found
@@ -98,38 +99,68 @@ def network_costs(
     data: DataDescription,
     traced: Traced,
     work: Work,
+    stages: int,
     refused: list[ConfigError] | None = None,
-) -> Costs:
-    """Of every segment and of the head of every cut: FLOPs a sample, or seconds a step.
-
-    The heads are those of `head`; `per_stage` is left aside, for it belongs to stages that
-    are not there yet.
+) -> list[Costs]:
+    """Of stage j, with the settings that it has, wherever the network is cut: every segment and
+    the head of every cut, in FLOPs a sample or in seconds a step.
 
     Args:
         traced: on meta.
         work: of its segments.
+        stages: K.
         refused: gets what is wrong with heads that cannot be; such a cut costs infinitely much.
 
     Raises:
         ConfigError: `cost=time` without `times`.
     """
-    links = link_bytes(work.shapes, config.precision.item_bytes)
-    if config.pipeline.cost == "flops":
-        head_at = _heads(config, config.head, data, traced, meta=True, refused=refused)
-        return method_costs(config, flop_costs(work, head_at, config.precision.item_bytes))
+    if config.pipeline.cost == "time":
+        return timed_costs(config, stages, work.shapes)
+    known: dict[str, Costs] = {}
+    result = []
+    for j in range(stages):
+        own = config.stage(j)
+        kind = f"{own.head} {own.precision.item_bytes}"
+        if kind not in known:
+            head_at = _heads(config, own.head, data, traced, meta=True, refused=refused)
+            costs = flop_costs(work, head_at, own.precision.item_bytes)
+            known[kind] = method_costs(config, costs)
+        result.append(known[kind])
+    return result
+
+
+def timed_costs(config: Config, stages: int, shapes: Sequence[Shape] = ()) -> list[Costs]:
+    """Seconds a step of stage j, as `pipeline.times` has them.
+
+    Args:
+        stages: K.
+        shapes: of a row at the entrance of every segment, for what crosses the links.
+
+    Raises:
+        ConfigError: there are none.
+    """
     if config.pipeline.times is None:
         allowed = "flops, where nothing can be measured"
         raise ConfigError("pipeline.cost", "time without pipeline.times", allowed)
-    return method_costs(config, measured_costs(config.pipeline.times, links))
+    result = []
+    for j in range(stages):
+        links = link_bytes(shapes, config.stage(j).precision.item_bytes)
+        costs = measured_costs(config.pipeline.times_of(j), links)
+        result.append(method_costs(config, costs))
+    return result
 
 
-def _check_times(times: Mapping[str, Sequence[float]], count: int) -> None:
-    """Refuses those of a network with another number of segments than `count`."""
-    counts = {key: len(values) for key, values in times.items()}
+def _check_times(pipeline: PipelineConfig, count: int, stages: int) -> None:
+    """Refuses those of another number of stages, or of a network without `count` segments."""
+    times, hint = pipeline.times, "null: they are measured"
+    if isinstance(times, list) and len(times) != stages:
+        allowed = f"{stages} entries, one a stage, or one for all"
+        raise ConfigError("pipeline.times", f"{len(times)} entries", allowed, hint)
     wanted = {"segments": count, "input_gradients": count, "heads": count - 1}
-    if counts != wanted:
-        allowed = f"{wanted} of this network"
-        raise ConfigError("pipeline.times", counts, allowed, "null: they are measured")
+    for j in range(stages):
+        counts = {key: len(values) for key, values in pipeline.times_of(j).items()}
+        if counts != wanted:
+            raise ConfigError("pipeline.times", counts, f"{wanted} of this network", hint)
 
 
 def method_costs(config: Config, costs: Costs) -> Costs:
@@ -143,17 +174,27 @@ def measured_costs(times: Mapping[str, Sequence[float]], links: Sequence[int] = 
 
 
 def measure_times(
-    config: Config, data: DataDescription, device: Device, threads_: int, rows: int
-) -> Times:
-    """Builds the network of `config` for real and times its segments on `device`."""
+    config: Config, data: DataDescription, device: Device, threads_: int, rows: int, stages: int
+) -> list[Times]:
+    """Builds the network of `config` for real and times its segments on `device`, with the
+    settings of stage j; of each kind once."""
     keep_memory()  # as the processes of the run do
     with building(False, derive(config.seed, "network")):
         network = build_network(config.model, data.channels, len(data.classes), data.height)
     traced = trace(network)
-    head_at = _heads(config, config.head, data, traced, meta=False)
     shape = (data.channels, data.height, data.width)
+    known: dict[str, Times] = {}
+    result = []
     with threads(threads_):
-        return measure(traced, shape, head_at, config, device, rows)
+        for j in range(stages):
+            own = config.stage(j)
+            # How long a step takes does not depend on its learning rate.
+            kind = f"{own.head} {dataclasses.replace(own.optimizer, lr=1.0)} {own.precision}"
+            if kind not in known:
+                head_at = _heads(config, own.head, data, traced, meta=False)
+                known[kind] = measure(traced, shape, head_at, own, device, rows)
+            result.append(known[kind])
+    return result
 
 
 def memory_needs(

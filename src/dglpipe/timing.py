@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dglpipe.config import Config
+from dglpipe.config import StageConfig
 from dglpipe.costs import HeadAt
 from dglpipe.device import Device
 from dglpipe.models.signature import module_signature
@@ -35,7 +35,12 @@ class Times:
 
 
 def measure(
-    traced: Traced, shape: Sequence[int], head_at: HeadAt, config: Config, device: Device, rows: int
+    traced: Traced,
+    shape: Sequence[int],
+    head_at: HeadAt,
+    settings: StageConfig,
+    device: Device,
+    rows: int,
 ) -> Times:
     """Forward, backward and optimizer step of every segment, with the gradient of its input
     and without, and of the head of every cut. Trains nothing: the rate is 0.
@@ -51,6 +56,7 @@ def measure(
         traced: with real weights, which move to `device`.
         shape: of one row of the images.
         head_at: with real weights.
+        settings: the optimizer and the precision.
         rows: of a step on one replica.
     """
     place = device.torch_device
@@ -61,7 +67,7 @@ def measure(
     def task(module: nn.Module, signature: str, batch: Tensor, gradient: bool) -> str:
         key = f"{signature} {tuple(batch.shape)} {gradient}"
         if key not in tasks:
-            tasks[key] = _Task(module, batch, gradient, config, device)
+            tasks[key] = _Task(module, batch, gradient, settings, device)
         return key
 
     whole, own = [], []
@@ -78,7 +84,7 @@ def measure(
                 heads.append(task(head, module_signature(head), batch, True))
         whole.append(task(piece, signature, batch, True))
         own.append(task(piece, signature, batch, False))
-        with torch.no_grad(), device.autocast(config.precision.name):
+        with torch.no_grad(), device.autocast(settings.precision.name):
             batch = piece(batch)
     nothing = task(_Scale().to(place), "nothing", torch.ones(1, 1, device=place), True)
     seconds: dict[str | None, float] = {None: math.inf}
@@ -109,16 +115,21 @@ class _Task:
     """One step of a module on a batch."""
 
     def __init__(
-        self, module: nn.Module, batch: Tensor, gradient: bool, config: Config, device: Device
+        self,
+        module: nn.Module,
+        batch: Tensor,
+        gradient: bool,
+        settings: StageConfig,
+        device: Device,
     ) -> None:
         self._module = module
         self._batch = batch.detach().requires_grad_(gradient and batch.is_floating_point())
-        self._precision = config.precision.name
+        self._precision = settings.precision.name
         self._device = device
         self._optimizer = None
         weights = list(module.parameters())
         if weights:
-            self._optimizer = build_optimizer(config.optimizer, weights)
+            self._optimizer = build_optimizer(settings.optimizer, weights)
             for group in self._optimizer.param_groups:
                 group["lr"] = 0.0
 

@@ -124,10 +124,28 @@ def test_times_are_seconds(name, value):
     tree["pipeline"]["times"] = times
     assert parse(tree).pipeline.times == times
     assert from_yaml(to_yaml(parse(tree))).pipeline.times == times
-    times[name] = [value, *times[name][1:]]
+    wrong = {**times, name: [value, *times[name][1:]]}
+    tree["pipeline"]["times"] = wrong
     with pytest.raises(ConfigError, match="seconds from 0") as caught:
         parse(tree)
     assert caught.value.key == f"pipeline.times.{name}[0]"
+    tree["pipeline"]["times"] = [times, times]
+    assert from_yaml(to_yaml(parse(tree))).pipeline.times == [times, times]
+    tree["pipeline"]["times"] = [times, wrong]
+    with pytest.raises(ConfigError, match="seconds from 0") as caught:
+        parse(tree)
+    assert caught.value.key == f"pipeline.times[1].{name}[0]"
+
+
+@pytest.mark.parametrize("times", [3, [3], {"segments": [1.0]}, [{"segments": 1.0}]])
+def test_times_have_three_lists(times):
+    tree = to_tree(config())
+    tree["pipeline"]["times"] = times
+    with pytest.raises(
+        ConfigError, match="lists of seconds under heads, input_gradients"
+    ) as caught:
+        parse(tree)
+    assert caught.value.key in ("pipeline.times", "pipeline.times[0]")
 
 
 def test_a_run_dir_may_have_any_name():

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from dglpipe import timing
+from dglpipe import splitting, timing
+from dglpipe.balance import stage_costs
 from dglpipe.blueprint import draw
 from dglpipe.config import PlugInConfig
 from dglpipe.costs import Work
@@ -70,7 +71,7 @@ class Whole(nn.Module):
 def test_costs_and_needs_of_any_cut_are_those_of_its_stages(overrides):
     """What the segments add up to is what a whole stage, looked at by itself, comes to."""
     config, data, traced = on_paper(*overrides)
-    costs = network_costs(config, data, traced, Work(traced, entrances(data, traced)))
+    costs = network_costs(config, data, traced, Work(traced, entrances(data, traced)), 3)
     needs = memory_needs(config, data, traced, ROWS, 3)
     count = len(traced.segments)
     for bounds in [[0, count // 3, 2 * count // 3], [0, 1, count - 1]][: 1 + (count < 10)]:
@@ -78,7 +79,7 @@ def test_costs_and_needs_of_any_cut_are_those_of_its_stages(overrides):
         blueprint = draw(config, data, 3, meta=True)
         flops = [count_flops(Whole(blueprint, j), blueprint.input_shape(j)).own for j in range(3)]
         assert flops == [blueprint.flops(j) for j in range(3)]
-        assert costs.stages(bounds) == flops or config.per_stage, "costs are those of `head`"
+        assert stage_costs(costs, bounds) == flops
         stages = estimate(blueprint, ROWS)
         spans = itertools.pairwise([*bounds, count])
         found = [one.stage(*span) for one, span in zip(needs, spans, strict=True)]
@@ -200,12 +201,60 @@ TIMES = {"segments": [1.0] * 6, "input_gradients": [0.0] * 6, "heads": [0.0] * 5
 
 
 def draw_timed(split="auto", **times):
+    return draw_by({**TIMES, **times} if times else None, split)
+
+
+def draw_by(times, split="auto"):
     config, data, _ = on_paper("model=cnn6", f"pipeline.split={split}", "pipeline.cost=time")
-    config.pipeline.times = {**TIMES, **times} if times else None
+    config.pipeline.times = times
     return draw(config, data, 2, meta=True).bounds
 
 
+def test_a_cut_weighs_every_stage_as_it_is():
+    """Of all cuts the fastest, which is another one than with equal heads."""
+    own = "per_stage=[{head:linear},{head:cnn},{}]"
+    config, data, _ = on_paper("model=cnn6", "pipeline.split=auto", own)
+    slowest = {}
+    for cut in itertools.combinations(range(1, 6), 2):
+        config.pipeline.split = list(cut)
+        blueprint = draw(config, data, 3, meta=True)
+        slowest[cut] = max(blueprint.flops(j) for j in range(3))
+    config.pipeline.split = "auto"
+    found = draw(config, data, 3, meta=True).bounds[1:]
+    assert slowest[found] == min(slowest.values())
+    config.per_stage = []
+    assert slowest[draw(config, data, 3, meta=True).bounds[1:]] > slowest[found]
+
+
+def test_every_kind_of_stage_is_measured_once(monkeypatch):
+    measured = []
+
+    def measure(_traced, _shape, head_at, settings, _device, _rows):
+        measured.append((settings.optimizer.name, str(head_at(1, (32, 8, 8)))))
+        return timing.Times((float(len(measured)),) * 6, (0.0,) * 6, (0.0,) * 5)
+
+    monkeypatch.setattr(splitting, "measure", measure)
+    own = "per_stage=[{},{optimizer:{lr:0.5},schedule:constant},{optimizer:adam},{head:linear}]"
+    words = ("model=cnn6", "pipeline.split=auto", "pipeline.cost=time", "pipeline.stages=4")
+    config = make_config(*words, own)
+    stages = plan(config).stages
+    assert len(measured) == 3
+    assert [optimizer for optimizer, _ in measured] == ["sgd", "adam", "sgd"]
+    assert measured[0] != measured[2], "the head"
+    kinds = [times["segments"][0] for times in config.pipeline.times]
+    assert kinds == [1.0, 1.0, 2.0, 3.0]
+    seconds = [len(stage.segments) * kind for stage, kind in zip(stages, kinds, strict=True)]
+    assert [stage.seconds_per_step for stage in stages] == seconds
+    assert max(seconds) == 3.0, "one segment in each of the last two"
+    config = make_config(*words, "per_stage=[{},{optimizer:{lr:0.5}},{},{}]")
+    plan(config)
+    assert config.pipeline.times["segments"] == [4.0] * 6, "all alike: once for all stages"
+
+
 def test_times_decide_where_they_are_given():
+    slow = {**TIMES, "segments": [2.0] * 6}
+    assert draw_by([slow, TIMES]) == (0, 2)
+    assert draw_by([TIMES, slow]) == (0, 4)
     assert draw_timed(heads=[0, 0, 0, 0, 0]) == (0, 3)
     assert draw_timed(segments=[9, 1, 1, 1, 1, 1]) == (0, 1)
     assert draw_timed(segments=[1, 1, 1, 1, 1, 9]) == (0, 5)
@@ -216,6 +265,8 @@ def test_times_of_another_network_are_refused():
         draw_timed(segments=[1, 1])
     with pytest.raises(ConfigError, match=r"^pipeline\.times: got .*'heads': 0"):
         draw_timed("[3]", heads=[])
+    with pytest.raises(ConfigError, match=r"^pipeline\.times: got '3 entries'; allowed: 2 entries"):
+        draw_by([TIMES] * 3)
     with pytest.raises(ConfigError, match=r"^pipeline\.cost: got 'time without"):
         draw_timed()
 
@@ -239,7 +290,7 @@ def test_a_dear_segment_is_measured_as_one():
     """Wide layers in the middle: measured they cost most, as their FLOPs say."""
     overrides = ("model=cnn6", "model.widths=[4,4,128,128,4,4]", "data.image_size=16")
     config, data, _ = on_paper(*overrides)
-    times = measure_times(config, data, Device(torch.device("cpu"), "gloo"), 1, 32)
+    (times,) = measure_times(config, data, CPU, 1, 32, 1)
     assert times.segments[3] > 1.5 * times.segments[1]
     pairs = zip(times.input_gradients, times.segments, strict=True)
     assert all(0 <= part < whole for part, whole in pairs)
@@ -254,7 +305,8 @@ def test_what_every_step_costs_counts_once_a_stage(monkeypatch):
         lambda tasks: {key: 0.010 if key.startswith("nothing") else 0.015 for key in tasks},
     )
     config, data, _ = on_paper("model=cnn6")
-    costs = measured_costs(asdict(measure_times(config, data, CPU, 1, 8)))
+    (times,) = measure_times(config, data, CPU, 1, 8, 1)
+    costs = measured_costs(asdict(times))
     assert costs.stages([0]) == pytest.approx([5 * 0.005 + 0.015])
     assert costs.stages([0, 3]) == pytest.approx([3 * 0.005 + 0.015, 2 * 0.005 + 0.015])
 

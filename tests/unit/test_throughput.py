@@ -37,6 +37,13 @@ def rates(module, pipeline):
     return {**one, module.PIPELINE: [pipeline] * 2, module.PIPELINE_BOUND: [100.0, 100.0]}
 
 
+def test_too_few_steps_are_refused(throughput, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["throughput.py", "--steps", "9"])
+    with pytest.raises(SystemExit):
+        throughput.parse()
+    assert "--steps: 9" in capsys.readouterr().err
+
+
 def test_a_baseline_below_its_bound_gives_no_ratio(throughput):
     poor, fair = (throughput.ratios(rates(throughput, speed), {}) for speed in (89.0, 91.0))
     assert poor["DGL / best pipeline"] == "baseline underperforms"

@@ -31,9 +31,9 @@ class PipelineConfig:
     1), or the list of the first segment of every stage but the first."""
     cost: str = "flops"
     """What `auto` balances: `flops`, or `time`, measured before the run starts."""
-    times: dict[str, Any] | None = None
-    """Seconds a step, `{segments: [...], input_gradients: [...], heads: [...]}`, of `Costs`;
-    null: measured where `cost` is `time`, and written here."""
+    times: Any = None
+    """Seconds a step, `{segments: [...], input_gradients: [...], heads: [...]}`, of `Costs`, or a
+    list of such, one a stage; null: measured where `cost` is `time`, and written here."""
     memory_limit: Any = None
     """What a stage may need, in bytes or as a text with its unit, 6GiB; null: no limit."""
     threads: int | None = None
@@ -55,8 +55,11 @@ class PipelineConfig:
         require_number("pipeline.depth", self.depth, 1)
         require_name("pipeline.backend", self.backend, ("auto", "gloo", "nccl"))
         require_name("pipeline.cost", self.cost, ("flops", "time"))
-        if self.times is not None:
-            _require_times(self.times)
+        if isinstance(self.times, list):
+            for j, one in enumerate(self.times):
+                _require_times(f"pipeline.times[{j}]", one)
+        elif self.times is not None:
+            _require_times("pipeline.times", self.times)
         if self.memory_limit is not None:
             require_number("pipeline.memory_limit", self.memory_bytes or 0, 1)
         if isinstance(self.split, Sequence) and not isinstance(self.split, str):
@@ -72,15 +75,22 @@ class PipelineConfig:
         limit = self.memory_limit
         return limit if limit is None else byte_count("pipeline.memory_limit", limit)
 
+    def times_of(self, j: int) -> dict[str, list[float]]:
+        """The entry of `times` for stage `j`; there must be some."""
+        times: dict[str, list[float]] = (
+            self.times[j] if isinstance(self.times, list) else self.times
+        )
+        return times
 
-def _require_times(times: dict[str, Any]) -> None:
+
+def _require_times(key: str, times: Any) -> None:
     names = {"segments", "input_gradients", "heads"}
-    lists = all(isinstance(values, list) for values in times.values())
     allowed = f"lists of seconds under {', '.join(sorted(names))}"
-    require(set(times) == names and lists, "pipeline.times", times, allowed)
+    named = isinstance(times, dict) and set(times) == names
+    require(named and all(isinstance(one, list) for one in times.values()), key, times, allowed)
     for name, values in times.items():
         for at, one in enumerate(values):
-            _require_seconds(f"pipeline.times.{name}[{at}]", one, name == "heads")
+            _require_seconds(f"{key}.{name}[{at}]", one, name == "heads")
 
 
 def _require_seconds(key: str, value: object, endless: bool) -> None:
