@@ -55,6 +55,7 @@ BOUND, PIPELINE_BOUND = "DGL without communication", "bound of that pipeline"
 PREDICTED = "DGL as planned"
 MANY, FEW = "DGL, a process a segment", "DGL, the same on fewer processes"
 VARIANT = "DGL with "
+WAYS = (BACKPROP, THREADS, DDP, LOOP, ONE, DGL, BOUND, PREDICTED)
 LOCAL = (ONE, DGL, BOUND)
 """Enough to know what links and loop cost."""
 
@@ -187,6 +188,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--microbatches", nargs="+", type=int, default=[2, 4, 8, 16])
     parser.add_argument("--schedules", nargs="*", default=list(SCHEDULES), choices=list(SCHEDULES))
     parser.add_argument("--local", action="store_true", help="DGL and its bound alone")
+    parser.add_argument("--only", nargs="+", choices=list(WAYS), help="these ways and DGL alone")
     parser.add_argument(
         "--variants",
         nargs="*",
@@ -222,8 +224,9 @@ def measure(work: Work, arguments: argparse.Namespace) -> dict[str, Any]:
         ),
         PREDICTED: lambda: predicted([*work.local(work.processes), "pipeline.cost=time"]),
     }
-    if arguments.local:
-        ways = {name: ways[name] for name in LOCAL}
+    if arguments.local or arguments.only:
+        chosen = {DGL, *(arguments.only or LOCAL)}
+        ways = {name: way for name, way in ways.items() if name in chosen}
     for variant in arguments.variants:
         ways[VARIANT + variant] = partial(train, work.local(work.processes, variant.split()))
     if arguments.segments:
@@ -348,7 +351,7 @@ def ratios(
         name: over(*pair) for name, pair in pairs.items() if rates.keys() >= set(pair)
     }
     for name, count in copies.items():
-        if name in rates:
+        if rates.keys() >= {name, BACKPROP}:
             reached = [one / count for one in over(name, BACKPROP)]
             result[f"{name} / its bound"] = reached
             fair = median(reached) >= UNDERPERFORMS
@@ -441,14 +444,15 @@ def draw(rows: Sequence[dict[str, Any]], picture: Path) -> None:
     for axes, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
         rates = {name: row["samples_per_second"].get(name, [0.0]) for name in names}
         told = row["samples_per_second"]
-        base = median(rates[BACKPROP if BACKPROP in told else ONE])
+        first = next(name for name in (BACKPROP, ONE, DGL) if name in told)
+        base = median(told[first])
         middle = [median(values) / base for values in rates.values()]
         below = [m - min(v) / base for m, v in zip(middle, rates.values(), strict=True)]
         above = [max(v) / base - m for m, v in zip(middle, rates.values(), strict=True)]
         colours = ["#f58518"] * 4 + ["#4c78a8"] * 2 + ["#d9d9d9"]
         axes.barh(names, middle, xerr=[below, above], color=colours)
         axes.set_title(f"{row['network']}, batch {row['batch']}, {row['precision']}")
-        axes.set_xlabel(f"samples a second over {BACKPROP if BACKPROP in told else ONE}")
+        axes.set_xlabel(f"samples a second over {first}")
         if axes is not figure.axes[0]:
             axes.set_yticklabels([])
     figure.savefig(picture, dpi=110)

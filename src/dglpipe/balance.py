@@ -76,10 +76,9 @@ def balanced(costs: Sequence[Costs], fits: Fits = _anything) -> list[int] | None
     spans = _spans(count, len(costs), fits)
     # Many stages have the same costs.
     every = set().union(*spans)
-    work = {own: {span: own.stage(*span) for span in every} for own in set(costs)}
-    tables = [
-        {span: work[own][span] for span in may} for own, may in zip(costs, spans, strict=True)
-    ]
+    known = {own: {span: own.stage(*span) for span in every} for own in set(costs)}
+    works = [known[own] for own in costs]
+    tables = [{span: work[span] for span in may} for work, may in zip(works, spans, strict=True)]
     slowest = _best(tables, count, max)
     if slowest is None:
         return None

@@ -181,7 +181,7 @@ def draw(
     Raises:
         ConfigError: a network that cannot be built or cut so, or images that do not fit it.
     """
-    _check_per_stage(config, stages)
+    check_per_stage(config, stages)
     try:
         return _draw(config, data, stages, meta, rows)
     except ValuesError:
@@ -230,7 +230,8 @@ def _draw(
     )
 
 
-def _check_per_stage(config: Config, stages: int) -> None:
+def check_per_stage(config: Config, stages: int) -> None:
+    """Refuses settings of single stages of which there are not as many as stages."""
     count = len(config.per_stage)
     if count not in (0, stages):
         allowed = f"a list of {stages} entries, one a stage, or an empty one"

@@ -30,7 +30,9 @@ class Work:
     def __init__(self, traced: Traced, shapes: Sequence[Shape]) -> None:
         self.shapes = tuple(shapes)
         self._traced = traced
-        self._known: dict[tuple[str, Shape], Flops] = {}
+        # With the module: one that may not say all that it does is known by its id, which must
+        # not become that of another.
+        self._known: dict[tuple[str, Shape], tuple[Flops, nn.Module]] = {}
 
     def segment(self, at: int) -> Flops:
         """Of segment `at`; the first one of a stage makes no gradient of its input."""
@@ -56,8 +58,9 @@ class Work:
 
     def _count(self, key: tuple[str, Shape], module: Callable[[], nn.Module]) -> Flops:
         if key not in self._known:
-            self._known[key] = count_flops(module(), key[1])
-        return self._known[key]
+            counted = module()
+            self._known[key] = count_flops(counted, key[1]), counted
+        return self._known[key][0]
 
 
 def flop_costs(work: Work, head_at: HeadAt, item_bytes: int) -> Costs:

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 
 from dglpipe.balance import stage_costs
-from dglpipe.blueprint import Blueprint, draw
+from dglpipe.blueprint import Blueprint, check_per_stage, draw
 from dglpipe.config import AsyncConfig, Config
 from dglpipe.data import DataSource
 from dglpipe.data.decode import cores
@@ -126,6 +126,7 @@ def _draw(
     Args:
         timed: whether `pipeline.cost=time` is to be measured; `pipeline.times` gets it.
     """
+    check_per_stage(config, layout.stages)
     stream = plan_stream(config, source, layout.stages)
     check_microbatches(config, layout, stream)
     rows = stream.largest_rows(Phase.TRAIN)

@@ -57,7 +57,7 @@ def choose_bounds(
         if limit is not None:
             limit.check(bounds, "pipeline.split=auto looks for a cut that fits")
         return bounds
-    refused: list[ConfigError] = []
+    refused: dict[int, ConfigError] = {}
     costs = network_costs(config, data, traced, work, stages, refused)
     joined = traced.joined
     if stages > len(names) - len(joined):
@@ -78,9 +78,22 @@ def choose_bounds(
         limit.check(limit.nearest(may), hint)
     assert found is not None, "what does not fit has been refused"
     if math.inf in stage_costs(costs, found):
-        allowed = "a number of stages for which every cut can have its head"
-        raise refused[0] if refused else ConfigError("pipeline.stages", stages, allowed)
+        raise _headless(costs, refused)
     return found
+
+
+def _headless(costs: Sequence[Costs], refused: Mapping[int, ConfigError]) -> ConfigError:
+    """Why no cut can have its heads: first the stage whose head fits nowhere.
+
+    Args:
+        refused: by stage, as `network_costs` gives it.
+    """
+    nowhere = [j for j, own in enumerate(costs) if set(own.heads) == {math.inf}]
+    for j in (*nowhere, *refused):
+        if j in refused:
+            return refused[j]
+    allowed = "a number of stages for which every cut can have its head"
+    return ConfigError("pipeline.stages", len(costs), allowed)
 
 
 def _limit(
@@ -100,7 +113,7 @@ def network_costs(
     traced: Traced,
     work: Work,
     stages: int,
-    refused: list[ConfigError] | None = None,
+    refused: dict[int, ConfigError] | None = None,
 ) -> list[Costs]:
     """Of stage j, with the settings that it has, wherever the network is cut: every segment and
     the head of every cut, in FLOPs a sample or in seconds a step.
@@ -109,24 +122,33 @@ def network_costs(
         traced: on meta.
         work: of its segments.
         stages: K.
-        refused: gets what is wrong with heads that cannot be; such a cut costs infinitely much.
+        refused: gets, by stage, what is wrong with a head of it that cannot be; such a cut costs
+            infinitely much.
 
     Raises:
         ConfigError: `cost=time` without `times`.
     """
     if config.pipeline.cost == "time":
         return timed_costs(config, stages, work.shapes)
-    known: dict[str, Costs] = {}
+    known: dict[str, tuple[Costs, list[ConfigError]]] = {}
     result = []
     for j in range(stages):
-        own = config.stage(j)
-        kind = f"{own.head} {own.precision.item_bytes}"
+        head, item_bytes = _head_of(config, j, stages), config.stage(j).precision.item_bytes
+        kind = f"{head} {item_bytes}"
         if kind not in known:
-            head_at = _heads(config, own.head, data, traced, meta=True, refused=refused)
-            costs = flop_costs(work, head_at, own.precision.item_bytes)
-            known[kind] = method_costs(config, costs)
-        result.append(known[kind])
+            errors: list[ConfigError] = []
+            head_at = _heads(config, head, data, traced, meta=True, refused=errors)
+            costs = flop_costs(work, head_at, item_bytes)
+            known[kind] = method_costs(config, costs), errors
+        result.append(known[kind][0])
+        if refused is not None and known[kind][1]:
+            refused[j] = known[kind][1][0]
     return result
+
+
+def _head_of(config: Config, j: int, stages: int) -> HeadConfig | PlugInConfig:
+    """Of stage `j`; the last has none: as if it were that of the stage below it."""
+    return config.stage(min(j, max(stages - 2, 0))).head
 
 
 def timed_costs(config: Config, stages: int, shapes: Sequence[Shape] = ()) -> list[Costs]:
@@ -187,11 +209,12 @@ def measure_times(
     result = []
     with threads(threads_):
         for j in range(stages):
-            own = config.stage(j)
-            # How long a step takes does not depend on its learning rate.
-            kind = f"{own.head} {dataclasses.replace(own.optimizer, lr=1.0)} {own.precision}"
+            own, head = config.stage(j), _head_of(config, j, stages)
+            # How long a step takes does not depend on its learning rate; clipping is not measured.
+            optimizer = dataclasses.replace(own.optimizer, lr=1.0, clip=None)
+            kind = f"{head if config.method.local else ''} {optimizer} {own.precision}"
             if kind not in known:
-                head_at = _heads(config, own.head, data, traced, meta=False)
+                head_at = _heads(config, head, data, traced, meta=False)
                 known[kind] = measure(traced, shape, head_at, own, device, rows)
             result.append(known[kind])
     return result
@@ -274,10 +297,13 @@ def _heads(
     @functools.cache
     def head_for(features: Features) -> nn.Module | None:
         try:
-            with building(meta, 0):
+            with building(True, 0):
                 head = head_on(wanted, features, classes)
-            if meta and isinstance(wanted, PlugInConfig):
+            if isinstance(wanted, PlugInConfig):
                 check_head(head, features.shape, classes)
+            if not meta:
+                with building(False, 0):
+                    head = head_on(wanted, features, classes)
         except ConfigError as error:
             if refused is not None:
                 refused.append(error)

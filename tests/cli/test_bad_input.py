@@ -124,6 +124,11 @@ VALUES = [
     ("method.loss=hinge", "method.loss", "'hinge'", "cross_entropy"),
     ("per_stage=3", "per_stage", "3", "a list"),
     ("per_stage=[{}]", "per_stage", "'1 entries'", "a list of 2 entries, one a stage"),
+    ("per_stage=[{}] pipeline.cost=time", "per_stage", "'1 entries'", "one a stage"),
+    (
+        "method=backprop method.schedule=1f1b pipeline.stages=2 per_stage=[{}]",
+        *("per_stage", "'1 entries'", "one a stage"),
+    ),
     ("per_stage=[{},{optimizer:{lr:0}}]", "per_stage[1].optimizer.lr", "0.0", "above 0"),
     ("per_stage=[{},{head:foo}]", "per_stage[1].head.name", "'foo'", "mlp_sr"),
     ("per_stage=[{},{batch_size:4}]", "per_stage[1].batch_size", "4", "head, optimizer"),

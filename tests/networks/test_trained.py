@@ -250,7 +250,8 @@ def test_an_automatic_cut_is_written_down_as_a_list(start, run_dir):
     assert f"split:\n  - {cut}\n" in RunDir(run_dir).config.read_text()
 
 
-def test_a_resumed_run_keeps_its_cut(tmp_path, monkeypatch):
+@pytest.mark.parametrize("by_stage", [False, True])
+def test_a_resumed_run_keeps_its_cut(tmp_path, monkeypatch, by_stage):
     """A second measurement may find another one."""
     config = make_config("pipeline.split=auto", "pipeline.cost=time", "pipeline.stages=2")
     config.run_dir, config.resume = str(tmp_path / "run"), "auto"
@@ -260,6 +261,7 @@ def test_a_resumed_run_keeps_its_cut(tmp_path, monkeypatch):
     files = RunDir(tmp_path / "run")
     other = {"segments": [9.0, *[1.0] * 5], "input_gradients": [0.0] * 6, "heads": [0.0] * 5}
     changed = from_yaml(files.config.read_text())
+    other = [other, other] if by_stage else other
     changed.pipeline.split, changed.pipeline.times = [1], other
     files.config.write_text(to_yaml(changed))
     as_it_was = copy.deepcopy(config)

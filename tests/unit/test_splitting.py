@@ -230,25 +230,27 @@ def test_every_kind_of_stage_is_measured_once(monkeypatch):
     measured = []
 
     def measure(_traced, _shape, head_at, settings, _device, _rows):
-        measured.append((settings.optimizer.name, str(head_at(1, (32, 8, 8)))))
+        name = f"{settings.optimizer.name} {settings.precision.name}"
+        measured.append((name, str(head_at(1, (32, 8, 8)))))
         return timing.Times((float(len(measured)),) * 6, (0.0,) * 6, (0.0,) * 5)
 
     monkeypatch.setattr(splitting, "measure", measure)
-    own = "per_stage=[{},{optimizer:{lr:0.5},schedule:constant},{optimizer:adam},{head:linear}]"
+    own = "per_stage=[{},{optimizer:{lr:0.5}},{optimizer:adam},{head:cnn,precision:bf16}]"
     words = ("model=cnn6", "pipeline.split=auto", "pipeline.cost=time", "pipeline.stages=4")
     config = make_config(*words, own)
     stages = plan(config).stages
-    assert len(measured) == 3
-    assert [optimizer for optimizer, _ in measured] == ["sgd", "adam", "sgd"]
-    assert measured[0] != measured[2], "the head"
+    assert [settings for settings, _ in measured] == ["sgd fp32", "adam fp32", "sgd bf16"]
+    assert len({head for _, head in measured}) == 1, "the last stage has none"
     kinds = [times["segments"][0] for times in config.pipeline.times]
     assert kinds == [1.0, 1.0, 2.0, 3.0]
     seconds = [len(stage.segments) * kind for stage, kind in zip(stages, kinds, strict=True)]
     assert [stage.seconds_per_step for stage in stages] == seconds
     assert max(seconds) == 3.0, "one segment in each of the last two"
-    config = make_config(*words, "per_stage=[{},{optimizer:{lr:0.5}},{},{}]")
+    config = make_config(*words, "per_stage=[{},{optimizer:{lr:0.5}},{},{head:linear}]")
     plan(config)
     assert config.pipeline.times["segments"] == [4.0] * 6, "all alike: once for all stages"
+    plan(make_config(*words, "per_stage=[{},{head:linear},{head:mlp},{}]"))
+    assert len({head for _, head in measured[4:]}) == len(measured[4:]) == 3
 
 
 def test_times_decide_where_they_are_given():
@@ -284,6 +286,30 @@ def test_cuts_whose_head_cannot_be_are_left_out():
     assert draw(config, data, 3, meta=True).bounds == (0, 3, 4)
     with pytest.raises(ConfigError, match=r"^head: got 'Sequential'; allowed: one that works on"):
         draw(config, data, 4, meta=True)
+
+
+def head_of_17(channels):
+    """Fits nowhere in it."""
+    return nn.Linear(17, 10)
+
+
+def test_the_head_that_cannot_be_is_told_of():
+    """Not one before it, which can be somewhere."""
+    config, data, _ = on_paper("model=cnn6", "model.widths=[4,8,16,16,8,4]", "pipeline.split=auto")
+    own = [
+        {"head": {"name": "custom", "target": f"{__name__}:{head}"}}
+        for head in ("head_of_16", "head_of_17")
+    ]
+    config.per_stage = [*own, {}]
+    with pytest.raises(ConfigError, match=r"^head: got 'Linear'; allowed: one that works on"):
+        draw(config, data, 3, meta=True)
+
+
+def test_cuts_whose_head_cannot_be_are_not_measured():
+    config, data, _ = on_paper("model=cnn6", "model.widths=[4,8,16,16,8,4]")
+    config.head = PlugInConfig(target=f"{__name__}:head_of_16")
+    (times,) = measure_times(config, data, CPU, 1, 8, 1)
+    assert [at for at, one in enumerate(times.heads) if one < float("inf")] == [2, 3]
 
 
 def test_a_dear_segment_is_measured_as_one():

@@ -145,6 +145,20 @@ def test_micro_batches_that_a_schedule_does_not_take_are_left_out(throughput):
     }
 
 
+def test_some_ways_alone(throughput, monkeypatch, tmp_path):
+    words = ["--schedules", "--repeats", "2", "--only", "DGL without communication"]
+    monkeypatch.setattr("sys.argv", ["throughput.py", *words])
+    work = throughput.Work("cnn6", 128, 16, "fp32", 2, "auto", even(6))
+    monkeypatch.setattr(throughput, "train", lambda words: throughput.Result(2.0))
+    monkeypatch.setattr(throughput, "parts", lambda commands: [4.0] * len(commands))
+    row = throughput.measure(work, throughput.parse())
+    alone = {"DGL": [2.0, 2.0], "DGL without communication": [4.0, 4.0]}
+    assert row["samples_per_second"] == alone
+    assert row["ratios"] == {"DGL / without communication": [0.5, 0.5]}
+    throughput.draw([row], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").exists()
+
+
 def test_every_way_is_a_command_that_is_accepted(throughput):
     from dglpipe.cli.compose import compose, take_apart
     from dglpipe.topology import plan_layout
