@@ -182,7 +182,8 @@ def _check_times(pipeline: PipelineConfig, count: int, stages: int) -> None:
     for j in range(stages):
         counts = {key: len(values) for key, values in pipeline.times_of(j).items()}
         if counts != wanted:
-            raise ConfigError("pipeline.times", counts, f"{wanted} of this network", hint)
+            key = f"pipeline.times[{j}]" if isinstance(times, list) else "pipeline.times"
+            raise ConfigError(key, counts, f"{wanted} of this network", hint)
 
 
 def method_costs(config: Config, costs: Costs) -> Costs:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import re
+import weakref
 from dataclasses import asdict
 
 import pytest
@@ -226,6 +228,23 @@ def test_a_cut_weighs_every_stage_as_it_is():
     assert slowest[draw(config, data, 3, meta=True).bounds[1:]] > slowest[found]
 
 
+def test_a_head_whose_work_is_known_by_its_id_stays():
+    """Else another one may get the id, and with it the FLOPs."""
+    _, data, traced = on_paper("model=cnn6")
+    work = Work(traced, entrances(data, traced))
+    with building(True, 0):
+        head = Own(nn.Linear(4, 10))
+    gone = weakref.ref(head)
+    work.head(head, (4,))
+    del head
+    gc.collect()
+    assert gone() is not None
+
+
+class Own(nn.Sequential):
+    """Not of a package whose modules say all that they do."""
+
+
 def test_every_kind_of_stage_is_measured_once(monkeypatch):
     measured = []
 
@@ -267,6 +286,8 @@ def test_times_of_another_network_are_refused():
         draw_timed(segments=[1, 1])
     with pytest.raises(ConfigError, match=r"^pipeline\.times: got .*'heads': 0"):
         draw_timed("[3]", heads=[])
+    with pytest.raises(ConfigError, match=r"^pipeline\.times\[1\]: got .*'segments': 2"):
+        draw_by([TIMES, {**TIMES, "segments": [1, 1]}])
     with pytest.raises(ConfigError, match=r"^pipeline\.times: got '3 entries'; allowed: 2 entries"):
         draw_by([TIMES] * 3)
     with pytest.raises(ConfigError, match=r"^pipeline\.cost: got 'time without"):
