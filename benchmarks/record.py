@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def store(output: str | None, **results: Any) -> None:
     """As JSON, whole or not at all; with no file named, nothing."""
     if output is None:
         return
-    command = " ".join(["python", *sys.argv])
+    command = shlex.join(["python", *sys.argv])
     tree = {"command": command, "environment": environment(), **results}
     path = Path(output)
     part = path.with_name(f".{path.name}.part")
@@ -36,15 +37,14 @@ def store(output: str | None, **results: Any) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions and devices."""
-    model = platform.machine()
-    if CPUS.exists():
-        lines = CPUS.read_text().splitlines()
-        model = next((ln.split(":")[1].strip() for ln in lines if "model name" in ln), model)
+    lines = CPUS.read_text().splitlines() if CPUS.exists() else []
+    told = {key.strip(): value.strip() for key, _, value in (ln.partition(":") for ln in lines)}
     return {
-        "processor": model,
+        "processor": told.get("model name", platform.machine()),
         "cores": cores(),
         "devices": [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())],
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16_instructions": [flag for flag in told.get("flags", "").split() if "bf16" in flag],
         "python": platform.python_version(),
         "torch": torch.__version__,
         "dglpipe": dglpipe.__version__,

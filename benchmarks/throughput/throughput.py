@@ -308,7 +308,8 @@ def bound(words: Sequence[str], batch: int, processes: int) -> float:
     """Samples a second of a pipeline whose transfers and waiting cost nothing but its bubbles.
 
     Its stages, each alone on the machine, in micro-batches of its size; the busiest process
-    works for m / (m + (P - 1) / v) of the time with v stages a process (zbv: always).
+    works for m / (m + (P - 1) / v) of the time with v stages a process (zbv: always). More
+    processes than cores fill each other's bubbles, and then the cores are what limits.
     """
     given = dict(word.split("=", 1) for word in words)
     schedule, m = given["method.schedule"], int(given["method.microbatches"])
@@ -317,7 +318,10 @@ def bound(words: Sequence[str], batch: int, processes: int) -> float:
     words = [word for word in words if not word.startswith("pipeline.processes")]
     seconds = [batch / parts([["stage", str(j), *words]])[0] for j in range(count)]
     idle = 0.0 if schedule == "zbv" else (processes - 1) / SCHEDULES[schedule]
-    return batch / (max(placed(schedule, seconds, processes)) * (m + idle) / m)
+    fastest = max(placed(schedule, seconds, processes)) * (m + idle) / m
+    if backend(processes) == "gloo":
+        fastest = max(fastest, sum(seconds) / cores())
+    return batch / fastest
 
 
 def stages(schedule: str, process: int, count: int, processes: int) -> Sequence[int]:
@@ -439,6 +443,11 @@ def draw(rows: Sequence[dict[str, Any]], picture: Path) -> None:
     from matplotlib.figure import Figure
 
     names = [PIPELINE, DDP, THREADS, BACKPROP, ONE, DGL, BOUND]
+    names += [
+        name for name in (FEW, MANY) if any(name in row["samples_per_second"] for row in rows)
+    ]
+    colours = dict.fromkeys(names, "#4c78a8") | dict.fromkeys(names[:4], "#f58518")
+    colours[BOUND] = "#d9d9d9"
     figure = Figure(figsize=(4.5 * len(rows) + 2, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
@@ -449,13 +458,22 @@ def draw(rows: Sequence[dict[str, Any]], picture: Path) -> None:
         middle = [median(values) / base for values in rates.values()]
         below = [m - min(v) / base for m, v in zip(middle, rates.values(), strict=True)]
         above = [max(v) / base - m for m, v in zip(middle, rates.values(), strict=True)]
-        colours = ["#f58518"] * 4 + ["#4c78a8"] * 2 + ["#d9d9d9"]
-        axes.barh(names, middle, xerr=[below, above], color=colours)
+        labels = [label(name, row["processes"]) for name in names]
+        axes.barh(labels, middle, xerr=[below, above], color=list(colours.values()))
         axes.set_title(f"{row['network']}, batch {row['batch']}, {row['precision']}")
         axes.set_xlabel(f"samples a second over {first}")
         if axes is not figure.axes[0]:
             axes.set_yticklabels([])
     figure.savefig(picture, dpi=110)
+
+
+def label(name: str, processes: int) -> str:
+    """A way with what it has of stages and processes."""
+    layouts = {ONE: (processes, 1), DGL: (processes, processes), FEW: (6, processes), MANY: (6, 6)}
+    if name not in layouts:
+        return name
+    stages, on = layouts[name]
+    return f"DGL, {stages} stages on {on} process{'es' * (on > 1)}"
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from throughput import SCHEDULES
 
 ONE, THREADS, DDP = "backprop, 1 thread", "backprop, all threads", "backprop, data-parallel"
 PIPELINE = "backprop, pipeline"
+MANY = "DGL, a stage a segment"
 PROCESSES = 2
 NEVER = float("inf")
 SHORT = ["evaluate.every=0", "epochs=4"]
@@ -103,7 +104,8 @@ def parse() -> argparse.Namespace:
 def ways(costs: Costs, schedule: str, microbatches: int) -> dict[str, list[str]]:
     """The overrides of every method."""
     local = throughput.best_cut(costs, PROCESSES, max)
-    cut = [f"pipeline.stages={PROCESSES}", f"pipeline.split={local[1:]}", "pipeline.threads=1"]
+    two = [f"pipeline.processes={PROCESSES}", "pipeline.threads=1"]
+    cut = [f"pipeline.stages={PROCESSES}", f"pipeline.split={local[1:]}", *two]
     return {
         ONE: ["method=backprop", "pipeline.threads=1"],
         THREADS: ["method=backprop", f"pipeline.threads={cores()}"],
@@ -111,6 +113,7 @@ def ways(costs: Costs, schedule: str, microbatches: int) -> dict[str, list[str]]
         PIPELINE: pipeline(costs, schedule, microbatches),
         "sequential": ["method=sequential", *cut],
         "DGL": cut,
+        MANY: [f"pipeline.stages={len(costs.segments)}", *two],
     }
 
 

@@ -131,6 +131,17 @@ def test_the_bound_of_a_pipeline(throughput, monkeypatch, schedule, m, seconds, 
     assert throughput.bound(words, batch=128, processes=2) == pytest.approx(128 / expected)
 
 
+def test_processes_that_share_cores_are_bound_by_these(throughput, monkeypatch):
+    """They fill each other's bubbles: six stages of a second on two cores take three."""
+    work = throughput.Work("cnn6", 128, 16, "fp32", 6, "auto", even(6))
+    monkeypatch.setattr(throughput, "parts", lambda commands: [128.0])
+    monkeypatch.setattr(throughput, "cores", lambda: 2)
+    words = work.pipeline("gpipe", 8)
+    assert throughput.bound(words, batch=128, processes=6) == pytest.approx(128 / 3)
+    monkeypatch.setattr(throughput, "backend", lambda processes: "nccl")
+    assert throughput.bound(words, batch=128, processes=6) == pytest.approx(128 / (1 + 5 / 8))
+
+
 def test_micro_batches_that_a_schedule_does_not_take_are_left_out(throughput):
     work = throughput.Work("cnn6", 16, 16, "fp32", 4, "auto", even(8))
     taken = {

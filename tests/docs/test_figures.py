@@ -1,0 +1,34 @@
+"""The figures of README.md are those of the result files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import figures
+
+
+def test_the_readme_has_the_figures_of_the_result_files():
+    _, begin, rest = figures.README.read_text().partition(figures.BEGIN)
+    told, end, _ = rest.partition(figures.END)
+    assert begin and end
+    assert told == figures.figures(), "python benchmarks/figures.py --write"
+
+
+def test_a_baseline_that_underperforms_gives_no_ratio():
+    ratio = "DGL / best pipeline"
+    row = {
+        "ratios": {ratio: "baseline underperforms", "best pipeline / its bound": [0.7, 0.8, 0.6]}
+    }
+    assert figures.told(row, ratio) == "it underperforms: 0.70 of its bound"
+    row["ratios"][ratio] = [1.2, 1.1, 1.3]
+    assert figures.told(row, ratio) == "1.20 (1.10-1.30)"
+    assert figures.told(row, "DGL / as planned") == ""
+
+
+def test_a_seed_that_does_not_come_to_the_accuracy_is_seen():
+    runs = [{"rate": 0.1, "seconds": one} for one in (2.0, None, 1.0)]
+    row = {"rate": 0.1, "runs": [*runs, {"rate": 0.2, "seconds": 9.0}]}
+    assert figures.spread(figures.seconds(row)) == "2.00 (1.00-inf)"
