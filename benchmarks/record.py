@@ -39,12 +39,13 @@ def environment() -> dict[str, Any]:
     """Versions and devices."""
     lines = CPUS.read_text().splitlines() if CPUS.exists() else []
     told = {key.strip(): value.strip() for key, _, value in (ln.partition(":") for ln in lines)}
+    flags = told.get("flags", told.get("Features", ""))  # On x86; on Arm.
     return {
         "processor": told.get("model name", platform.machine()),
         "cores": cores(),
         "devices": [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())],
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "bf16_instructions": [flag for flag in told.get("flags", "").split() if "bf16" in flag],
+        "bf16_instructions": [flag for flag in flags.split() if "bf16" in flag],
         "python": platform.python_version(),
         "torch": torch.__version__,
         "dglpipe": dglpipe.__version__,

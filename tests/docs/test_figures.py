@@ -25,7 +25,7 @@ def test_a_baseline_that_underperforms_gives_no_ratio():
     assert figures.told(row, ratio) == "it underperforms: 0.70 of its bound"
     row["ratios"][ratio] = [1.2, 1.1, 1.3]
     assert figures.told(row, ratio) == "1.20 (1.10-1.30)"
-    assert figures.told(row, "DGL / as planned") == ""
+    assert figures.told(row, "DGL / as planned") == "not measured"
 
 
 def test_a_seed_that_does_not_come_to_the_accuracy_is_seen():

@@ -104,6 +104,16 @@ def test_pipelines_near_the_fastest_are_screened_again(throughput, monkeypatch):
     }
 
 
+def test_a_pipeline_that_ran_once_is_not_taken_for_the_fastest(throughput):
+    screened = {
+        "gpipe, m=2": [90.0],
+        "1f1b, m=4": [99.0, 80.0, 85.0],
+        "zbv, m=4": [95.0, 84.0, 83.0],
+    }
+    assert throughput.fastest(screened) == "1f1b, m=4"
+    assert throughput.fastest({}) is None
+
+
 def test_a_variant_is_compared_with_dgl_and_with_the_pipeline(throughput):
     variant = throughput.VARIANT + "head=linear"
     poor, fair = (
