@@ -480,7 +480,7 @@ def label(name: str, processes: int) -> str:
     """A way with what it has of stages and processes."""
     layouts = {ONE: (processes, 1), DGL: (processes, processes), FEW: (6, processes), MANY: (6, 6)}
     if name == BOUND:
-        return f"the same {processes} without communication"
+        return f"DGL, {processes} stages without links"
     if name not in layouts:
         return name
     count, on = layouts[name]
