@@ -25,6 +25,7 @@ UNDERPERFORMS = 0.9
 
 COLUMNS = {
     "zen4_all": "",
+    "zen4_batch512": "",
     "epyc_batch512": " (AVX2)",
     "epyc_resnet18": " (AVX2)",
     "epyc_resnet18_again": " (AVX2), once more",
