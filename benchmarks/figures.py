@@ -266,8 +266,8 @@ def is_real(run: dict[str, Any], slowdown: float) -> bool:
 
 
 def memory() -> Iterable[list[str]]:
-    for file, network, batch in (("batches", "cnn6", 128), ("vgg16_bn", "vgg16_bn", 64)):
-        rows = load(f"memory/two_cores_{file}")["rows"]
+    for file, network, batch in (("cnn6", "cnn6", 128), ("two_cores_vgg16_bn", "vgg16_bn", 64)):
+        rows = load(f"memory/{file}")["rows"]
         cells = [
             f"{row['method']} {max(sum(one.values()) for one in row['peak_bytes']) / 2**20:.0f}"
             for row in rows

@@ -252,7 +252,7 @@ def test_it_says_where_one_way_overtakes_another():
 
 def test_it_says_at_which_memory_one_way_overtakes_another(monkeypatch, capsys):
     folder = Path(__file__).parents[2] / "benchmarks" / "memory" / "results"
-    file = str(folder / "two_cores_batches.json")
+    file = str(folder / "cnn6.json")
     monkeypatch.setattr(
         sys, "argv", ["scaling.py", "--stages", "2", "--ms", "10", "--memory", file]
     )
