@@ -116,15 +116,15 @@ def others() -> list[str]:
 def segments() -> Iterable[list[str]]:
     """Six stages of `cnn6`, on two cores."""
     many, few = "DGL, a process a segment", "DGL, the same on fewer processes"
-    pipeline, threads = "best pipeline of backprop", "backprop, all threads"
+    best, threads = "best pipeline of backprop", "backprop, all threads"
     pairs = {
         "two processes, over two stages on these": (few, "DGL"),
-        "two processes, over the best pipeline of two": (few, pipeline),
+        "two processes, over the best pipeline of two": (few, best),
         "two processes, over backprop on two threads": (few, threads),
         "six processes, over two threads": (many, threads),
         "six processes, over the same on two": (many, few),
     }
-    reached = {pipeline: "best pipeline / its bound", threads: f"{threads} / its bound"}
+    reached = {best: "best pipeline / its bound", threads: f"{threads} / its bound"}
     rows = load("throughput/zen4_all")["rows"]
     for name, (one, other) in pairs.items():
         cells = []

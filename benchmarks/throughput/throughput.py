@@ -463,6 +463,7 @@ def draw(rows: Sequence[dict[str, Any]], picture: Path) -> None:
         rates = {name: row["samples_per_second"].get(name, [0.0]) for name in names}
         told = row["samples_per_second"]
         first = next(name for name in (BACKPROP, ONE, DGL) if name in told)
+        # A way that this row lacks has one rate, 0.
         over = [[a / b for a, b in zip(one, told[first], strict=False)] for one in rates.values()]
         middle = [median(values) for values in over]
         below = [m - min(values) for m, values in zip(middle, over, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -32,3 +33,10 @@ def test_a_seed_that_does_not_come_to_the_accuracy_is_seen():
     runs = [{"rate": 0.1, "seconds": one} for one in (2.0, None, 1.0)]
     row = {"rate": 0.1, "runs": [*runs, {"rate": 0.2, "seconds": 9.0}]}
     assert figures.spread(figures.seconds(row)) == "2.00 (1.00-inf)"
+
+
+def test_result_files_name_no_folder_of_a_machine():
+    files = sorted(figures.HERE.glob("*/results/*.json"))
+    assert files
+    for file in files:
+        assert not re.search(r"[ ='\"]/\w", file.read_text()), file

@@ -152,6 +152,25 @@ def test_processes_that_share_cores_are_bound_by_these(throughput, monkeypatch):
     assert throughput.bound(words, batch=128, processes=6) == pytest.approx(128 / (1 + 5 / 8))
 
 
+def test_the_picture_tells_stages_and_processes(throughput):
+    names = [throughput.ONE, throughput.DGL, throughput.FEW, throughput.MANY]
+    assert [throughput.label(name, 2) for name in names] == [
+        "DGL, 2 stages on 1 process",
+        "DGL, 2 stages on 2 processes",
+        "DGL, 6 stages on 2 processes",
+        "DGL, 6 stages on 6 processes",
+    ]
+    assert throughput.label(throughput.BOUND, 2) == "DGL, 2 stages without links"
+    assert throughput.label(throughput.DDP, 2) == throughput.DDP
+
+
+def test_six_stages_are_not_set_beside_six_processes(throughput, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["throughput.py", "--segments", "--processes", "6"])
+    with pytest.raises(SystemExit):
+        throughput.parse()
+    assert "--segments" in capsys.readouterr().err
+
+
 def test_micro_batches_that_a_schedule_does_not_take_are_left_out(throughput):
     work = throughput.Work("cnn6", 16, 16, "fp32", 4, "auto", even(8))
     taken = {
