@@ -41,15 +41,15 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from dglpipe.cli.compose import Arguments, compose
 from dglpipe.config import Config, parse, to_tree
-from dglpipe.device import Device
-from dglpipe.images import open_images
-from dglpipe.metrics import Collector, Line
-from dglpipe.process import open_worker
-from dglpipe.process_group import ProcessGroup, rendezvous
-from dglpipe.rundir import RunDir
-from dglpipe.topology import Layout, Topology, plan_layout
-from dglpipe.weights import named_tensors, sha256
-from dglpipe.worker import Worker
+from dglpipe.monitoring.metrics import Collector, Line
+from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
+from dglpipe.pipeline.topology import Layout, Topology, plan_layout
+from dglpipe.pipeline.weights import named_tensors, sha256
+from dglpipe.runtime.open_data import open_images
+from dglpipe.runtime.run_dir import RunDir
+from dglpipe.runtime.trainer import Worker
+from dglpipe.runtime.worker import open_worker
 
 CPU = Device(torch.device("cpu"), "gloo")
 TIMEOUT_S = 30.0
@@ -557,7 +557,7 @@ def _command_main(words: list[str], folder: str, environment: dict[str, str]) ->
 
 def _fork_workers() -> None:
     """Makes the launcher fork its workers; they get the signal handlers of spawned ones."""
-    from dglpipe import launcher
+    from dglpipe.runtime import launcher
 
     configure, enter = launcher._launch_config, launcher._entry
 

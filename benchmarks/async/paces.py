@@ -27,18 +27,18 @@ import torch
 import torch.multiprocessing as mp
 
 from dglpipe.config import AsyncConfig, LinkConfig
-from dglpipe.device import Device
-from dglpipe.ferry import ThreadFerry
-from dglpipe.inbox import Inbox
-from dglpipe.link import Header
-from dglpipe.message import ACTIVATIONS, ENSEMBLE, LABELS, MessageLayout, contiguous_field
-from dglpipe.outbox import Outbox
-from dglpipe.process_group import ProcessGroup, rendezvous
-from dglpipe.replay import InOrder, Replay
-from dglpipe.shelf import Keeping
-from dglpipe.staleness import told
-from dglpipe.stream import Item, Phase
-from dglpipe.topology import Layout
+from dglpipe.data.batch_schedule import Item, Phase
+from dglpipe.methods.dgl_async.progress_engine import ThreadFerry
+from dglpipe.methods.dgl_async.receiver import Inbox
+from dglpipe.methods.dgl_async.replay import InOrder, Replay
+from dglpipe.methods.dgl_async.sender import Outbox
+from dglpipe.methods.dgl_async.staleness import told
+from dglpipe.methods.dgl_async.storage import Keeping
+from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.link import Header
+from dglpipe.pipeline.message import ACTIVATIONS, ENSEMBLE, LABELS, MessageLayout, contiguous_field
+from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
+from dglpipe.pipeline.topology import Layout
 
 sys.path.append(str(Path(__file__).parents[1]))
 

@@ -24,19 +24,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from dglpipe.balance import Costs
-from dglpipe.blueprint import WIRE, draw
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.config import Config
-from dglpipe.costs import Work
 from dglpipe.data import DataDescription
-from dglpipe.device import Device
-from dglpipe.images import open_images
 from dglpipe.models import build_network
-from dglpipe.models.building import building
-from dglpipe.partition import trace
-from dglpipe.splitting import entrances, measure_times, measured_costs, network_costs
-from dglpipe.stage import RunLength, Stage
+from dglpipe.models.meta import building
+from dglpipe.partition.auto_split import entrances, measure_times, measured_costs, network_costs
+from dglpipe.partition.balance import Costs
+from dglpipe.partition.costs import Work
+from dglpipe.partition.pipeline_spec import WIRE, draw
+from dglpipe.partition.segments import trace
+from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.stage import RunLength, Stage
+from dglpipe.runtime.open_data import open_images
 
 sys.path.append(str(Path(__file__).parents[1]))
 

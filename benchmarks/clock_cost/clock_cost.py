@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
-from dglpipe.clock import Clock, Kind
-from dglpipe.device_clock import DeviceClock
-from dglpipe.timeline import TracingClock
+from dglpipe.monitoring.cuda_timers import DeviceClock
+from dglpipe.monitoring.timers import Clock, Kind
+from dglpipe.monitoring.trace import TracingClock
 
 sys.path.append(str(Path(__file__).parents[1]))
 

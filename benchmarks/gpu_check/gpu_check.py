@@ -63,7 +63,7 @@ def run_checks(folder: Path, plan: Plan, tell: Callable[[str], object]) -> Resul
 
 def make_report(results: Result, plan: Plan, rehearsal: bool) -> Result:
     """What goes into the file."""
-    from dglpipe.summary import git_revision
+    from dglpipe.runtime.summary import git_revision
 
     said = [result["passed"] for result in results.values()]
     return {
@@ -82,9 +82,9 @@ def make_report(results: Result, plan: Plan, rehearsal: bool) -> Result:
 
 def strict_worker(overrides: Sequence[str]) -> None:
     """One worker of torchrun in which waiting for the device inside a step is an error."""
-    from dglpipe.chain import Chain
     from dglpipe.cli.main import main
-    from dglpipe.feed import LinkFeed
+    from dglpipe.methods.dgl import Chain
+    from dglpipe.pipeline.inputs import LinkFeed
 
     Chain.train = _strict(Chain.train)  # type: ignore[method-assign]
     LinkFeed.take = _strict(LinkFeed.take)  # type: ignore[method-assign]

@@ -28,12 +28,12 @@ import torch.multiprocessing as mp
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.config import Config
 from dglpipe.data import open_data
-from dglpipe.data.memory import InMemory
-from dglpipe.device import Device
-from dglpipe.process_group import LostPeerWork, PairTransport, ProcessGroup, rendezvous
-from dglpipe.stage import LocalLearner, Stage
-from dglpipe.topology import Layout
-from dglpipe.worker import Worker
+from dglpipe.data.in_memory import InMemory
+from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.process_group import LostPeerWork, PairTransport, ProcessGroup, rendezvous
+from dglpipe.pipeline.stage import LocalLearner, Stage
+from dglpipe.pipeline.topology import Layout
+from dglpipe.runtime.trainer import Worker
 
 sys.path.append(str(Path(__file__).parents[1]))
 

@@ -28,12 +28,12 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.config import Config
-from dglpipe.device import Device
-from dglpipe.images import open_images
-from dglpipe.link import Slot
-from dglpipe.process_group import ProcessGroup, rendezvous
-from dglpipe.topology import plan_layout
-from dglpipe.worker import Worker
+from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.link import Slot
+from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
+from dglpipe.pipeline.topology import plan_layout
+from dglpipe.runtime.open_data import open_images
+from dglpipe.runtime.trainer import Worker
 
 sys.path.append(str(Path(__file__).parents[1]))
 

@@ -24,13 +24,13 @@ from torch.distributed.pipelining import (
     ScheduleZBVZeroBubble,
 )
 
-from dglpipe.device import Device
-from dglpipe.link import Receiver, Sender, Transport
-from dglpipe.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
-from dglpipe.process_group import ProcessGroup, rendezvous
-from dglpipe.slow_link import SlowLine, SlowTransport
-from dglpipe.stream import Phase, StreamPlan
-from dglpipe.topology import Layout
+from dglpipe.data.batch_schedule import Phase, StreamPlan
+from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.emulated_transport import SlowLine, SlowTransport
+from dglpipe.pipeline.link import Receiver, Sender, Transport
+from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
+from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
+from dglpipe.pipeline.topology import Layout
 
 CPU = Device(torch.device("cpu"), "gloo")
 ROWS = 8

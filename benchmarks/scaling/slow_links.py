@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch.distributed.pipelining import schedules
 
-from dglpipe.link import Work
-from dglpipe.slow_link import SlowLine
+from dglpipe.pipeline.emulated_transport import SlowLine
+from dglpipe.pipeline.link import Work
 
 
 def slow_down(latency: float, rate: float) -> None:

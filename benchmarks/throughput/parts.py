@@ -24,15 +24,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dglpipe.allocator import keep_memory
-from dglpipe.blueprint import WIRE, Blueprint, draw
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.config import BackpropConfig, Config
 from dglpipe.data import open_data
-from dglpipe.device import Device, choose_backend, select
-from dglpipe.optimizer import build_optimizer
-from dglpipe.splitting import measure_times
-from dglpipe.stage import LocalLearner, RunLength, Stage, admit
+from dglpipe.host import keep_memory
+from dglpipe.partition.auto_split import measure_times
+from dglpipe.partition.pipeline_spec import WIRE, Blueprint, draw
+from dglpipe.pipeline.device import Device, choose_backend, select
+from dglpipe.pipeline.optim import build_optimizer
+from dglpipe.pipeline.stage import LocalLearner, RunLength, Stage, admit
 
 WARM = 5
 

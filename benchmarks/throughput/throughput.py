@@ -28,9 +28,9 @@ from typing import Any
 
 import torch
 
-from dglpipe.balance import Costs
 from dglpipe.data.decode import cores
-from dglpipe.worker import FEWEST_STEPS
+from dglpipe.partition.balance import Costs
+from dglpipe.runtime.trainer import FEWEST_STEPS
 
 sys.path.append(str(Path(__file__).parents[1]))
 

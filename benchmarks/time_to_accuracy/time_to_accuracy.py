@@ -24,10 +24,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from dglpipe.balance import Costs
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.config import from_yaml
 from dglpipe.data.decode import cores
+from dglpipe.partition.balance import Costs
 
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "throughput")]
 

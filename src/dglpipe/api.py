@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import nn
 
-from dglpipe.balance import balanced
 from dglpipe.config import Config, parse
 from dglpipe.config.checks import whole
-from dglpipe.costs import Work, flop_costs
 from dglpipe.errors import ConfigError
-from dglpipe.models.signature import float_type
-from dglpipe.paper import UnfitError, ValuesError, check_input, paper_copy
-from dglpipe.partition import Traced, boundaries, check_stages, cut, trace
-from dglpipe.trained import Trained, load_run
-from dglpipe.training import train as train_config
+from dglpipe.partition.balance import balanced
+from dglpipe.partition.costs import Work, flop_costs
+from dglpipe.partition.fx.signature import float_type
+from dglpipe.partition.segments import Traced, boundaries, check_stages, cut, trace
+from dglpipe.partition.shape_prop import UnfitError, ValuesError, check_input, paper_copy
+from dglpipe.runtime.inference import Trained, load_run
+from dglpipe.runtime.run import train as train_config
 
 
 def train(config: Config | Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torchvision.io import write_png
 
-import dglpipe.training
+import dglpipe.runtime.run
 from dglpipe.cli.main import run
 
 PLUG_IN = """
@@ -57,7 +57,7 @@ def cli(tmp_path, monkeypatch, capsys):
         raise AssertionError("processes were started")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dglpipe.training, "launch", launch)
+    monkeypatch.setattr(dglpipe.runtime.run, "launch", launch)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return Cli(tmp_path, capsys)

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from dglpipe.agreement import check_agreement
 from dglpipe.data import open_data
 from dglpipe.errors import AgreementError
+from dglpipe.runtime.config_consistency import check_agreement
 from harness import layout, make_config, run_world
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dglpipe.data.batch_schedule import Item, Phase
 from dglpipe.errors import LinkError, PeerLostError
-from dglpipe.link import Receiver, Sender
-from dglpipe.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
-from dglpipe.stream import Item, Phase
+from dglpipe.pipeline.link import Receiver, Sender
+from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
 from harness import WorldError, layout, make_config, make_worker, run_world
 
 CPU = torch.device("cpu")

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from dglpipe.config import AsyncConfig
-from dglpipe.device import Device
+from dglpipe.data.batch_schedule import Item, Phase
 from dglpipe.errors import LinkError, PeerLostError
-from dglpipe.ferry import ThreadFerry
-from dglpipe.inbox import Inbox
-from dglpipe.link import Header
-from dglpipe.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
-from dglpipe.outbox import Outbox
-from dglpipe.replay import InOrder, Replay
-from dglpipe.shelf import Keeping
-from dglpipe.stream import Item, Phase
+from dglpipe.methods.dgl_async.progress_engine import ThreadFerry
+from dglpipe.methods.dgl_async.receiver import Inbox
+from dglpipe.methods.dgl_async.replay import InOrder, Replay
+from dglpipe.methods.dgl_async.sender import Outbox
+from dglpipe.methods.dgl_async.storage import Keeping
+from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.link import Header
+from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
 from harness import WorldError, layout, run_world
 
 CPU = Device(torch.device("cpu"), "gloo")

@@ -12,8 +12,8 @@ import torch
 from torchvision.io import write_jpeg
 
 from dglpipe.config import from_yaml
-from dglpipe.evaluation import evaluate_run
-from dglpipe.rundir import RunDir
+from dglpipe.runtime.evaluate import evaluate_run
+from dglpipe.runtime.run_dir import RunDir
 from harness import layout, make_config, small, train_world
 
 DROPOUT = "model.dropout=0.2"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dglpipe.rundir import RunDir
+from dglpipe.runtime.run_dir import RunDir
 from harness import layout, make_config, small, train_world
 
 STEPS = ("max_steps=12", "epochs=3", "evaluate.every=0")

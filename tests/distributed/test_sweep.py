@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from dglpipe.rundir import RunDir
+from dglpipe.runtime.run_dir import RunDir
 from harness import hash_all, layout, make_config, small
 
 

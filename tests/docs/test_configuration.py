@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from dglpipe import config as schema
 from dglpipe.cli.compose import Arguments, compose
-from dglpipe.cli.groups import choices, groups
+from dglpipe.cli.config_groups import choices, groups
 from dglpipe.config import Config, parse, to_tree
 
 ROOT = Path(__file__).parents[2]

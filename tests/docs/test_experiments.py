@@ -9,11 +9,11 @@ import pytest
 import torch
 from torchvision.io import write_png
 
-from dglpipe.blueprint import draw
 from dglpipe.cli.compose import compose, take_apart
-from dglpipe.images import open_images
-from dglpipe.planning import check
-from dglpipe.topology import plan_layout
+from dglpipe.partition.pipeline_spec import draw
+from dglpipe.pipeline.topology import plan_layout
+from dglpipe.runtime.open_data import open_images
+from dglpipe.runtime.plan import check
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))

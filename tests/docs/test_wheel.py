@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dglpipe.cli.groups import choices, groups
+from dglpipe.cli.config_groups import choices, groups
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "src", "conf")

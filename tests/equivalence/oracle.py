@@ -18,9 +18,9 @@ import math
 import torch
 from torch.nn.functional import cross_entropy
 
-from dglpipe.blueprint import draw
 from dglpipe.data import Request, open_data
-from dglpipe.data.order import epoch_order
+from dglpipe.data.sampler import epoch_order
+from dglpipe.partition.pipeline_spec import draw
 from dglpipe.seeds import derive
 
 

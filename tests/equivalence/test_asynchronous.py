@@ -13,9 +13,9 @@ import torch
 
 from dglpipe.config import AsyncConfig, from_yaml
 from dglpipe.errors import ConfigError
-from dglpipe.planning import plan
-from dglpipe.staleness import draw
-from dglpipe.topology import plan_layout
+from dglpipe.methods.dgl_async.staleness import draw
+from dglpipe.pipeline.topology import plan_layout
+from dglpipe.runtime.plan import plan
 from harness import (
     WorldError,
     hash_all,

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from dglpipe.blueprint import draw
 from dglpipe.data import Request
-from dglpipe.data.order import epoch_order
-from dglpipe.images import open_images
-from dglpipe.topology import plan_layout
+from dglpipe.data.sampler import epoch_order
+from dglpipe.partition.pipeline_spec import draw
+from dglpipe.pipeline.topology import plan_layout
+from dglpipe.runtime.open_data import open_images
 from harness import make_config, train_world
 
 PLAIN = (

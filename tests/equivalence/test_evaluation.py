@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from dglpipe.blueprint import draw
 from dglpipe.data import Request, open_data
-from dglpipe.weights import load_tensors
+from dglpipe.partition.pipeline_spec import draw
+from dglpipe.pipeline.weights import load_tensors
 from harness import layout, make_config, train_all
 
 STAGES = 3

@@ -18,9 +18,9 @@ import oracle
 import pytest
 import torch
 
-from dglpipe.blueprint import draw
 from dglpipe.data import open_data
-from dglpipe.stream import Phase, plan_stream
+from dglpipe.data.batch_schedule import Phase, plan_stream
+from dglpipe.partition.pipeline_spec import draw
 from harness import hash_all, layout, make_config, train_all
 
 DROPOUT = "model.dropout=0.2"

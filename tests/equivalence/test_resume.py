@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
-from dglpipe.images import open_images
-from dglpipe.stream import Phase, plan_stream
+from dglpipe.data.batch_schedule import Phase, plan_stream
+from dglpipe.runtime.open_data import open_images
 from harness import WorldError, layout, make_config, make_worker, run_world, train_world
 
 STAGES = 3

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dglpipe.data import open_data
-from dglpipe.stream import Phase, plan_stream
+from dglpipe.data.batch_schedule import Phase, plan_stream
 from harness import hash_all, layout, make_config, train_all, train_world
 
 TINY = ("model.width=2", "batch_size=1000", "max_steps=3", "model.dropout=0.2")

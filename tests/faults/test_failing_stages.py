@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from dglpipe import failure, process
-from dglpipe.rundir import RunDir
+from dglpipe.runtime import failure, worker
+from dglpipe.runtime.run_dir import RunDir
 from harness import TORCHRUN, WorldError, layout, make_config, run_world, small, train_world
 
 STEP = 6
@@ -27,8 +27,8 @@ def trouble(how, rank, folder, step=STEP):
 
 def run_rank(topology, store, config, run_dir):
     os.environ["RANK"] = str(topology.rank)
-    process.PEER_PAUSE_S = 0.1  # nobody watches who exits first
-    process.run_process(config, topology.layout, RunDir(run_dir), store)
+    worker.PEER_PAUSE_S = 0.1  # nobody watches who exits first
+    worker.run_process(config, topology.layout, RunDir(run_dir), store)
 
 
 @pytest.mark.parametrize(("rank", "replicas"), [(0, 1), (2, 1), (1, 2)], ids=str)

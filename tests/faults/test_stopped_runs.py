@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from dglpipe.rundir import RunDir
+from dglpipe.runtime.run_dir import RunDir
 from harness import DGLPIPE, small
 
 LONG = ("epochs=100000", "evaluate.every=0", "log_every=2", "checkpoint.every=2")

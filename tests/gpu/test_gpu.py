@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dglpipe.device import Device, choose_backend, select
+from dglpipe.pipeline.device import Device, choose_backend, select
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "gpu_check"))
 

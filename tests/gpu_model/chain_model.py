@@ -15,16 +15,10 @@ import torch
 from streams import Actor, Host, ModelTransport, Operation, PairGroup, Stream, run
 from torch import Tensor
 
+from dglpipe.data.batch_schedule import Item, Phase, StreamPlan
 from dglpipe.errors import LinkError
-from dglpipe.link import Receiver, Sender
-from dglpipe.message import (
-    ACTIVATIONS,
-    ENSEMBLE,
-    LABELS,
-    MessageLayout,
-    contiguous_field,
-)
-from dglpipe.stream import Item, Phase, StreamPlan
+from dglpipe.pipeline.link import Receiver, Sender
+from dglpipe.pipeline.message import ACTIVATIONS, ENSEMBLE, LABELS, MessageLayout, contiguous_field
 
 CPU = torch.device("cpu")
 PLAN = StreamPlan(

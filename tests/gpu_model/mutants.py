@@ -8,9 +8,9 @@ from chain_model import CPU, LAYOUTS, Parts
 from streams import ModelTransport, ModelWork, Operation
 from torch import Tensor
 
-from dglpipe.link import Receiver, Sender, Slot
-from dglpipe.message import HEADER
-from dglpipe.stream import Item
+from dglpipe.data.batch_schedule import Item
+from dglpipe.pipeline.link import Receiver, Sender, Slot
+from dglpipe.pipeline.message import HEADER
 
 
 class NoWaitOnReceive(ModelTransport):

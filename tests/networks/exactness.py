@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import nn
 
-from dglpipe.paper import check_input, paper_copy
-from dglpipe.partition import cut, even_boundaries, trace
+from dglpipe.partition.segments import cut, even_boundaries, trace
+from dglpipe.partition.shape_prop import check_input, paper_copy
 
 ROWS = 3
 KWARGS = {

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import dglpipe
-from dglpipe.blueprint import draw
 from dglpipe.errors import ConfigError
-from dglpipe.images import open_images
+from dglpipe.partition.pipeline_spec import draw
+from dglpipe.runtime.open_data import open_images
 from harness import layout, make_config, train_world
 
 

@@ -15,16 +15,16 @@ from safetensors.torch import load_file, save_file
 from torchvision.models import resnet18
 
 import dglpipe
-from dglpipe import training
-from dglpipe.blueprint import draw
 from dglpipe.cli.plan import plan
 from dglpipe.config import from_yaml, to_tree, to_yaml
 from dglpipe.data import Request, open_data
 from dglpipe.errors import ConfigError, RunDirError, UserError
-from dglpipe.evaluation import evaluate_run
-from dglpipe.images import open_images
-from dglpipe.rundir import RunDir
-from dglpipe.trained import export_run
+from dglpipe.partition.pipeline_spec import draw
+from dglpipe.runtime import run
+from dglpipe.runtime.evaluate import evaluate_run
+from dglpipe.runtime.inference import export_run
+from dglpipe.runtime.open_data import open_images
+from dglpipe.runtime.run_dir import RunDir
 from harness import SMALL, Command, make_config, small
 
 STAGES = 3
@@ -256,7 +256,7 @@ def test_a_resumed_run_keeps_its_cut(tmp_path, monkeypatch, by_stage):
     config = make_config("pipeline.split=auto", "pipeline.cost=time", "pipeline.stages=2")
     config.run_dir, config.resume = str(tmp_path / "run"), "auto"
     started = []
-    monkeypatch.setattr(training, "launch", lambda config, *_: started.append(config) or {})
+    monkeypatch.setattr(run, "launch", lambda config, *_: started.append(config) or {})
     assert dglpipe.train(to_tree(config)) == {}  # a tree, as config.yaml has it
     files = RunDir(tmp_path / "run")
     other = {"segments": [9.0, *[1.0] * 5], "input_gradients": [0.0] * 6, "heads": [0.0] * 5}

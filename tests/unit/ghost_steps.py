@@ -13,17 +13,17 @@ import torch
 from ghost import ghost_mode, to_ghost
 from torch import Tensor
 
-from dglpipe.blueprint import draw
-from dglpipe.chain import Chain
-from dglpipe.clock import Clock
 from dglpipe.data import open_data
-from dglpipe.device import Device
-from dglpipe.feed import Arrival, LinkFeed
-from dglpipe.link import Receiver, Sender, Work
-from dglpipe.objectives import build_loss
-from dglpipe.process_group import PairTransport
-from dglpipe.stage import Loss, RunLength, Stage
-from dglpipe.stream import Phase, plan_stream
+from dglpipe.data.batch_schedule import Phase, plan_stream
+from dglpipe.methods.dgl import Chain
+from dglpipe.models.losses import build_loss
+from dglpipe.monitoring.timers import Clock
+from dglpipe.partition.pipeline_spec import draw
+from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.inputs import Arrival, LinkFeed
+from dglpipe.pipeline.link import Receiver, Sender, Work
+from dglpipe.pipeline.process_group import PairTransport
+from dglpipe.pipeline.stage import Loss, RunLength, Stage
 from harness import make_config
 
 STAGES, OWN = 4, (1, 2)

@@ -1,7 +1,7 @@
 import pytest
 
-from dglpipe.agreement import code_version, compare, flatten
 from dglpipe.errors import AgreementError
+from dglpipe.runtime.config_consistency import code_version, compare, flatten
 
 
 def test_a_difference_names_key_ranks_and_values():

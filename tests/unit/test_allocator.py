@@ -10,7 +10,7 @@ import pytest
 
 STEPS = """
 import resource, sys, torch
-from dglpipe.allocator import keep_memory
+from dglpipe.host import keep_memory
 kept = "keep" in sys.argv and keep_memory()
 batch = torch.ones(2, 2**23, requires_grad=True)
 

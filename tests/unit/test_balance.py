@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dglpipe.balance import Costs, balanced, least, stage_costs
+from dglpipe.partition.balance import Costs, balanced, least, stage_costs
 
 
 def every_cut(count, stages):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from dglpipe.blueprint import draw
 from dglpipe.data import open_data
 from dglpipe.errors import ConfigError
+from dglpipe.partition.pipeline_spec import draw
 from harness import make_config
 
 

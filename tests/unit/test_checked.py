@@ -12,11 +12,11 @@ from itertools import islice
 import pytest
 import torch
 
-from dglpipe.checked import POISON, CheckedTransport
+from dglpipe.data.batch_schedule import Phase, StreamPlan
 from dglpipe.errors import LinkError
-from dglpipe.link import Receiver, Sender
-from dglpipe.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
-from dglpipe.stream import Phase, StreamPlan
+from dglpipe.pipeline.checked_transport import POISON, CheckedTransport
+from dglpipe.pipeline.link import Receiver, Sender
+from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
 
 
 class Mailbox:

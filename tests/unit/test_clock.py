@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from dglpipe.clock import Clock, Kind, between, seconds, shares
+from dglpipe.monitoring.timers import Clock, Kind, between, seconds, shares
 
 
 def test_a_lap_gives_the_time_since_the_last_one():

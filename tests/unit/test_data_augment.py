@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from dglpipe.data.augment import BOX_DRAWS, crop_and_flip, random_box
-from dglpipe.data.order import uniform
+from dglpipe.data.sampler import uniform
+from dglpipe.data.transforms import BOX_DRAWS, crop_and_flip, random_box
 
 
 def _one(image, draws, padding):

@@ -16,13 +16,13 @@ import torchvision.transforms.v2.functional as reference
 from torchvision.io import ImageReadMode, decode_image, write_jpeg, write_png
 
 from dglpipe.config import ImageFolderConfig
-from dglpipe.data import Request, open_data, streamed
-from dglpipe.data.augment import BOX_DRAWS, random_box
+from dglpipe.data import Request, open_data, streaming
 from dglpipe.data.decode import decode
-from dglpipe.data.memory import InMemory
-from dglpipe.data.order import uniform
+from dglpipe.data.in_memory import InMemory
 from dglpipe.data.pixels import CIFAR, IMAGENET
-from dglpipe.data.streamed import Streamed
+from dglpipe.data.sampler import uniform
+from dglpipe.data.streaming import Streamed
+from dglpipe.data.transforms import BOX_DRAWS, random_box
 from dglpipe.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*TorchCodec:DeprecationWarning")
@@ -185,7 +185,7 @@ def test_a_worker_ends_when_its_reader_has_died(monkeypatch):
         multiprocessing, "parent_process", lambda: SimpleNamespace(sentinel=read_end)
     )
     monkeypatch.setattr(os, "_exit", status.put)
-    streamed._end_with_parent(0)
+    streaming._end_with_parent(0)
     assert status.empty()
     os.close(write_end)
     assert status.get(timeout=10) == 1

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dglpipe.data import listing
-from dglpipe.data.listing import list_folder
+from dglpipe.data import image_index
+from dglpipe.data.image_index import list_folder
 from dglpipe.errors import DataError
 
 _PNG = b"\x89PNG\r\n\x1a\n" + bytes(100) + b"IEND\xaeB`\x82"
@@ -164,7 +164,7 @@ def test_file_that_cannot_be_opened(root, monkeypatch):
 
 
 def test_of_a_great_many_files_evenly_spaced_and_small_ones_are_opened(root, monkeypatch):
-    monkeypatch.setattr(listing, "_SNIFFED", 2)
+    monkeypatch.setattr(image_index, "_SNIFFED", 2)
     _fill(root, "train/b/10.png", content=bytes(100))  # the second of three
     list_folder(str(root))
     _fill(root, "train/b/10.png", content=bytes(63))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dglpipe.data.order import epoch_order, uniform
+from dglpipe.data.sampler import epoch_order, uniform
 from dglpipe.seeds import derive
 
 _WORD = 2**64

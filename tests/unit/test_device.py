@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import dglpipe
-from dglpipe import device
-from dglpipe.device import Device, check_precision, choose_backend, select
 from dglpipe.errors import ConfigError, DeviceError
+from dglpipe.pipeline import device
+from dglpipe.pipeline.device import Device, check_precision, choose_backend, select
 
 PACKAGE = Path(dglpipe.__file__).parent
 CPU = Device(torch.device("cpu"), "gloo")
@@ -36,7 +36,7 @@ class TestOnePlaceForTheDevice:
             for path in PACKAGE.rglob("*.py")
             if re.search(r"\btorch\.(backends\.)?(cuda|cudnn)\b|['\"]cuda", path.read_text())
         }
-        assert named == {"device.py"}
+        assert named == {"pipeline/device.py"}
 
     def test_at_most_100_lines(self):
         assert len(Path(device.__file__).read_text().splitlines()) <= 100

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dglpipe import device_clock
-from dglpipe.clock import Clock, Kind
-from dglpipe.device_clock import PENDING, DeviceClock
-from dglpipe.timeline import TracingClock
+from dglpipe.monitoring import cuda_timers
+from dglpipe.monitoring.cuda_timers import PENDING, DeviceClock
+from dglpipe.monitoring.timers import Clock, Kind
+from dglpipe.monitoring.trace import TracingClock
 
 CPU = torch.device("cpu")
 
@@ -51,7 +51,7 @@ class StreamEvent:
 @pytest.fixture
 def stream(monkeypatch):
     stream = Stream()
-    monkeypatch.setattr(device_clock.torch, "Event", stream.event)
+    monkeypatch.setattr(cuda_timers.torch, "Event", stream.event)
     return stream
 
 

@@ -1,8 +1,8 @@
 import time
 
-from dglpipe import failure
 from dglpipe.errors import ConfigError, PeerLostError
-from dglpipe.rundir import RunDir
+from dglpipe.runtime import failure
+from dglpipe.runtime.run_dir import RunDir
 
 
 def raised(error):

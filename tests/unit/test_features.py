@@ -8,11 +8,11 @@ from torch import nn
 from torchvision import models
 
 from dglpipe.config import HeadConfig
-from dglpipe.features import Features, channels_at
-from dglpipe.flops import count_flops
-from dglpipe.heads import head_on
-from dglpipe.paper import check_input
-from dglpipe.partition import trace
+from dglpipe.models.features import Features, channels_at
+from dglpipe.models.heads import head_on
+from dglpipe.partition.flops import count_flops
+from dglpipe.partition.segments import trace
+from dglpipe.partition.shape_prop import check_input
 
 NETWORKS = {
     "maps": (lambda: models.resnet18(num_classes=5), {0}),

@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dglpipe import ferry
 from dglpipe.config import AsyncConfig
-from dglpipe.device import Device
-from dglpipe.ferry import EventFerry
-from dglpipe.inbox import Inbox
-from dglpipe.link import Header, Slot
-from dglpipe.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
-from dglpipe.outbox import Outbox
-from dglpipe.replay import Replay
-from dglpipe.shelf import Keeping
-from dglpipe.stream import Item, Phase
+from dglpipe.data.batch_schedule import Item, Phase
+from dglpipe.methods.dgl_async import progress_engine
+from dglpipe.methods.dgl_async.progress_engine import EventFerry
+from dglpipe.methods.dgl_async.receiver import Inbox
+from dglpipe.methods.dgl_async.replay import Replay
+from dglpipe.methods.dgl_async.sender import Outbox
+from dglpipe.methods.dgl_async.storage import Keeping
+from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.link import Header, Slot
+from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
 
 CPU = torch.device("cpu")
 FIELDS = (
@@ -95,8 +95,8 @@ class FakeEvent:
 @pytest.fixture
 def device(monkeypatch):
     fake = FakeDevice()
-    monkeypatch.setattr(ferry.torch, "Stream", fake.stream)
-    monkeypatch.setattr(ferry.torch, "Event", fake.event)
+    monkeypatch.setattr(progress_engine.torch, "Stream", fake.stream)
+    monkeypatch.setattr(progress_engine.torch, "Event", fake.event)
     return fake
 
 

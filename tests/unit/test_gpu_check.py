@@ -247,8 +247,8 @@ class TestStrictWorker:
         return modes
 
     def test_step_and_receive_are_strict_and_nothing_else_is(self, modes, monkeypatch):
-        from dglpipe.chain import Chain
-        from dglpipe.feed import LinkFeed
+        from dglpipe.methods.dgl import Chain
+        from dglpipe.pipeline.inputs import LinkFeed
 
         monkeypatch.setattr(Chain, "train", lambda *_: modes.append("step"))
         monkeypatch.setattr(LinkFeed, "take", lambda *_: modes.append("take"))

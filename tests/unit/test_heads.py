@@ -8,7 +8,7 @@ from torch import nn
 
 from dglpipe.config import HeadConfig, PlugInConfig
 from dglpipe.errors import ConfigError
-from dglpipe.heads import build_head
+from dglpipe.models.heads import build_head
 
 torch.set_num_threads(1)
 NAMES = ["mlp_sr", "mlp", "cnn", "linear"]

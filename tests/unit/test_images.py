@@ -12,9 +12,9 @@ from torchvision.io import write_png
 from dglpipe.config import ImageFolderConfig
 from dglpipe.data import Request
 from dglpipe.errors import DataError
-from dglpipe.images import open_images
-from dglpipe.process import _loaders
-from dglpipe.topology import Layout
+from dglpipe.pipeline.topology import Layout
+from dglpipe.runtime.open_data import open_images
+from dglpipe.runtime.worker import _loaders
 from harness import make_config
 
 

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from dglpipe.config import parse, to_tree, to_yaml
 from dglpipe.errors import ConfigError
 from dglpipe.models import build_network
-from dglpipe.models.building import building
-from dglpipe.models.initial import initialise
-from dglpipe.rundir import RunDir, write_json, write_whole
+from dglpipe.models.meta import building
+from dglpipe.models.pretrained import initialise
+from dglpipe.runtime.run_dir import RunDir, write_json, write_whole
 from harness import make_config
 
 

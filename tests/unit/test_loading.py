@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 
 from dglpipe.data import open_data
-from dglpipe.loading import loading_seconds
-from dglpipe.stream import plan_stream
+from dglpipe.data.batch_schedule import plan_stream
+from dglpipe.partition.profile_loader import loading_seconds
 from harness import make_config
 
 

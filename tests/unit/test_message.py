@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dglpipe.message import (
+from dglpipe.pipeline.message import (
     ACTIVATIONS,
     ALIGNMENT,
     HEADER,

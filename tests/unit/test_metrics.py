@@ -5,7 +5,7 @@ import pytest
 from torch._C._distributed_c10d import HashStore
 
 from dglpipe.errors import PeerLostError
-from dglpipe.metrics import Collector, JsonLines, Reporter, Sums, combine
+from dglpipe.monitoring.metrics import Collector, JsonLines, Reporter, Sums, combine
 
 
 def sums(**values):

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 
 from dglpipe.config import LinkConfig
-from dglpipe.device import Device
-from dglpipe.process_group import LINK_CTAS, ProcessGroup, link_options
-from dglpipe.topology import Layout
+from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.process_group import LINK_CTAS, ProcessGroup, link_options
+from dglpipe.pipeline.topology import Layout
 
 TIMEOUT = timedelta(seconds=77)
 needs_nccl = pytest.mark.skipif(not dist.is_nccl_available(), reason="torch without NCCL")
@@ -24,7 +24,7 @@ class Asked:
         self.groups = []
         monkeypatch.setattr(dist, "new_group", self)
         # The transfers that warm a link up need a real group.
-        monkeypatch.setattr("dglpipe.process_group._warm", lambda *_, **__: None)
+        monkeypatch.setattr("dglpipe.pipeline.process_group._warm", lambda *_, **__: None)
 
     def __call__(self, ranks, **how):
         self.groups.append((ranks, how))

@@ -8,7 +8,7 @@ from torch import nn
 
 from dglpipe.config import PlugInConfig
 from dglpipe.errors import ConfigError
-from dglpipe.objectives import build_loss
+from dglpipe.models.losses import build_loss
 
 LOGITS = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]])
 LABELS = torch.tensor([0, 2])

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from dglpipe.config import AdamConfig, SgdConfig
-from dglpipe.optimizer import build_optimizer
+from dglpipe.pipeline.optim import build_optimizer
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from dglpipe.device import Device
 from dglpipe.errors import ConfigError
-from dglpipe.pace import OwnPace, check_drops
-from dglpipe.stage import LocalLearner, RunLength, Stage
+from dglpipe.methods.dgl_async.updates import OwnPace, check_drops
+from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.stage import LocalLearner, RunLength, Stage
 from harness import make_config
 
 CPU = Device(torch.device("cpu"), "gloo")

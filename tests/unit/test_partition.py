@@ -20,8 +20,8 @@ from torch import nn
 from dglpipe.config import CnnConfig, ResnetCifarConfig, ResnetConfig, VggConfig
 from dglpipe.errors import ConfigError
 from dglpipe.models import build_network
-from dglpipe.paper import check_input, paper_copy
-from dglpipe.partition import boundaries, check_stages, cut, even_boundaries, trace
+from dglpipe.partition.segments import boundaries, check_stages, cut, even_boundaries, trace
+from dglpipe.partition.shape_prop import check_input, paper_copy
 
 torch.set_num_threads(1)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dglpipe.config import PlugInConfig
+from dglpipe.config.instantiate import build_plug_in, load_target
 from dglpipe.errors import ConfigError
-from dglpipe.plugins import build_plug_in, load_target
 
 MODULE = """
     class Builder:

@@ -6,14 +6,14 @@ import functools
 
 import pytest
 
-from dglpipe import planning
-from dglpipe.blueprint import draw
 from dglpipe.config import BackpropConfig, MethodConfig, SequentialConfig
-from dglpipe.estimate import estimate
-from dglpipe.images import open_images
-from dglpipe.planning import plan
-from dglpipe.prediction import LoaderEstimate, Node, predict
-from dglpipe.topology import Layout
+from dglpipe.partition.estimate import estimate
+from dglpipe.partition.pipeline_spec import draw
+from dglpipe.partition.throughput_model import LoaderEstimate, Node, predict
+from dglpipe.pipeline.topology import Layout
+from dglpipe.runtime import plan as plan_module
+from dglpipe.runtime.open_data import open_images
+from dglpipe.runtime.plan import plan
 from harness import make_config
 
 ROWS = 16
@@ -127,7 +127,7 @@ TIMES = {"segments": [0.01] * 6, "input_gradients": [0.0] * 6, "heads": [0.0] * 
 
 @pytest.fixture
 def two_cores(monkeypatch):
-    monkeypatch.setattr(planning, "cores", lambda: 2)
+    monkeypatch.setattr(plan_module, "cores", lambda: 2)
 
 
 def test_a_plan_measures_the_loader_and_knows_the_cores(two_cores, capsys):
@@ -145,7 +145,7 @@ def test_a_plan_measures_the_loader_and_knows_the_cores(two_cores, capsys):
 
 
 def test_a_plan_by_flops_warns_too_and_measures_nothing(two_cores, capsys, monkeypatch):
-    monkeypatch.setattr(planning, "loading_seconds", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(plan_module, "loading_seconds", lambda *_: pytest.fail("measured"))
     found = plan(make_config(*WORDS))
     assert (found.loader.seconds_per_step, found.samples_per_second) == (None, None)
     assert "they will be in each other's way" in capsys.readouterr().err

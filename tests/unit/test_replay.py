@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dglpipe.config import READ_RULES
-from dglpipe.replay import InOrder, Replay
+from dglpipe.methods.dgl_async.replay import InOrder, Replay
 
 CAPACITIES = st.integers(1, 6)
 ACTIONS = st.lists(st.booleans(), max_size=60)

@@ -5,13 +5,13 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from dglpipe import report
-from dglpipe.metrics import Line
-from dglpipe.planning import plan
-from dglpipe.prediction import LoaderEstimate
-from dglpipe.progress import LiveProgress, PlainProgress
-from dglpipe.report import closing_table, plan_table
-from dglpipe.stream import StreamPlan
+from dglpipe.data.batch_schedule import StreamPlan
+from dglpipe.monitoring.metrics import Line
+from dglpipe.monitoring.progress import LiveProgress, PlainProgress
+from dglpipe.partition.throughput_model import LoaderEstimate
+from dglpipe.runtime import closing_table as closing_table_module
+from dglpipe.runtime.closing_table import closing_table, plan_table
+from dglpipe.runtime.plan import plan
 from harness import make_config
 
 PLAN = StreamPlan(8, 4, 4, 4, 1, 2, None, 1)
@@ -92,7 +92,7 @@ SLOW = {**STAGE, "loading_fraction": 0.31, "wait_output_fraction": 0.01}
 def test_loading_that_holds_up_the_chain_is_told(
     decoders, stages, help_, capsys, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(report, "cores", lambda: 2)
+    monkeypatch.setattr(closing_table_module, "cores", lambda: 2)
     summary = summary_of(SLOW)
     if stages == 2:
         summary["per_stage"].append({**STAGE, "stage": 1, "process": 1})

@@ -17,7 +17,7 @@ import scaling
 from bounds import bound, bound_without_link
 from emulated import PIPELINES, WAYS, Case, run
 
-from dglpipe.slow_link import SlowLine, SlowTransport
+from dglpipe.pipeline.emulated_transport import SlowLine, SlowTransport
 
 
 @pytest.mark.parametrize("way", list(WAYS))

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from dglpipe.config import SCHEDULES
-from dglpipe.schedule import rate_factor
+from dglpipe.pipeline.lr_schedule import rate_factor
 
 
 def factors(config, steps=20, per_epoch=5):

@@ -12,28 +12,28 @@ import pytest
 import torch
 from torch import nn
 
-from dglpipe import splitting, timing
-from dglpipe.balance import stage_costs
-from dglpipe.blueprint import draw
 from dglpipe.config import PlugInConfig
-from dglpipe.costs import Work
-from dglpipe.device import Device
 from dglpipe.errors import ConfigError
-from dglpipe.estimate import estimate
-from dglpipe.flops import count_flops
-from dglpipe.images import open_images
-from dglpipe.memory import Limit
 from dglpipe.models import build_network
-from dglpipe.models.building import building
-from dglpipe.partition import trace
-from dglpipe.planning import plan
-from dglpipe.splitting import (
+from dglpipe.models.meta import building
+from dglpipe.partition import auto_split, profiling
+from dglpipe.partition.auto_split import (
     entrances,
     measure_times,
     measured_costs,
     memory_needs,
     network_costs,
 )
+from dglpipe.partition.balance import stage_costs
+from dglpipe.partition.costs import Work
+from dglpipe.partition.estimate import estimate
+from dglpipe.partition.flops import count_flops
+from dglpipe.partition.memory import Limit
+from dglpipe.partition.pipeline_spec import draw
+from dglpipe.partition.segments import trace
+from dglpipe.pipeline.device import Device
+from dglpipe.runtime.open_data import open_images
+from dglpipe.runtime.plan import plan
 from harness import make_config
 
 CPU = Device(torch.device("cpu"), "gloo")
@@ -251,9 +251,9 @@ def test_every_kind_of_stage_is_measured_once(monkeypatch):
     def measure(_traced, _shape, head_at, settings, _device, _rows):
         name = f"{settings.optimizer.name} {settings.precision.name}"
         measured.append((name, str(head_at(1, (32, 8, 8)))))
-        return timing.Times((float(len(measured)),) * 6, (0.0,) * 6, (0.0,) * 5)
+        return profiling.Times((float(len(measured)),) * 6, (0.0,) * 6, (0.0,) * 5)
 
-    monkeypatch.setattr(splitting, "measure", measure)
+    monkeypatch.setattr(auto_split, "measure", measure)
     own = "per_stage=[{},{optimizer:{lr:0.5}},{optimizer:adam},{head:cnn,precision:bf16}]"
     words = ("model=cnn6", "pipeline.split=auto", "pipeline.cost=time", "pipeline.stages=4")
     config = make_config(*words, own)
@@ -347,7 +347,7 @@ def test_a_dear_segment_is_measured_as_one():
 def test_what_every_step_costs_counts_once_a_stage(monkeypatch):
     """Ten ms a step of whatever; of segments that take five more the sum is that of one stage."""
     monkeypatch.setattr(
-        timing,
+        profiling,
         "_best_of_rounds",
         lambda tasks: {key: 0.010 if key.startswith("nothing") else 0.015 for key in tasks},
     )

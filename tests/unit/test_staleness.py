@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from dglpipe.staleness import ages
+from dglpipe.methods.dgl_async.staleness import ages
 
 
 def test_an_age_counts_what_was_made_until_the_read():

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dglpipe.data.batch_schedule import Phase, StreamPlan
 from dglpipe.errors import ConfigError
-from dglpipe.stream import Phase, StreamPlan
 
 DEFAULTS = {
     "train": 10,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dglpipe.tally import Counter, Tally
+from dglpipe.monitoring.meters import Counter, Tally
 
 
 @pytest.mark.parametrize("batches", [1, 5, Counter.CAPACITY, 2 * Counter.CAPACITY + 3])

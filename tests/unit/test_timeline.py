@@ -8,10 +8,10 @@ import json
 import pytest
 from torchvision.io import decode_image
 
-from dglpipe.clock import Clock, Kind, Span
-from dglpipe.process_group import ProcessGroup
-from dglpipe.timeline import COLOURS, NAMES, TracingClock, _middle, draw, merge, write_part
-from dglpipe.topology import Layout
+from dglpipe.monitoring.timers import Clock, Kind, Span
+from dglpipe.monitoring.trace import COLOURS, NAMES, TracingClock, _middle, draw, merge, write_part
+from dglpipe.pipeline.process_group import ProcessGroup
+from dglpipe.pipeline.topology import Layout
 from harness import layout, make_config, make_worker, run_world, train_world
 
 

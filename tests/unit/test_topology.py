@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from dglpipe.config import BackpropConfig, MethodConfig, PipelineConfig
 from dglpipe.errors import ConfigError
-from dglpipe.topology import Layout, plan_layout, spread
+from dglpipe.pipeline.topology import Layout, plan_layout, spread
 
 
 @given(st.integers(0, 200), st.integers(1, 40))

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dglpipe.config import AsyncConfig
-from dglpipe.stream import Item, StreamPlan
-from dglpipe.turns import Turns
+from dglpipe.data.batch_schedule import Item, StreamPlan
+from dglpipe.methods.dgl_async.draw_order import Turns
 
 RULES = st.sampled_from(("paper", "authors"))
 

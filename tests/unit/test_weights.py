@@ -7,8 +7,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from dglpipe.stage import LocalLearner
-from dglpipe.weights import clashes, load, load_tensors, named_tensors, save, sha256
+from dglpipe.pipeline.stage import LocalLearner
+from dglpipe.pipeline.weights import clashes, load, load_tensors, named_tensors, save, sha256
 
 
 def learner():

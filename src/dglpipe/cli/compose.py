@@ -16,7 +16,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from dglpipe.cli.groups import CONFIG_MODULE, choices, suggestion
+from dglpipe.cli.config_groups import CONFIG_MODULE, choices, suggestion
 from dglpipe.config import Config, parse
 from dglpipe.errors import ConfigError, UserError
 

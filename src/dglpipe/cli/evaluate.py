@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dglpipe.errors import UserError
-from dglpipe.evaluation import evaluate_run
+from dglpipe.runtime.evaluate import evaluate_run
 
 
 def evaluate(arguments: Sequence[str]) -> int:

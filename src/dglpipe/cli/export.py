@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dglpipe.errors import UserError
-from dglpipe.trained import export_run
+from dglpipe.runtime.inference import export_run
 
 ALLOWED = "run=RUN_DIR output=FILE.safetensors [exits=true]"
 

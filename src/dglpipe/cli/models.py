@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from dglpipe.cli.groups import choices
+from dglpipe.cli.config_groups import choices
 from dglpipe.errors import UserError
 from dglpipe.models import catalogue
 

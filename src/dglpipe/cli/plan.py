@@ -10,8 +10,8 @@ from typing import Any
 
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.errors import UserError
-from dglpipe.planning import plan as plan_run
-from dglpipe.report import plan_table
+from dglpipe.runtime.closing_table import plan_table
+from dglpipe.runtime.plan import plan as plan_run
 
 
 def plan(arguments: Sequence[str]) -> int:

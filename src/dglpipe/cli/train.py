@@ -13,13 +13,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from dglpipe.cli.compose import Arguments, compose, samples_of_sweep, take_apart, to_plain
-from dglpipe.cli.groups import CONFIG_MODULE
+from dglpipe.cli.config_groups import CONFIG_MODULE
 from dglpipe.config import Config, parse
 from dglpipe.errors import DglpipeError, UserError
-from dglpipe.process_group import record, world_of_launcher
-from dglpipe.rundir import default_path
-from dglpipe.training import train as train_here
-from dglpipe.training import train_under_launcher
+from dglpipe.pipeline.process_group import record, world_of_launcher
+from dglpipe.runtime.run import train as train_here
+from dglpipe.runtime.run import train_under_launcher
+from dglpipe.runtime.run_dir import default_path
 
 PEER_PAUSE_S = 2.0
 HELP = {"--help", "-h", "--hydra-help"}

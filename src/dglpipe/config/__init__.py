@@ -14,21 +14,6 @@ from dglpipe.config.data import (
     ImageFolderConfig,
     SyntheticConfig,
 )
-from dglpipe.config.learning import (
-    OPTIMIZERS,
-    SCHEDULES,
-    AdamConfig,
-    AdamWConfig,
-    ConstantConfig,
-    CosineConfig,
-    HeadConfig,
-    MultistepConfig,
-    OptimizerConfig,
-    PrecisionConfig,
-    ScheduleConfig,
-    SgdConfig,
-    StepConfig,
-)
 from dglpipe.config.method import (
     METHODS,
     PLACEMENTS,
@@ -50,9 +35,24 @@ from dglpipe.config.model import (
     TorchvisionConfig,
     VggConfig,
 )
+from dglpipe.config.optim import (
+    OPTIMIZERS,
+    SCHEDULES,
+    AdamConfig,
+    AdamWConfig,
+    ConstantConfig,
+    CosineConfig,
+    HeadConfig,
+    MultistepConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    ScheduleConfig,
+    SgdConfig,
+    StepConfig,
+)
 from dglpipe.config.parse import from_yaml, parse, to_tree, to_yaml
 from dglpipe.config.pipeline import CheckpointConfig, EvaluateConfig, LinkConfig, PipelineConfig
-from dglpipe.config.plug_in import PlugInConfig
+from dglpipe.config.plugin import PlugInConfig
 from dglpipe.config.schema import Config, StageConfig
 
 __all__ = [

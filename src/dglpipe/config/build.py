@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dglpipe.config.checks import require, require_name
 from dglpipe.config.model import CustomModelConfig
-from dglpipe.config.plug_in import PlugInConfig
+from dglpipe.config.plugin import PlugInConfig
 from dglpipe.errors import ConfigError
 
 T = TypeVar("T")

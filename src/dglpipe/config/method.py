@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from dglpipe.config.build import plug_in
 from dglpipe.config.checks import require, require_name, require_number
-from dglpipe.config.plug_in import PlugInConfig
+from dglpipe.config.plugin import PlugInConfig
 
 
 @dataclass(kw_only=True, slots=True)

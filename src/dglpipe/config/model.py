@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dglpipe.config.checks import require, require_name, require_number
-from dglpipe.config.plug_in import PlugInConfig
+from dglpipe.config.plugin import PlugInConfig
 
 
 @dataclass(kw_only=True, slots=True)

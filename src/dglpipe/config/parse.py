@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from dglpipe.config.build import build, choose, refuse_unknown
 from dglpipe.config.checks import require
 from dglpipe.config.data import DATA_SETS
-from dglpipe.config.learning import OPTIMIZERS, SCHEDULES
 from dglpipe.config.method import METHODS
 from dglpipe.config.model import MODEL_FAMILIES
+from dglpipe.config.optim import OPTIMIZERS, SCHEDULES
 from dglpipe.config.schema import HEADS, SINGLE, STAGE_GROUPS, Config
 from dglpipe.errors import ConfigError
 

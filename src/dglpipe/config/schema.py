@@ -10,7 +10,9 @@ from typing import Any
 from dglpipe.config.build import build, choose
 from dglpipe.config.checks import require, require_name, require_number, require_positive
 from dglpipe.config.data import DataConfig
-from dglpipe.config.learning import (
+from dglpipe.config.method import METHODS, MethodConfig
+from dglpipe.config.model import ModelConfig
+from dglpipe.config.optim import (
     OPTIMIZERS,
     SCHEDULES,
     HeadConfig,
@@ -18,10 +20,8 @@ from dglpipe.config.learning import (
     PrecisionConfig,
     ScheduleConfig,
 )
-from dglpipe.config.method import METHODS, MethodConfig
-from dglpipe.config.model import ModelConfig
 from dglpipe.config.pipeline import CheckpointConfig, EvaluateConfig, LinkConfig, PipelineConfig
-from dglpipe.config.plug_in import PlugInConfig
+from dglpipe.config.plugin import PlugInConfig
 
 SINGLE: dict[str, type[Any]] = {
     "precision": PrecisionConfig,

@@ -7,12 +7,12 @@ from functools import cached_property
 from typing import Any
 
 from dglpipe.config import PlugInConfig
-from dglpipe.data.description import DataDescription, fingerprint, given_channels
-from dglpipe.data.memory import InMemory, Split
-from dglpipe.data.part import Part
+from dglpipe.config.instantiate import build_plug_in
+from dglpipe.data.custom_split import Part
+from dglpipe.data.in_memory import InMemory, Split
+from dglpipe.data.info import DataDescription, fingerprint, given_channels
 from dglpipe.data.pixels import with_channels
 from dglpipe.errors import DataError
-from dglpipe.plugins import build_plug_in
 
 _PARTS = ("train", "test")
 

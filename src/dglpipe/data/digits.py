@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dglpipe.config import DigitsConfig
-from dglpipe.data.description import DataDescription, fingerprint, given_channels
-from dglpipe.data.memory import InMemory, Split
+from dglpipe.data.in_memory import InMemory, Split
+from dglpipe.data.info import DataDescription, fingerprint, given_channels
 from dglpipe.data.pixels import Normalisation, resize, with_channels
 
 _FILE = Path(__file__).with_name("digits.safetensors")

@@ -9,13 +9,13 @@ from functools import cached_property
 import torch
 
 from dglpipe.config import ImageFolderConfig
+from dglpipe.data.dataset import DataSet
 from dglpipe.data.decode import SizesDifferError, cores, decode, decode_all
-from dglpipe.data.description import DataDescription, fingerprint, given_channels
-from dglpipe.data.listing import Listing, list_folder
-from dglpipe.data.memory import InMemory, Split
+from dglpipe.data.image_index import Listing, list_folder
+from dglpipe.data.in_memory import InMemory, Split
+from dglpipe.data.info import DataDescription, fingerprint, given_channels
 from dglpipe.data.pixels import CIFAR, IMAGENET
-from dglpipe.data.source import DataSet
-from dglpipe.data.streamed import Decoder, Streamed
+from dglpipe.data.streaming import Decoder, Streamed
 
 _IMAGENET_SIDE = 224
 _log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from dglpipe.config import SyntheticConfig
-from dglpipe.data.description import DataDescription, fingerprint, given_channels
-from dglpipe.data.memory import InMemory, Split
+from dglpipe.data.in_memory import InMemory, Split
+from dglpipe.data.info import DataDescription, fingerprint, given_channels
 from dglpipe.data.pixels import Normalisation, with_channels
 from dglpipe.seeds import derive
 

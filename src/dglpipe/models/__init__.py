@@ -19,10 +19,10 @@ from dglpipe.config import (
     TorchvisionConfig,
     VggConfig,
 )
+from dglpipe.config.instantiate import build_plug_in
 from dglpipe.errors import ConfigError
-from dglpipe.models import cnn, resnet, resnet_cifar, vgg, zoo
-from dglpipe.models.initial import initialise
-from dglpipe.plugins import build_plug_in
+from dglpipe.models import cnn, library, resnet, resnet_cifar, vgg
+from dglpipe.models.pretrained import initialise
 
 __all__ = ["Entry", "build_network", "catalogue", "wanted_channels"]
 
@@ -37,7 +37,7 @@ class Entry(NamedTuple):
 
 def catalogue() -> list[Entry]:
     """Every network, family by family."""
-    families = (cnn, vgg, resnet, resnet_cifar, zoo)
+    families = (cnn, vgg, resnet, resnet_cifar, library)
     known = [Entry(*item) for family in families for item in family.NETWORKS.items()]
     return [*known, Entry("custom", "yours: model.target=package.module:builder, model.args")]
 
@@ -89,9 +89,9 @@ def _build(config: ModelConfig, channels: int, classes: int, image_size: int) ->
     if isinstance(config, ResnetCifarConfig):
         return resnet_cifar.build(config, classes)
     if isinstance(config, TorchvisionConfig):
-        return zoo.build_torchvision(config, classes)
+        return library.build_torchvision(config, classes)
     if isinstance(config, TimmConfig):
-        return zoo.build_timm(config, channels, classes)
+        return library.build_timm(config, channels, classes)
     return _custom(config, channels=channels, classes=classes, image_size=image_size)
 
 

@@ -1,0 +1,47 @@
+"""Local losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from torch import Tensor, nn
+
+from dglpipe.config import PlugInConfig
+from dglpipe.config.instantiate import build_plug_in
+from dglpipe.errors import ConfigError
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Logits (B, N) and labels (B,) of int64 to a scalar."""
+
+
+def build_loss(loss: str | PlugInConfig, label_smoothing: float) -> Loss:
+    """The local loss of a stage.
+
+    Args:
+        loss: `cross_entropy`, or a plug-in whose target, called with its arguments, gives
+            a function or module that takes logits (B, N) and labels (B,) to a scalar.
+        label_smoothing: share of the target that is spread over all classes.
+
+    Raises:
+        ConfigError: an unknown name; a plug-in that gives nothing callable, or that is
+            combined with label smoothing.
+    """
+    if isinstance(loss, PlugInConfig):
+        return _plug_in(loss, label_smoothing)
+    if loss != "cross_entropy":
+        raise ConfigError("method.loss", loss, "cross_entropy, or a plug-in with a target")
+    return nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+
+
+def _plug_in(config: PlugInConfig, label_smoothing: float) -> Loss:
+    if label_smoothing:
+        hint = "Give it to your loss by method.loss.args"
+        allowed = "0 with a loss from outside the package"
+        raise ConfigError("label_smoothing", label_smoothing, allowed, hint)
+    built = build_plug_in(config, "method.loss")
+    if not callable(built):
+        kind = type(built).__name__
+        allowed = "a builder that gives a function or module of (logits, labels)"
+        raise ConfigError("method.loss.target", config.target, allowed, f"It gave a {kind}")
+    return cast(Loss, built)

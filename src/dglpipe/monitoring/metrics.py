@@ -1,0 +1,202 @@
+"""Measurements on their way from every stage to one place.
+
+A process sends its records through the store that all share; a thread of rank 0 collects
+them, adds up the replicas and hands whole lines to its sinks (metrics.jsonl, TensorBoard,
+the progress display). Nobody waits for anybody.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from dglpipe.errors import PeerLostError
+from dglpipe.runtime.run_dir import finite
+
+ENSEMBLE = "ensemble"
+POLL_SECONDS = 0.1
+
+
+class Store(Protocol):
+    """The part of `torch.distributed.Store` that records travel through."""
+
+    def set(self, key: str, value: str) -> None: ...
+
+    def get(self, key: str) -> bytes: ...
+
+    def check(self, keys: list[str]) -> bool: ...
+
+    def delete_key(self, key: str) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One object of `metrics.jsonl`; None where a value does not apply."""
+
+    kind: str
+    epoch: int
+    step: int
+    stage: int | str
+    loss: float | None
+    accuracy: float | None
+    learning_rate: float | None = None
+    samples_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What one replica of one stage measured: a `Line` before division."""
+
+    kind: str
+    epoch: int
+    step: int
+    stage: int | str
+    rows: int
+    loss: float | None
+    correct: int | None
+    learning_rate: float | None = None
+    seconds: float | None = None
+
+    def key(self) -> tuple[str, int, int | str]:
+        return self.kind, self.step, self.stage
+
+
+def combine(parts: Sequence[Sums]) -> Line:
+    """The line of a stage out of the sums of its replicas."""
+    one = parts[0]
+    rows = sum(part.rows for part in parts)
+    losses = [part.loss for part in parts if part.loss is not None]
+    hits = [part.correct for part in parts if part.correct is not None]
+    rates = [part.rows / part.seconds for part in parts if part.seconds]
+    return Line(
+        kind=one.kind,
+        epoch=one.epoch,
+        step=one.step,
+        stage=one.stage,
+        loss=sum(losses) / rows if losses and rows else None,
+        accuracy=sum(hits) / rows if hits and rows else None,
+        learning_rate=one.learning_rate,
+        samples_per_second=sum(rates) if rates else None,
+    )
+
+
+class Reporter:
+    """The sending side, one in each process."""
+
+    def __init__(self, store: Store, rank: int) -> None:
+        self._store = store
+        self._rank = rank
+        self._count = 0
+
+    def send(self, sums: Sums) -> None:
+        """Sends one record; costs a message to the store."""
+        self._put({"sums": asdict(sums)})
+
+    def finish(self, final: dict[str, Any]) -> None:
+        """Sends the last word of this process."""
+        self._put({"final": final})
+
+    def _put(self, record: dict[str, Any]) -> None:
+        self._store.set(f"metrics/{self._rank}/{self._count}", json.dumps(record))
+        self._count += 1
+
+
+class Sink(Protocol):
+    """Something that wants every line."""
+
+    def line(self, line: Line) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Collector:
+    """The receiving side: a thread of rank 0.
+
+    Args:
+        ranks: number of processes that report.
+        replicas: records of one stage and step that make a line.
+    """
+
+    def __init__(self, store: Store, ranks: int, replicas: int, sinks: Sequence[Sink]) -> None:
+        self._store = store
+        self._next = [0] * ranks
+        self._replicas = replicas
+        self._sinks = sinks
+        self._parts: dict[tuple[str, int, int | str], list[Sums]] = {}
+        self._finals: dict[int, dict[str, Any]] = {}
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
+        self._thread.start()
+
+    def finals(self, timeout_s: float) -> list[dict[str, Any]]:
+        """The last words of all processes, by rank; then the thread ends.
+
+        Raises:
+            PeerLostError: a process did not report in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while len(self._finals) < len(self._next) and self._error is None:
+            if time.monotonic() > deadline:
+                silent = sorted(set(range(len(self._next))) - self._finals.keys())
+                raise PeerLostError(f"no final report of ranks {silent} in {timeout_s:g} s")
+            time.sleep(POLL_SECONDS / 10)
+        self.close()
+        return [self._finals[rank] for rank in range(len(self._next))]
+
+    def close(self) -> None:
+        """Ends the thread and the sinks; what went wrong in the thread is raised here."""
+        self._stop.set()
+        self._thread.join()
+        for sink in self._sinks:
+            sink.close()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                came = [self._poll(rank) for rank in range(len(self._next))]
+                if not any(came):
+                    self._stop.wait(POLL_SECONDS)
+        except BaseException as error:
+            self._error = error
+
+    def _poll(self, rank: int) -> bool:
+        key = f"metrics/{rank}/{self._next[rank]}"
+        if not self._store.check([key]):
+            return False
+        record = json.loads(self._store.get(key))
+        self._store.delete_key(key)
+        self._next[rank] += 1
+        if "final" in record:
+            self._finals[rank] = record["final"]
+        else:
+            self._add(Sums(**record["sums"]))
+        return True
+
+    def _add(self, sums: Sums) -> None:
+        parts = self._parts.setdefault(sums.key(), [])
+        parts.append(sums)
+        if len(parts) == self._replicas:
+            line = combine(self._parts.pop(sums.key()))
+            for sink in self._sinks:
+                sink.line(line)
+
+
+class JsonLines:
+    """Appends to `metrics.jsonl`, a line at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1)
+
+    def line(self, line: Line) -> None:
+        self._file.write(json.dumps(finite(asdict(line)), allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        self._file.close()

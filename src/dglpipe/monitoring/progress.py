@@ -1,0 +1,104 @@
+"""Loss and accuracy of every stage while a run goes on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dglpipe.data.batch_schedule import StreamPlan
+from dglpipe.monitoring.metrics import Line
+
+PLAIN_SECONDS = 30.0
+
+
+class Display(Protocol):
+    def line(self, line: Line) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_progress(plan: StreamPlan, stages: int) -> Display:
+    """A live table on a terminal, plain lines elsewhere."""
+    console = Console(stderr=True)
+    return LiveProgress(plan, stages, console) if console.is_terminal else PlainProgress(plan)
+
+
+def _value(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+class PlainProgress:
+    """A line on standard error for each stage, at the end of every epoch and, in a long one,
+    every `PLAIN_SECONDS`."""
+
+    def __init__(self, plan: StreamPlan) -> None:
+        self._plan = plan
+        self._told: dict[int | str, float] = {}
+
+    def line(self, line: Line) -> None:
+        ends_epoch = self._plan.ends_epoch(line.step)
+        now = time.monotonic()
+        if not ends_epoch and now - self._told.setdefault(line.stage, now) < PLAIN_SECONDS:
+            return
+        self._told[line.stage] = now
+        name = line.stage if isinstance(line.stage, str) else f"stage {line.stage}"
+        sys.stderr.write(
+            f"epoch {line.epoch} step {line.step}/{self._plan.steps} {line.kind:5} {name}: "
+            f"loss {_value(line.loss, '.4f')} accuracy {_value(line.accuracy, '.2%')}\n"
+        )
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+class LiveProgress:
+    """A bar and a table of all stages, redrawn in place."""
+
+    def __init__(self, plan: StreamPlan, stages: int, console: Console) -> None:
+        self._stages = stages
+        self._rounds = plan.rounds
+        self._last: dict[tuple[str, int | str], Line] = {}
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._bar.add_task("", total=plan.steps, epoch=1)
+        self._live = Live(self._table(), console=console, refresh_per_second=4)
+        self._live.start()
+
+    def line(self, line: Line) -> None:
+        self._last[line.kind, line.stage] = line
+        leads = self._rounds > 1 or line.stage == self._stages - 1
+        if line.kind == "train" and leads:
+            self._bar.update(self._task, completed=line.step, epoch=line.epoch)
+        self._live.update(self._table())
+
+    def _table(self) -> Table:
+        table = Table.grid()
+        table.add_row(self._bar)
+        exits = Table("stage", "train loss", "train accuracy", "test accuracy", "samples/s")
+        for j in range(self._stages):
+            train, test = self._last.get(("train", j)), self._last.get(("test", j))
+            exits.add_row(
+                str(j),
+                _value(train.loss if train else None, ".4f"),
+                _value(train.accuracy if train else None, ".2%"),
+                _value(test.accuracy if test else None, ".2%"),
+                _value(train.samples_per_second if train else None, ".0f"),
+            )
+        table.add_row(exits)
+        return table
+
+    def close(self) -> None:
+        self._live.stop()

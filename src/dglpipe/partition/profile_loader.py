@@ -1,0 +1,38 @@
+"""How fast images come: the loader as the stage in front of the first."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from dglpipe.config import Config
+from dglpipe.data import DataSet
+from dglpipe.data.batch_schedule import Phase, StreamPlan
+from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.inputs import DataFeed
+
+FEWEST, MOST_BATCHES = 8, 200
+ENOUGH_S = 3.0
+
+
+def loading_seconds(config: Config, data: DataSet, plan: StreamPlan) -> float:
+    """Seconds in which the loader of one replica makes a batch, measured.
+
+    Batches are taken as fast as they come; the first half of them, which begins with the start
+    of the decoding processes and with batches made ahead, does not count. Closes `data`.
+    """
+    items = (item for item in plan.items() if item.phase is Phase.TRAIN)
+    device = Device(torch.device("cpu"), "gloo")
+    count = min(MOST_BATCHES, plan.steps)
+    feed = DataFeed(data, plan.train, items, config.seed, device)
+    times = [time.perf_counter()]
+    try:
+        # The first batch waits for the decoding processes to start.
+        while len(times) <= count and (len(times) < FEWEST or times[-1] - times[1] < ENOUGH_S):
+            feed.take()
+            times.append(time.perf_counter())
+    finally:
+        feed.close()
+    counted = times[(len(times) - 1) // 2 :]
+    return (counted[-1] - counted[0]) / (len(counted) - 1)

@@ -1,0 +1,171 @@
+"""What the segments of a network and the heads between them cost, by the clock."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dglpipe.config import StageConfig
+from dglpipe.partition.costs import HeadAt
+from dglpipe.partition.fx.signature import module_signature
+from dglpipe.partition.segments import Traced
+from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.optim import build_optimizer
+
+ROUNDS = 5
+ENOUGH_S = 30.0
+"""Seconds after which no further round is begun."""
+
+Loss = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds a step, named as in `Costs`."""
+
+    segments: tuple[float, ...]
+    input_gradients: tuple[float, ...]
+    heads: tuple[float, ...]
+
+
+def measure(
+    traced: Traced,
+    shape: Sequence[int],
+    head_at: HeadAt,
+    settings: StageConfig,
+    device: Device,
+    rows: int,
+) -> Times:
+    """Forward, backward and optimizer step of every segment, with the gradient of its input
+    and without, and of the head of every cut. Trains nothing: the rate is 0.
+
+    A step has a cost of its own, however little it computes: starting backward, the optimizer,
+    the clock. Every piece is measured in a step, and a stage takes one; so that cost is taken off
+    all segments but the last. It stays in the heads, of which each other stage has one.
+
+    What does the same work is measured once. The smallest of some rounds over all of them
+    counts: whatever else the machine does makes a time larger.
+
+    Args:
+        traced: with real weights, which move to `device`.
+        shape: of one row of the images.
+        head_at: with real weights.
+        settings: the optimizer and the precision.
+        rows: of a step on one replica.
+    """
+    place = device.torch_device
+    traced.network.to(place).to(memory_format=torch.channels_last)
+    batch = torch.randn(rows, *shape, device=place).to(memory_format=torch.channels_last)
+    tasks: dict[str, _Task] = {}
+
+    def task(module: nn.Module, signature: str, batch: Tensor, gradient: bool) -> str:
+        key = f"{signature} {tuple(batch.shape)} {gradient}"
+        if key not in tasks:
+            tasks[key] = _Task(module, batch, gradient, settings, device)
+        return key
+
+    whole, own = [], []
+    heads: list[str | None] = []
+    for at, signature in enumerate(traced.signatures):
+        piece = traced.piece(at)
+        if at:
+            row = tuple(batch.shape[1:])
+            head = head_at(at, row)
+            if head is None:
+                heads.append(None)
+            else:
+                head.to(place).to(memory_format=torch.channels_last)
+                heads.append(task(head, module_signature(head), batch, True))
+        whole.append(task(piece, signature, batch, True))
+        own.append(task(piece, signature, batch, False))
+        with torch.no_grad(), device.autocast(settings.precision.name):
+            batch = piece(batch)
+    nothing = task(_Scale().to(place), "nothing", torch.ones(1, 1, device=place), True)
+    seconds: dict[str | None, float] = {None: math.inf}
+    seconds.update(_best_of_rounds(tasks))
+    segments = [max(0.0, seconds[key] - seconds[nothing]) for key in whole]
+    segments[-1] = seconds[whole[-1]]
+    return Times(
+        segments=tuple(segments),
+        input_gradients=tuple(
+            max(0.0, seconds[a] - seconds[b]) for a, b in zip(whole, own, strict=True)
+        ),
+        heads=tuple(seconds[key] for key in heads),
+    )
+
+
+class _Scale(nn.Module):
+    """Next to nothing, with a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return batch * self.weight
+
+
+class _Task:
+    """One step of a module on a batch."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        batch: Tensor,
+        gradient: bool,
+        settings: StageConfig,
+        device: Device,
+    ) -> None:
+        self._module = module
+        self._batch = batch.detach().requires_grad_(gradient and batch.is_floating_point())
+        self._precision = settings.precision.name
+        self._device = device
+        self._optimizer = None
+        weights = list(module.parameters())
+        if weights:
+            self._optimizer = build_optimizer(settings.optimizer, weights)
+            for group in self._optimizer.param_groups:
+                group["lr"] = 0.0
+
+    def seconds(self) -> float:
+        start = time.perf_counter()
+        with self._device.autocast(self._precision):
+            output = self._module(self._batch)
+        if output.requires_grad:
+            output.backward(torch.ones_like(output))
+        if self._optimizer is not None:
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+        output.flatten()[0].item()  # waits for the device
+        spent = time.perf_counter() - start
+        self._batch.grad = None
+        return spent
+
+
+def _best_of_rounds(tasks: dict[str, _Task]) -> dict[str, float]:
+    for one in tasks.values():
+        one.seconds()  # the first call allocates and chooses algorithms
+    start = time.monotonic()
+    best = {key: one.seconds() for key, one in tasks.items()}
+    for _ in range(ROUNDS - 1):
+        if time.monotonic() - start > ENOUGH_S:
+            break
+        best = {key: min(best[key], one.seconds()) for key, one in tasks.items()}
+    return best
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Computes with `count` CPU threads, as the processes of the run will."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

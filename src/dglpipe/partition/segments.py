@@ -1,0 +1,394 @@
+"""Where a network can be cut, and cutting it: the only place that does.
+
+    network --trace--> operations, grouped into segments --boundaries, cut--> stages
+
+The operations are those of `torch.fx`; modules of torch.nn but Sequential are one each. A
+segment begins at an operation that owns weights and takes all up to the next such place:
+
+    conv bn relu pool | conv bn relu | conv bn relu pool flatten linear
+    segment 0           segment 1      segment 2, with the classifier
+
+A cut lies only where exactly one tensor is alive, so that a residual block is one segment,
+and never in front of an operation that overwrites that tensor: the sender still needs it.
+A norm belongs to the operation before it, unless it opens a residual branch (pre-norm
+blocks): there the cut in front of the norm is the only one there is.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import Argument, map_arg
+
+from dglpipe.errors import ConfigError
+from dglpipe.partition.fx.graph import Operations
+from dglpipe.partition.fx.signature import operations_signature
+from dglpipe.partition.fx.tracing import symbolic_graph
+from dglpipe.partition.fx.validate import admit_network
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The smallest piece that a cut can leave.
+
+    Attributes:
+        name: path of the module that holds all its weights and no other segment's, else of
+            its first operation with weights; unique.
+        nodes: its operations, in order of execution.
+        output: the node that the next segment reads; of the last, what the network gives.
+    """
+
+    name: str
+    nodes: tuple[fx.Node, ...]
+    output: Argument
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A network and its segments.
+
+    Attributes:
+        network: as it was given; its modules are shared by the stages that `cut` makes.
+        operations: what it does, in order.
+        segments: in order of execution; at least one.
+    """
+
+    network: nn.Module
+    operations: Operations
+    segments: tuple[Segment, ...]
+    outputs: dict[tuple[int, ...], list[tuple[int, ...]]] = field(default_factory=dict)
+    """What `check_input` found, by shape of the batch."""
+    _pieces: dict[int, fx.GraphModule] = field(default_factory=dict)
+
+    @property
+    def paper(self) -> torch.device:
+        """Where shapes and work are looked at: on meta, or with real numbers if it has them."""
+        return next((one.device for one in self.network.parameters()), torch.device("meta"))
+
+    @property
+    def entry(self) -> fx.Node:
+        """The node that stands for the network's input."""
+        entry: fx.Node = self.operations.entry
+        return entry
+
+    @property
+    def starts(self) -> list[int]:
+        """First operation of every segment."""
+        sizes = [len(segment.nodes) for segment in self.segments]
+        return [0, *itertools.accumulate(sizes[:-1])]
+
+    @functools.cached_property
+    def keys(self) -> frozenset[str]:
+        """Those of the network's `state_dict`."""
+        return frozenset(self.network.state_dict())
+
+    @functools.cached_property
+    def joined(self) -> frozenset[int]:
+        """Segments in front of which there can be no cut: tensors are used on both sides."""
+        first: dict[int, int] = {}
+        between: set[int] = set()
+        for at, segment in enumerate(self.segments):
+            for tensor in itertools.chain.from_iterable(map(self._tensors, segment.nodes)):
+                between.update(range(first.setdefault(id(tensor), at) + 1, at + 1))
+        return frozenset(between)
+
+    def _tensors(self, node: fx.Node) -> Iterable[Tensor]:
+        """Parameters and buffers that an operation uses."""
+        module = self.operations.module(node)
+        if module is not None:
+            return itertools.chain(module.parameters(), module.buffers())
+        used = (str(source.target) for source in node.all_input_nodes if source.op == "get_attr")
+        return [self._state[path] for path in used if path in self._state]
+
+    @functools.cached_property
+    def _state(self) -> dict[str, Any]:
+        return _state(self.network)
+
+    def piece(self, at: int) -> fx.GraphModule:
+        """Segment `at` as a module of its own, to look at; it does not own its weights."""
+        if at not in self._pieces:
+            self._pieces[at] = _stage(self, at, at + 1)
+        return self._pieces[at]
+
+    @functools.cached_property
+    def signatures(self) -> list[str]:
+        """Of every segment; equal for those that do the same work on equal inputs."""
+        return [
+            operations_signature(self.network, segment.nodes, segment.output)
+            for segment in self.segments
+        ]
+
+
+def trace(network: nn.Module) -> Traced:
+    """Finds the segments of `network`, on any device, meta included, without running it.
+
+    Only the first argument of its forward is an input; the others keep their defaults.
+
+    Raises:
+        ConfigError: the network cannot be traced, does other operations in training than in
+            evaluation, or has hooks itself.
+    """
+    admit_network(network)
+    operations = Operations(network, symbolic_graph(network))
+    return Traced(network, operations, _segments(operations))
+
+
+def _segments(operations: Operations) -> tuple[Segment, ...]:
+    nodes = operations.nodes
+    classifier = _classifier(operations)
+    starts = [0, *_cuts(operations, classifier)]
+    ends = [*starts[1:], len(nodes)]
+    pieces = [tuple(nodes[start:end]) for start, end in zip(starts, ends, strict=True)]
+    behind = set(nodes[classifier:])
+    owned = [
+        [path for node in piece if node not in behind for path in operations.weights(node)]
+        for piece in pieces
+    ]
+    outputs: list[Argument] = [
+        *(operations.alive(start)[0] for start in starts[1:]),
+        operations.output,
+    ]
+    return tuple(map(Segment, _names(owned), pieces, outputs))
+
+
+def _classifier(operations: Operations) -> int:
+    """Where the classifier begins: behind the last flattening, if weights come before it."""
+    nodes = operations.nodes
+    last = max((at for at, node in enumerate(nodes) if operations.flattens(node)), default=0)
+    return last if any(map(operations.weights, nodes[:last])) else len(nodes)
+
+
+def _cuts(operations: Operations, classifier: int) -> list[int]:
+    """The first operation of every segment but the first."""
+    cuts: list[int] = []
+    norms: list[int] = []
+    begun = False
+    for at, node in enumerate(operations.nodes[:classifier]):
+        if not operations.weights(node):
+            continue
+        if operations.is_norm(node):
+            if begun and not operations.weights(node.all_input_nodes[0]):
+                norms.append(at)
+            continue
+        if begun:
+            places = (place for place in (at, *reversed(norms)) if operations.can_cut(place))
+            cuts += itertools.islice(places, 1)
+        begun = True
+        norms.clear()
+    return cuts
+
+
+def _names(owned: Sequence[Sequence[str]]) -> list[str]:
+    """A name a segment, from the paths of its weights."""
+    names: list[str] = []
+    for at, paths in enumerate(owned):
+        block = _common_path(paths)
+        others = itertools.chain(*owned[:at], *owned[at + 1 :])
+        alone = block and not any(f"{path}.".startswith(f"{block}.") for path in others)
+        names.append(block if alone else next(iter(paths), "network"))
+    counts = Counter[str]()
+    for at, name in enumerate(names):  # a module that is called again begins another segment
+        counts[name] += 1
+        names[at] = name if counts[name] == 1 else f"{name}#{counts[name]}"
+    return names
+
+
+def _common_path(paths: Sequence[str]) -> str:
+    levels = zip(*(path.split(".") for path in paths), strict=False)
+    return ".".join(level[0] for level in itertools.takewhile(lambda at: len(set(at)) == 1, levels))
+
+
+def even_boundaries(segments: int, stages: int) -> list[int]:
+    """First segment of every stage: sizes differ by at most 1, larger first.
+
+    10 segments in 4 stages are 3, 3, 2, 2: [0, 3, 6, 8].
+    """
+    size, larger = divmod(segments, stages)
+    return [size * stage + min(stage, larger) for stage in range(stages)]
+
+
+def boundaries(
+    split: str | Sequence[int], segments: int, stages: int, names: Sequence[str] = ()
+) -> list[int]:
+    """First segment of every stage, the first one's 0 included.
+
+    Args:
+        split: `even`, or the first segment of every stage but the first.
+        segments: how many there are.
+        stages: K.
+        names: of the segments, for the errors.
+
+    Raises:
+        ConfigError: more stages than segments; a list of the wrong length, out of order or
+            out of range; any other word than `even`.
+    """
+    hint = f"Segments: {', '.join(f'{at} {name}' for at, name in enumerate(names))}" * bool(names)
+    if not 1 <= stages <= segments:
+        allowed = f"1 to {segments}, the number of segments of this network"
+        raise ConfigError("pipeline.stages", stages, allowed, hint)
+    if isinstance(split, str):
+        if split != "even":
+            raise ConfigError("pipeline.split", split, "even, or a list of segments")
+        return even_boundaries(segments, stages)
+    firsts = list(split)
+    allowed = _fault(firsts, segments, stages)
+    if allowed:
+        raise ConfigError("pipeline.split", firsts, allowed, hint)
+    return [0, *firsts]
+
+
+def check_stages(traced: Traced, stages: int) -> None:
+    """Refuses more stages than segments, and says which sizes are in the way of more segments.
+
+    Raises:
+        ConfigError: more stages than segments.
+    """
+    try:
+        boundaries("even", len(traced.segments), stages, [one.name for one in traced.segments])
+    except ConfigError as error:
+        operations = traced.operations
+        places = (at for at, node in enumerate(operations.nodes) if at and operations.weights(node))
+        found = dict.fromkeys(itertools.chain(*map(operations.in_the_way, places)))
+        if not found:
+            raise
+        hint = f"{error.hint}. More cuts would be possible but for sizes that are read before and "
+        hint += f"used behind them: {'; '.join(found)}. Read a size where it is used"
+        raise ConfigError(error.key, error.got, error.allowed, hint) from None
+
+
+def _fault(firsts: list[int], segments: int, stages: int) -> str:
+    """What the list should have been; empty if it is right."""
+    if len(firsts) != stages - 1:
+        return f"{stages - 1} numbers for {stages} stages: the first segment of all but the first"
+    if any(later <= earlier for earlier, later in itertools.pairwise(firsts)):
+        return "rising numbers: no stage without a segment"
+    if any(not 1 <= first < segments for first in firsts):
+        return f"numbers from 1 to {segments - 1}, the last segment of this network"
+    return ""
+
+
+def cut(traced: Traced, boundaries: Sequence[int]) -> list[fx.GraphModule]:
+    """The stages: run one after the other they are the network, bit for bit.
+
+    Each holds the network's own modules, parameters and buffers (shared, not copied) under
+    the network's own `state_dict` keys; every key lies in exactly one stage. What the
+    network registers and never uses lies in the last.
+
+    Args:
+        boundaries: first segment of every stage, as `boundaries()` gives them.
+
+    Raises:
+        ConfigError: two stages would own the same tensor (tied weights); state that is
+            neither parameter nor buffer outside of the modules that are called.
+    """
+    ends = [*boundaries[1:], len(traced.segments)]
+    stages = [_stage(traced, first, end) for first, end in zip(boundaries, ends, strict=True)]
+    held = {key for stage in stages for key in stage.state_dict()}
+    owners = {id(value): stage for stage in stages for value in _state(stage).values()}
+    for key, value in _state(traced.network).items():
+        if key not in held:  # another name for a tensor that is used, or one that is not
+            _adopt(owners.get(id(value), stages[-1]), traced.network, key)
+    _refuse_ties(stages, boundaries)
+    return stages
+
+
+def _state(module: nn.Module) -> dict[str, Any]:
+    """The very objects that `state_dict` names."""
+    return module.state_dict(keep_vars=True)
+
+
+def _stage(traced: Traced, first: int, end: int) -> fx.GraphModule:
+    """Segments `first` to `end` - 1 as a module of one input."""
+    segments = traced.segments
+    graph = fx.Graph()
+    entry = segments[first - 1].output if first else traced.entry
+    copies: dict[Argument, fx.Node] = {entry: graph.placeholder("batch")}
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node not in copies:
+            if node in traced.operations.sizes.rows:  # read before, from a tensor that is not here
+                copies[node] = graph.call_method("size", (copies[entry], 0))
+            else:  # weights, or a number that follows from that of the rows
+                copies[node] = graph.node_copy(node, copied)
+        return copies[node]
+
+    for node in itertools.chain.from_iterable(part.nodes for part in segments[first:end]):
+        copies[node] = graph.node_copy(node, copied)
+    graph.output(map_arg(segments[end - 1].output, copied))
+    _shorten_lookups(graph)
+    stage = fx.GraphModule(traced.network, graph, class_name="Segments")
+    _keep_out_of_state(stage, traced.keys)
+    return stage
+
+
+def _shorten_lookups(graph: fx.Graph) -> None:
+    """Makes the code generated of `graph` find modules by dictionary.
+
+    `self.layers.conv` searches class after class at every dot, a fifth of the forward of a
+    small network. What fx writes otherwise than expected here stays as it is.
+    """
+    short = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            path = str(node.target).split(".")
+            keys = "".join(f"._modules[{part!r}]" for part in path)
+            short[f" = {functools.reduce(_dot, path, 'self')}("] = f" = self{keys}("
+
+    def rewrite(lines: list[str]) -> list[str]:
+        code = "".join(lines)
+        for written, shorter in short.items():
+            code = code.replace(written, shorter)
+        return code.splitlines(keepends=True)
+
+    graph.on_generate_code(lambda _: rewrite)
+
+
+def _dot(owner: str, part: str) -> str:
+    """An attribute as fx writes it."""
+    return f"{owner}.{part}" if part.isidentifier() else f'getattr({owner}, "{part}")'
+
+
+def _keep_out_of_state(stage: fx.GraphModule, keys: Set[str]) -> None:
+    """fx makes every tensor a buffer that is saved: undo it for those that are not."""
+    for path, module in stage.named_modules():
+        for name in module._buffers:
+            if f"{path}.{name}".lstrip(".") not in keys:
+                module._non_persistent_buffers_set.add(name)
+
+
+def _adopt(stage: nn.Module, network: nn.Module, key: str) -> None:
+    """Registers parameter or buffer `key` of `network` in `stage`."""
+    path, _, name = key.rpartition(".")
+    source, owner = network.get_submodule(path), stage
+    for part in filter(None, path.split(".")):
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        owner = owner.get_submodule(part)
+    if name in source._parameters:
+        owner.register_parameter(name, source._parameters[name])
+    elif name in source._buffers:
+        owner.register_buffer(name, source._buffers[name])
+    else:
+        raise ConfigError("model", key, "state in parameters and buffers only")
+
+
+def _refuse_ties(stages: Iterable[nn.Module], boundaries: Sequence[int]) -> None:
+    owners: dict[int, tuple[int, str]] = {}
+    for j, stage in enumerate(stages):
+        for key, tensor in _state(stage).items():
+            other, name = owners.setdefault(id(tensor), (j, key))
+            if other != j:
+                what = f"{name} and {key}, one and the same tensor,"
+                if name == key:
+                    what = f"all uses of {key}"
+                allowed = f"auto, or cuts that leave {what} in one stage"
+                got = f"stages that begin at segments {list(boundaries)}"
+                hint = f"Tied weights: stages {other} and {j} would each train their own copy"
+                raise ConfigError("pipeline.split", got, allowed, hint)

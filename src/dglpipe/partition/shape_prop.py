@@ -1,0 +1,182 @@
+"""A network on paper: what it makes of a batch, by shapes alone where that is possible."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from dglpipe.errors import ConfigError
+from dglpipe.partition.fx.signature import float_type
+from dglpipe.partition.segments import Traced
+
+
+def check_input(
+    traced: Traced, shape: Sequence[int], dtype: torch.dtype = torch.float32
+) -> list[tuple[int, ...]]:
+    """Sends a batch through the segments where the network is: on meta that takes no memory and
+    no arithmetic.
+
+    Args:
+        shape: of a batch, (B, C, H, W).
+        dtype: of the batch.
+
+    Returns:
+        Shape of every segment's output, (B, ...); the last one's is that of the logits.
+
+    Raises:
+        ValuesError: a segment cannot be looked at on meta.
+        UnfitError: a segment shrinks the image to nothing or fails on it otherwise.
+        ConfigError: one gives something else than one tensor with a row for each row of the
+            batch.
+    """
+    known = traced.outputs.get(tuple(shape))
+    if known is not None:
+        return known
+    shapes = _seen(traced, shape, dtype)
+    if any(map(traced.operations.counted, traced.starts[1:])):
+        # That they have the same number of rows may not be chance where one is read for another.
+        _seen(traced, (shape[0] + 1, *shape[1:]), dtype)
+    traced.outputs[tuple(shape)] = shapes
+    return shapes
+
+
+def _seen(traced: Traced, shape: Sequence[int], dtype: torch.dtype) -> list[tuple[int, ...]]:
+    batch = example(shape, traced.paper, dtype)
+    shapes = []
+    seen: dict[tuple[object, ...], Tensor] = {}
+    for at, segment in enumerate(traced.segments):
+        same = traced.signatures[at], batch.shape, batch.stride(), batch.dtype
+        if same in seen:
+            batch = seen[same]
+            shapes.append(tuple(batch.shape))
+            continue
+        piece = traced.piece(at)
+        try:
+            with torch.no_grad(), looking(traced.paper):
+                output = piece(batch)
+        except Exception as error:  # shape errors come as RuntimeError, ValueError, IndexError
+            if batch.is_meta and "meta tensor" in str(error).lower():
+                raise ValuesError("model", segment.name, "shapes alone", str(error)) from error
+            raise _unfit(traced, at, batch, shape, str(error)) from error
+        if not isinstance(output, Tensor) or output.shape[:1] != batch.shape[:1]:
+            got = f"{type(output).__name__} from segment {at} ({segment.name})"
+            raise ConfigError("model", got, "one tensor with a row for each row of the batch")
+        if not output.numel():
+            raise _unfit(traced, at, batch, shape, "Nothing is left of it")
+        batch = seen[same] = output
+        shapes.append(tuple(output.shape))
+    return shapes
+
+
+class ValuesError(ConfigError):
+    """A network that looks at values, where only shapes were there."""
+
+
+class UnfitError(ConfigError):
+    """Images that a network cannot work on.
+
+    Args:
+        reason: where and how it fails; the hint has besides what to do about it in a
+            configuration.
+    """
+
+    def __init__(self, got: object, allowed: str, reason: str, advice: str) -> None:
+        super().__init__("data.image_size", got, allowed, f"{reason}. {advice}")
+        self.reason = reason
+
+
+def example(
+    shape: Sequence[int], paper: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """A batch on paper. Where values count it is not all zeros, and always the same."""
+    if paper.type == "meta":
+        return torch.empty(*shape, device=paper, dtype=dtype)
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def looking(paper: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The context in which a network is looked at: the quick one where only shapes count."""
+    if paper.type == "meta":
+        return ShapesOnly()
+    return torch.random.fork_rng(devices=[])
+
+
+_SAME_SHAPE = (
+    nn.functional.batch_norm,
+    torch.batch_norm,
+    nn.functional.relu,
+    torch.relu,
+    torch.relu_,
+)
+
+
+class ShapesOnly(TorchFunctionMode):
+    """Answers the commonest operations by the shape of their output.
+
+    On the meta device these are decomposed in Python: most of the time of a forward, and the
+    first call imports `torch._dynamo`, which takes seconds.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if args and func in _SAME_SHAPE:
+            return args[0]
+        linear = func is nn.functional.linear and len(args) > 1
+        if linear and args[0].shape[-1] == args[1].shape[-1]:
+            return args[0].new_empty(*args[0].shape[:-1], len(args[1]))
+        return func(*args, **(kwargs or {}))
+
+
+def paper_copy(network: nn.Module, values: bool = False) -> nn.Module:
+    """A copy of `network` to look at: a forward may leave something behind in its modules.
+
+    Args:
+        values: with its numbers; otherwise its parameters and buffers are on meta.
+    """
+    if values:
+        return copy.deepcopy(network)
+    memo: dict[int, Any] = {id(tensor): tensor.to("meta") for tensor in network.buffers()}
+    for weights in network.parameters():
+        empty = torch.empty_like(weights, device="meta")
+        memo[id(weights)] = nn.Parameter(empty, requires_grad=weights.requires_grad)
+    return copy.deepcopy(network, memo)
+
+
+_PROXY = re.compile(r"Proxy\([^)]*\)")
+"""How a network's own check, made while it was traced, speaks of a size."""
+
+
+def _unfit(
+    traced: Traced, at: int, batch: Tensor, shape: Sequence[int], reason: str
+) -> ConfigError:
+    name = traced.segments[at].name
+    own = float_type(traced.piece(at).parameters(), batch.dtype)
+    if own != batch.dtype and "type" in reason:
+        got = f"weights of {own} in segment {at} ({name})"
+        allowed = f"weights of {batch.dtype}, as what comes to them"
+        hint = f"network.to({batch.dtype}) makes them so. {reason.splitlines()[0]}"
+        return ConfigError("model", got, allowed, hint)
+    if at == 0 and "channel" in reason:
+        got, wanted = f"images of {shape[1]} channels", "images of the network's own channels"
+        return ConfigError("model", got, wanted, f"Segment 0 ({name}): {reason.splitlines()[0]}")
+    allowed = f"images that segment {at} ({name}) of the network can work on"
+    first_line = _PROXY.sub("another", reason.partition("\n")[0])
+    reason = f"It fails on an input of shape {tuple(batch.shape[1:])} a row: {first_line}"
+    height, width = shape[-2:]
+    if height != width:
+        advice = "The images are not square: data.image_size=SIDE makes them so"
+        return UnfitError(f"images of {height}x{width}", allowed, reason, advice)
+    advice = "Some builders take the size: model.args={image_size:SIDE}"
+    return UnfitError(width, allowed, reason, advice)

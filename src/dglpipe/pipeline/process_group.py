@@ -1,0 +1,320 @@
+"""The processes of a run: rendezvous, links, replicas. The facade of torch.distributed.
+
+Every operation has a meaning for a single process, so that P = 1 needs no case of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import Store as Store
+from torch.distributed.elastic.multiprocessing.errors import record as record
+from torch.distributed.rendezvous import rendezvous as meet
+from torch.nn.parallel import DistributedDataParallel
+
+from dglpipe.config import LinkConfig
+from dglpipe.errors import PeerLostError
+from dglpipe.pipeline.checked_transport import CheckedTransport
+from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.emulated_transport import SlowTransport
+from dglpipe.pipeline.link import Transport, Work
+from dglpipe.pipeline.topology import Topology
+
+LINK_CTAS = 4
+"""Thread blocks, of the 100 or so of a device, that one transfer of a link may hold."""
+
+
+class LostPeerWork:
+    """A transfer whose failure is told as the loss of a neighbour."""
+
+    def __init__(self, work: Work, peer: str) -> None:
+        self._work = work
+        self._peer = peer
+
+    def wait(self) -> None:
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            raise PeerLostError(f"lost {self._peer}: {_first_line(error)}") from error
+
+
+class PairTransport:
+    """Point-to-point transfers with one neighbour, in a group of these two ranks."""
+
+    def __init__(self, group: dist.ProcessGroup, peer_in_group: int, peer: str) -> None:
+        self._group = group
+        self._peer_in_group = peer_in_group
+        self._peer = peer
+
+    def isend(self, tensor: Tensor) -> Work:
+        return self._issue(self._group.send, tensor)
+
+    def irecv(self, tensor: Tensor) -> Work:
+        return self._issue(self._group.recv, tensor)
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        target.copy_(source, non_blocking=True)
+
+    def fill(self, target: Tensor, value: int) -> None:
+        if target.is_cpu:
+            target.numpy().fill(value)  # a third of what fill_ takes
+        else:
+            target.fill_(value)
+
+    def _issue(self, operation: Callable[[list[Tensor], int, int], Work], tensor: Tensor) -> Work:
+        # What dist.isend and dist.irecv come to, without what they check of any caller.
+        try:
+            work = operation([tensor], self._peer_in_group, 0)
+        except RuntimeError as error:
+            raise PeerLostError(f"lost {self._peer}: {_first_line(error)}") from error
+        return LostPeerWork(work, self._peer)
+
+
+class ProcessGroup:
+    """The place of this process among the others.
+
+    Attributes:
+        store: a key-value store that all processes share.
+        previous: transport from the process that runs the stages below, None at the first.
+        following: transport to the process that runs the stages above, None at the last.
+        replicas: group of the processes with the same stages, None without replicas.
+        pipeline: group of all processes, where gradients flow back; else None.
+    """
+
+    def __init__(self, topology: Topology, store: Store) -> None:
+        self.topology = topology
+        self.store = store
+        self.previous: Transport | None = None
+        self.following: Transport | None = None
+        self.replicas: dist.ProcessGroup | None = None
+        self.pipeline: dist.ProcessGroup | None = None
+        self._barriers = 0
+
+    @classmethod
+    def alone(cls, topology: Topology) -> ProcessGroup:
+        """A single process without rendezvous."""
+        return cls(topology, HashStore())
+
+    @classmethod
+    def talking(cls, topology: Topology, store: Store) -> ProcessGroup:
+        """The processes before they are connected: they can exchange words, but no tensors."""
+        return cls(topology, PrefixStore("talking", store))
+
+    @classmethod
+    def connect(
+        cls,
+        topology: Topology,
+        device: Device,
+        store: Store,
+        timeout_s: float,
+        checked: bool = False,
+        link: LinkConfig | None = None,
+    ) -> ProcessGroup:
+        """Meets the other processes and builds the group of every link.
+
+        Args:
+            store: from `rendezvous`.
+            checked: whether the links look for misuse of buffers.
+            link: how slow they are; None: as fast as they can be.
+
+        Raises:
+            PeerLostError: another process went away meanwhile.
+        """
+        timeout = timedelta(seconds=timeout_s)
+        try:
+            dist.init_process_group(
+                "gloo",
+                store=PrefixStore("torch", store),
+                rank=topology.rank,
+                world_size=topology.layout.world_size,
+                timeout=timeout,
+            )
+            group = cls(topology, PrefixStore("dglpipe", store))
+            group._connect_links(device, timeout, checked, link or LinkConfig())
+            group._connect_replicas(device, timeout)
+            if topology.layout.is_pipelined:
+                everyone = list(range(topology.layout.world_size))
+                group.pipeline = group._new_group(everyone, device, timeout)
+        except RuntimeError as error:
+            raise PeerLostError(f"could not meet the other processes: {error}") from error
+        return group
+
+    def _new_group(
+        self, ranks: list[int], device: Device, timeout: timedelta, link: bool = False
+    ) -> Any:
+        """A group of `ranks`; every rank has to call this for every group, in one order.
+
+        NCCL connects it here and not at its first transfer, so that a device that cannot be
+        reached shows before the first step. All ranks go through the groups in one order, and
+        only the members of a group wait for each other, so nobody waits in a circle.
+        """
+        options, where = None, None
+        if device.backend == "nccl":
+            where = device.torch_device
+            options = link_options(timeout) if link else None
+        return dist.new_group(
+            ranks, timeout=timeout, backend=device.backend, pg_options=options, device_id=where
+        )
+
+    def _connect_links(
+        self, device: Device, timeout: timedelta, checked: bool, link: LinkConfig
+    ) -> None:
+        """Makes a group of two ranks for each link; every rank makes all, in one order."""
+        layout = self.topology.layout
+        for lower in range(layout.world_size):
+            if layout.at(lower).is_last:
+                continue
+            pair = [lower, lower + 1]
+            group = self._new_group(pair, device, timeout, link=True)
+            if self.topology.rank == lower:
+                self.following = self._transport(group, 1, lower + 1, device, checked, link)
+            elif self.topology.rank == lower + 1:
+                self.previous = self._transport(group, 0, lower, device, checked, link)
+
+    def _transport(
+        self,
+        group: dist.ProcessGroup,
+        place: int,
+        rank: int,
+        device: Device,
+        checked: bool,
+        link: LinkConfig,
+    ) -> Transport:
+        pair = PairTransport(group, place, self.topology.layout.at(rank).name())
+        sends = place == 1
+        _warm(pair, sends, device)
+        transport: Transport = pair
+        if link.is_slow and sends:
+            transport = SlowTransport(transport, link.delay, link.rate, until_arrival=True)
+        return CheckedTransport(transport) if checked else transport
+
+    def _connect_replicas(self, device: Device, timeout: timedelta) -> None:
+        layout = self.topology.layout
+        if layout.replicas == 1:
+            return
+        for process in range(layout.processes):
+            ranks = layout.at(process).peers()
+            group = self._new_group(ranks, device, timeout)
+            if process == self.topology.process:
+                self.replicas = group
+
+    def replicate(self, module: nn.Module) -> nn.Module:
+        """`module`, averaging its gradients over the replicas in every backward."""
+        if self.replicas is None:
+            return module
+        return DistributedDataParallel(
+            module,
+            process_group=self.replicas,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replaces floating-point `tensors` by their mean over the replicas."""
+        if self.replicas is None:
+            return
+        with lost_peers():
+            for tensor in tensors:
+                if tensor.is_floating_point():
+                    dist.all_reduce(tensor, group=self.replicas)
+                    tensor /= self.topology.layout.replicas
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of `value` over the processes of a pipeline."""
+        dist.all_reduce(value, group=self.pipeline)
+        return value
+
+    def exchange(self, key: str, value: str) -> list[str]:
+        """What every rank said under `key`, by rank."""
+        self.store.set(f"{key}/{self.topology.rank}", value)
+        size = self.topology.layout.world_size
+        try:
+            return [self.store.get(f"{key}/{rank}").decode() for rank in range(size)]
+        except RuntimeError as error:
+            raise PeerLostError(f"no word from another process: {error}") from error
+
+    def see_off(self, key: str) -> None:
+        """Rank 0 returns when every process has come here, the others at once: rank 0 may be
+        the one that holds the store, and they may have to read it before they leave."""
+        self.store.set(f"{key}/off/{self.topology.rank}", "")
+        if self.topology.rank == 0:
+            for rank in range(self.topology.layout.world_size):
+                self.store.get(f"{key}/off/{rank}")
+
+    def barrier(self) -> None:
+        """Returns when every process has come here."""
+        self._barriers += 1
+        self.exchange(f"barrier{self._barriers}", "")
+
+    def close(self) -> None:
+        """The clean way out, after all transfers: it waits for every other process, so it
+        is not for failures."""
+        self.barrier()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        self.see_off("close")
+
+
+@contextlib.contextmanager
+def lost_peers() -> Iterator[None]:
+    """Tells errors of the transport as the loss of another process. Replicas meet in the
+    middle of a backward, where nobody else would know them from errors of the computation."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
+            raise
+        raise PeerLostError(f"lost another process: {_first_line(error)}") from error
+
+
+def link_options(timeout: timedelta) -> dist.ProcessGroupNCCL.Options:
+    """How NCCL carries a link: on few thread blocks, ahead of kernels that wait for a place.
+
+    A transfer whose peer is not there yet spins on the thread blocks that it holds.
+    """
+    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+    options.config.max_ctas = LINK_CTAS
+    options._timeout = timeout
+    return options
+
+
+def _warm(transport: PairTransport, sends: bool, device: Device) -> None:
+    """Uses a link once: the first transfer sets up the connection and may block."""
+    byte = torch.zeros(1, dtype=torch.uint8, device=device.torch_device)
+    (transport.isend(byte) if sends else transport.irecv(byte)).wait()
+
+
+def rendezvous(
+    timeout_s: float, init_method: str = "env://", rank: int = -1, size: int = -1
+) -> Store:
+    """The store in which the processes of a run meet; once a process.
+
+    Args:
+        init_method: `env://` under a launcher, or `file://PATH` with `rank` and `size`.
+    """
+    store: Store
+    store, _, _ = next(meet(init_method, rank, size))
+    store.set_timeout(timedelta(seconds=timeout_s))
+    return store
+
+
+def world_of_launcher() -> tuple[int, int, int] | None:
+    """(rank, world size, processes on this machine) under an outside launcher, else None."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    keys = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    rank, size, local = (int(os.environ[key]) for key in keys)
+    return rank, size, local
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,125 @@
+"""Checkpoints from which a killed run goes on to the same weights.
+
+    checkpoints/step_00000100/stage_0.pt  stage_1.pt  ...
+
+Each stage writes its own file when it is done with the step; nobody waits. A checkpoint is
+complete when every file is there. Random state and learning rate are functions of the step
+and the stream plan is a function of the configuration, so weights, optimizer and loss
+scaler are all the state there is. A simulation of asynchronous learning adds its buffers.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dglpipe.config import Config
+from dglpipe.pipeline.stage import Stage
+from dglpipe.pipeline.topology import Layout
+
+PREFIX = "step_"
+
+
+class Checkpoints:
+    """The checkpoints of a run as one process sees them.
+
+    Args:
+        path: the folder of all checkpoints.
+        replica: r; each replica keeps its own state, for batch norm statistics differ.
+    """
+
+    def __init__(self, path: Path, config: Config, layout: Layout, replica: int) -> None:
+        self._path = path
+        self._config = config
+        self._layout = layout
+        self._replica = replica
+
+    def save(
+        self, step: int, stages: Sequence[Stage], more: Mapping[int, Any] | None = None
+    ) -> None:
+        """Writes the state of `stages` after `step`, then drops what is no longer needed.
+
+        Args:
+            more: what else belongs to a stage, by its index: tensors, numbers, dicts and lists.
+        """
+        for stage in stages:
+            path = self._file(step, stage.index, self._replica)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            buffer = io.BytesIO()
+            state = _state(stage)
+            if more is not None:
+                state["more"] = more[stage.index]
+            torch.save(state, buffer)
+            part = path.with_name(f".{path.name}")
+            with part.open("wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        self._prune()
+
+    def newest(self) -> int:
+        """Step of the complete checkpoint to go on from; 0 for a run that begins."""
+        steps = self._complete() if self._config.resume == "auto" else []
+        return steps[-1] if steps else 0
+
+    def drop_after(self, step: int) -> None:
+        """Drops what a killed run began behind `step`. Its files would make a checkpoint look
+        complete as soon as the last stage to write one has written its own again."""
+        for folder in self._path.glob(f"{PREFIX}*"):
+            if int(folder.name[len(PREFIX) :]) > step:
+                shutil.rmtree(folder)
+
+    def restore(self, step: int, stages: Sequence[Stage]) -> dict[int, Any]:
+        """Loads the state of `stages` after `step`; returns what else was saved of each."""
+        more = {}
+        for stage in stages:
+            file = self._file(step, stage.index, self._replica)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            _load(stage, state)
+            more[stage.index] = state.get("more")
+        return more
+
+    def _file(self, step: int, stage: int, replica: int) -> Path:
+        name = f"stage_{stage}.pt" if self._layout.replicas == 1 else f"stage_{stage}_{replica}.pt"
+        return self._path / f"{PREFIX}{step:08d}" / name
+
+    def _complete(self) -> list[int]:
+        """Steps of the complete checkpoints, rising."""
+        steps = sorted(int(item.name[len(PREFIX) :]) for item in self._path.glob(f"{PREFIX}*"))
+        return [step for step in steps if self._is_complete(step)]
+
+    def _is_complete(self, step: int) -> bool:
+        return all(
+            self._file(step, stage, replica).exists()
+            for stage in range(self._layout.stages)
+            for replica in range(self._layout.replicas)
+        )
+
+    def _prune(self) -> None:
+        """Drops the checkpoints older than the last `checkpoint.keep` complete ones."""
+        kept = self._complete()[-self._config.checkpoint.keep :]
+        for folder in self._path.glob(f"{PREFIX}*"):
+            if kept and int(folder.name[len(PREFIX) :]) < kept[0]:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _state(stage: Stage) -> dict[str, Any]:
+    return {
+        "learner": stage.learner.state_dict(),
+        "optimizer": stage.optimizer.state_dict(),
+        "scaler": stage.scaler.state_dict() if stage.scaler is not None else None,
+    }
+
+
+def _load(stage: Stage, state: dict[str, Any]) -> None:
+    stage.learner.load_state_dict(state["learner"], strict=True)
+    stage.optimizer.load_state_dict(state["optimizer"])
+    if stage.scaler is not None:
+        stage.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,157 @@
+"""A trained network with its exits, from a run directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from dglpipe.config.checks import whole
+from dglpipe.data import DataDescription
+from dglpipe.errors import ConfigError, RunDirError, UserError
+from dglpipe.partition.pipeline_spec import Blueprint, draw
+from dglpipe.pipeline.stage import LocalLearner, admit
+from dglpipe.pipeline.weights import apart, load_final, load_tensors, save
+from dglpipe.runtime.run_dir import RunDir
+
+EXITS = "exits."
+
+
+class Trained(nn.Module):
+    """All stages of a run, in evaluation mode: logits from any exit.
+
+    Attributes:
+        stages: `LocalLearner`s in order, with segments and head each.
+    """
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(blueprint.learner(j) for j in range(len(blueprint.modules)))
+        self._precisions = [blueprint.precision(j) for j in range(len(self.stages))]
+
+    def forward(self, batch: Tensor, exit: int | None = None) -> Tensor:
+        """Logits (B, N) of `batch` (B, C, H, W), normalised as in training.
+
+        Args:
+            exit: j; the stages above it are not run. None: the last, the network itself.
+
+        Raises:
+            ConfigError: there is no such exit.
+        """
+        count = len(self.stages)
+        end = count - 1 if exit is None else whole(exit)
+        if end is None or not 0 <= end < count or not self._learner(end).is_exit:
+            there = [j for j in range(count) if self._learner(j).is_exit]
+            raise ConfigError("exit", exit, f"one of {there}")
+        for j in range(end):
+            batch = self._learner(j).segments(self._admit(j, batch))
+        logits: Tensor = self._learner(end)(self._admit(end, batch), None)
+        return logits
+
+    def exits(self, batch: Tensor) -> list[Tensor | None]:
+        """Logits (B, N) of every stage, in one pass; None of a stage that has no exit."""
+        logits: list[Tensor | None] = []
+        for j in range(len(self.stages)):
+            learner = self._learner(j)
+            batch = learner.segments(self._admit(j, batch))
+            if learner.is_exit:
+                logits.append(batch if learner.head is None else learner.head(batch))
+            else:
+                logits.append(None)
+        return logits
+
+    def _learner(self, j: int) -> LocalLearner:
+        return cast(LocalLearner, self.stages[j])
+
+    def _admit(self, j: int, batch: Tensor) -> Tensor:
+        return admit(batch, self._precisions[j])
+
+    def ensemble(self, batch: Tensor) -> Tensor:
+        """Mean of the softmax (B, N) of all exits, weighted 2^j (the paper's section 4.2)."""
+        found = [(2.0**j, one) for j, one in enumerate(self.exits(batch)) if one is not None]
+        parts = [weight * torch.softmax(one.float(), dim=1) for weight, one in found]
+        return torch.stack(parts).sum(dim=0) / sum(weight for weight, _ in found)
+
+
+def load_run(path: Path) -> Trained:
+    """The network of a finished run with its final weights, on the CPU, in evaluation mode.
+
+    Raises:
+        RunDirError: `path` is not the directory of a finished run, or has been damaged.
+    """
+    blueprint, run_dir = _open(path)
+    trained = Trained(blueprint)
+    for j, stage in enumerate(trained.stages):
+        learner = cast(LocalLearner, stage)
+        load_tensors(learner, load_final(run_dir.final(j), learner))
+    return trained.eval()
+
+
+def export_run(path: Path, output: Path, exits: bool = False) -> int:
+    """Writes the trained network as safetensors under its own `state_dict` keys.
+
+    Args:
+        exits: the heads too, under `exits.<j>.` + key.
+
+    Returns:
+        How many tensors were written.
+
+    Raises:
+        RunDirError: `path` is not the directory of a finished run, or has been damaged.
+        UserError: the file cannot be written, or would be one of the run's own; keys of the
+            network look like those of exits.
+    """
+    blueprint, run_dir = _open(path, meta=True)
+    folder = run_dir.manifest.parent
+    if output.resolve().is_relative_to(folder.resolve()):
+        hint = "The weights of the run itself are in there"
+        raise ConfigError("output", str(output), f"a file outside of {folder}", hint)
+    tensors: dict[str, Tensor] = {}
+    for j, module in enumerate(blueprint.modules):
+        keys = set(module.state_dict())
+        if exits:
+            _refuse_exits(keys)
+        own, head = apart(load_final(run_dir.final(j), blueprint.learner(j)), keys)
+        tensors |= own
+        if exits:
+            tensors |= {f"{EXITS}{j}.{key}": value for key, value in head.items()}
+    try:
+        save(output, tensors)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"output: got {output}; it cannot be written: {reason}") from error
+    return len(tensors)
+
+
+def _refuse_exits(keys: Iterable[str]) -> None:
+    own = sorted(key for key in keys if key.startswith(EXITS))
+    if own:
+        allowed = f"false for a network whose own keys begin with {EXITS!r}"
+        raise ConfigError("exits", True, allowed, f"It has {own[0]}")
+
+
+def _open(path: Path, meta: bool = False) -> tuple[Blueprint, RunDir]:
+    run_dir = RunDir(path)
+    config = run_dir.finished_config()
+    data = _description(run_dir.manifest)
+    return draw(config, data, config.pipeline.stages or 1, meta=meta), run_dir
+
+
+def _description(manifest: Path) -> DataDescription:
+    """The data set that the run was trained on."""
+    try:
+        known = json.loads(manifest.read_text())["data"]
+        data = DataDescription(**{**known, "classes": tuple(known["classes"])})
+    except KeyError as error:
+        raise RunDirError.damaged(manifest, f"it has no {error}") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise RunDirError.damaged(manifest, error) from error
+    sizes = (data.channels, data.height, data.width)
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise RunDirError.damaged(manifest, f"images of shape {sizes}")
+    return data

@@ -1,0 +1,37 @@
+"""The images of a run: its data set, with as many channels as its network takes."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from dglpipe.config import Config, CustomModelConfig
+from dglpipe.data import DataDescription, DataSource, open_data
+from dglpipe.models import build_network, wanted_channels
+from dglpipe.models.meta import building
+
+
+def open_images(config: Config, loaders: int = 1) -> DataSource:
+    """The data set of `config`; gray images are repeated for a network that wants colour.
+
+    What a network from outside the package wants, its first convolution says.
+
+    Args:
+        loaders: of replicas on this machine, which share its cores.
+
+    Raises:
+        ConfigError: such a network cannot be built.
+        DataError: the data set is missing or has other channels than the network.
+    """
+    wanted = wanted_channels(config.model)
+    source = open_data(config.data, config.seed, wanted, loaders)
+    if isinstance(config.model, CustomModelConfig) and source.description.channels == 1:
+        wanted = _first_channels(config, source.description)
+        source = open_data(config.data, config.seed, wanted, loaders)
+    return source
+
+
+def _first_channels(config: Config, data: DataDescription) -> int | None:
+    with building(True, 0):
+        network = build_network(config.model, data.channels, len(data.classes), data.height)
+    convolutions = (one for one in network.modules() if isinstance(one, nn.Conv2d))
+    return next((one.in_channels for one in convolutions), None)

@@ -1,0 +1,155 @@
+"""What `summary.json` says."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dglpipe
+from dglpipe.config import Config
+from dglpipe.data import DataDescription
+from dglpipe.data.batch_schedule import StreamPlan
+from dglpipe.monitoring.metrics import ENSEMBLE, Line
+from dglpipe.pipeline.device import Device, choose_backend
+from dglpipe.pipeline.topology import Layout
+
+
+class Summary:
+    """Gathers the last test lines and the last words of all processes."""
+
+    def __init__(self, config: Config, layout: Layout, device: Device, plan: StreamPlan) -> None:
+        self._config = config
+        self._layout = layout
+        self._device = device
+        self._plan = plan
+        self._tests: dict[int | str, Line] = {}
+
+    def line(self, line: Line) -> None:
+        """Keeps the newest test line of every exit."""
+        if line.kind == "test":
+            self._tests[line.stage] = line
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def test(self) -> dict[str, Any]:
+        """The `test` part: exits in the order of the stages."""
+        lines = [self._tests.get(j) for j in range(self._layout.stages)]
+        ensemble = self._tests.get(ENSEMBLE)
+        return {
+            "accuracy": [line.accuracy if line else None for line in lines],
+            "ensemble_accuracy": ensemble.accuracy if ensemble else None,
+            "loss": [line.loss if line else None for line in lines],
+        }
+
+    def finished(self, finals: Sequence[dict[str, Any]], wall_seconds: float) -> dict[str, Any]:
+        """The whole file, for the run that came to its end.
+
+        Args:
+            finals: the last words of all processes, by rank.
+        """
+        layout = self._layout
+        last = [finals[rank] for rank in range(layout.world_size) if layout.at(rank).is_last]
+        rates = [final["samples_per_second"] for final in last]
+        return {
+            **header("finished", self._config, layout),
+            "device": self._device.torch_device.type,
+            "backend": self._device.backend,
+            "steps": self._plan.steps,
+            "wall_seconds": wall_seconds,
+            "test": self.test(),
+            "throughput": {"samples_per_second": None if None in rates else sum(rates)},
+            **_told_apart(_per_stage(finals, layout)),
+        }
+
+    def manifest(self, finals: Sequence[dict[str, Any]], data: DataDescription) -> dict[str, Any]:
+        """What `final/` holds, and what the network was made for."""
+        keys = ("stage", "segments", "weights_sha256")
+        stages = _per_stage(finals, self._layout)
+        return {
+            "dglpipe": dglpipe.__version__,
+            "step": self._plan.steps,
+            "data": asdict(data),
+            "stages": [
+                {"file": f"stage_{stage['stage']}.safetensors", **{key: stage[key] for key in keys}}
+                for stage in stages
+            ],
+        }
+
+
+def unfinished(status: str, config: Config, layout: Layout) -> dict[str, Any]:
+    """The whole file, for a run that did not come to its end: the same names, with nulls."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", layout.world_size))
+    nothing = [None] * layout.stages
+    return {
+        **header(status, config, layout),
+        "backend": choose_backend(config.pipeline.backend, local),
+        "test": {"accuracy": nothing, "ensemble_accuracy": None, "loss": nothing},
+        "throughput": {"samples_per_second": None},
+        "per_stage": [],
+        "staleness": None,
+    }
+
+
+def header(status: str, config: Config, layout: Layout) -> dict[str, Any]:
+    """The part of the summary that is known from the start."""
+    return {
+        "status": status,
+        "method": config.method.name,
+        "stages": layout.stages,
+        "processes": layout.processes,
+        "replicas": layout.replicas,
+        "backend": config.pipeline.backend,
+        "device": None,
+        "precision": config.precision.name,
+        "epochs": config.epochs,
+        "steps": None,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "wall_seconds": None,
+        "versions": {
+            "dglpipe": dglpipe.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": version("torchvision"),
+        },
+        "git": git_revision(),
+    }
+
+
+def git_revision() -> str | None:
+    """The commit of the source tree, `-dirty` if changed; None outside a checkout."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _per_stage(finals: Sequence[dict[str, Any]], layout: Layout) -> list[dict[str, Any]]:
+    """The entries of replica 0, in the order of the stages."""
+    first = [finals[rank] for rank in range(layout.world_size) if layout.at(rank).replica == 0]
+    return sorted((stage for final in first for stage in final["stages"]), key=lambda s: s["stage"])
+
+
+def _told_apart(stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """`per_stage`, and `staleness` where stages read from buffers."""
+    buffers = [stage.get("staleness") for stage in stages]
+    return {
+        "per_stage": [
+            {key: value for key, value in stage.items() if key != "staleness"} for stage in stages
+        ],
+        "staleness": buffers if any(buffers) else None,
+    }
