@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import dglpipe
-from dglpipe.data.decode import cores
+from dglpipe.host import cores
 
 CPUS = Path("/proc/cpuinfo")
 

@@ -35,10 +35,10 @@ from dglpipe.methods.dgl_async.sender import Outbox
 from dglpipe.methods.dgl_async.staleness import told
 from dglpipe.methods.dgl_async.storage import Keeping
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.link import Header
 from dglpipe.pipeline.message import ACTIVATIONS, ENSEMBLE, LABELS, MessageLayout, contiguous_field
 from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
 from dglpipe.pipeline.topology import Layout
+from dglpipe.pipeline.transport import Header
 
 sys.path.append(str(Path(__file__).parents[1]))
 

@@ -31,7 +31,7 @@ from dglpipe.models import build_network
 from dglpipe.models.meta import building
 from dglpipe.partition.auto_split import entrances, measure_times, measured_costs, network_costs
 from dglpipe.partition.balance import Costs
-from dglpipe.partition.costs import Work
+from dglpipe.partition.flops import Work
 from dglpipe.partition.pipeline_spec import WIRE, draw
 from dglpipe.partition.segments import trace
 from dglpipe.pipeline.device import Device

@@ -30,7 +30,8 @@ from dglpipe.config import Config
 from dglpipe.data import open_data
 from dglpipe.data.in_memory import InMemory
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.process_group import LostPeerWork, PairTransport, ProcessGroup, rendezvous
+from dglpipe.pipeline.p2p import LostPeerWork, PairTransport
+from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
 from dglpipe.pipeline.stage import LocalLearner, Stage
 from dglpipe.pipeline.topology import Layout
 from dglpipe.runtime.trainer import Worker

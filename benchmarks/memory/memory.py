@@ -29,9 +29,9 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.config import Config
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.link import Slot
 from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
 from dglpipe.pipeline.topology import plan_layout
+from dglpipe.pipeline.transport import Slot
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.trainer import Worker
 

@@ -27,10 +27,11 @@ from torch.distributed.pipelining import (
 from dglpipe.data.batch_schedule import Phase, StreamPlan
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.emulated_transport import SlowLine, SlowTransport
-from dglpipe.pipeline.link import Receiver, Sender, Transport
+from dglpipe.pipeline.link import Receiver, Sender
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
 from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
 from dglpipe.pipeline.topology import Layout
+from dglpipe.pipeline.transport import Transport
 
 CPU = Device(torch.device("cpu"), "gloo")
 ROWS = 8

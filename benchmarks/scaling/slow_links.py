@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch.distributed.pipelining import schedules
 
 from dglpipe.pipeline.emulated_transport import SlowLine
-from dglpipe.pipeline.link import Work
+from dglpipe.pipeline.transport import Work
 
 
 def slow_down(latency: float, rate: float) -> None:

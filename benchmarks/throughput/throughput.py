@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from dglpipe.data.decode import cores
+from dglpipe.host import cores
 from dglpipe.partition.balance import Costs
 from dglpipe.runtime.trainer import FEWEST_STEPS
 

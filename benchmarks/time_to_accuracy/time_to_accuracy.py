@@ -26,7 +26,7 @@ from typing import Any
 
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.config import from_yaml
-from dglpipe.data.decode import cores
+from dglpipe.host import cores
 from dglpipe.partition.balance import Costs
 
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "throughput")]

@@ -13,11 +13,13 @@ from torch import nn
 from dglpipe.config import Config, parse
 from dglpipe.config.checks import whole
 from dglpipe.errors import ConfigError
+from dglpipe.models.meta import ValuesError, paper_copy
 from dglpipe.partition.balance import balanced
-from dglpipe.partition.costs import Work, flop_costs
+from dglpipe.partition.flops import Work, flop_costs
 from dglpipe.partition.fx.signature import float_type
-from dglpipe.partition.segments import Traced, boundaries, check_stages, cut, trace
-from dglpipe.partition.shape_prop import UnfitError, ValuesError, check_input, paper_copy
+from dglpipe.partition.segments import Traced, trace
+from dglpipe.partition.shape_prop import UnfitError, check_input
+from dglpipe.partition.split import boundaries, check_stages, cut
 from dglpipe.runtime.inference import Trained, load_run
 from dglpipe.runtime.run import train as train_config
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
+import sys
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Of mallopt(3)."""
@@ -26,3 +29,30 @@ def keep_memory() -> bool:
     if own or mallopt is None:
         return False
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
+
+
+STATUS = Path("/proc/self/status")
+
+
+def peak_resident() -> int:
+    """High-water mark of the resident size of this process, in bytes.
+
+    `ru_maxrss` outlives exec: a worker would report its launcher's peak where that is higher.
+    Linux' VmHWM belongs to the memory that exec makes anew.
+    """
+    try:
+        lines = STATUS.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

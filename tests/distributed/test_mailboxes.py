@@ -17,8 +17,8 @@ from dglpipe.methods.dgl_async.replay import InOrder, Replay
 from dglpipe.methods.dgl_async.sender import Outbox
 from dglpipe.methods.dgl_async.storage import Keeping
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.link import Header
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
+from dglpipe.pipeline.transport import Header
 from harness import WorldError, layout, run_world
 
 CPU = Device(torch.device("cpu"), "gloo")

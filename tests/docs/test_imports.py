@@ -129,6 +129,6 @@ def test_nothing_prints(module):
 
 
 def test_imports_inside_functions_are_seen():
-    """`data` and `models.vgg` import late, to save seconds."""
+    """`data` and `models.library` import late, to save seconds."""
     assert "data.image_folder" in own("data")
-    assert "torchvision.models.get_model_builder" in imported("models.vgg")
+    assert "torchvision.models.get_model_builder" in imported("models.library")

@@ -9,8 +9,9 @@ from streams import ModelTransport, ModelWork, Operation
 from torch import Tensor
 
 from dglpipe.data.batch_schedule import Item
-from dglpipe.pipeline.link import Receiver, Sender, Slot
+from dglpipe.pipeline.link import Receiver, Sender
 from dglpipe.pipeline.message import HEADER
+from dglpipe.pipeline.transport import Slot
 
 
 class NoWaitOnReceive(ModelTransport):

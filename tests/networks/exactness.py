@@ -7,8 +7,10 @@ import copy
 import torch
 from torch import nn
 
-from dglpipe.partition.segments import cut, even_boundaries, trace
-from dglpipe.partition.shape_prop import check_input, paper_copy
+from dglpipe.models.meta import paper_copy
+from dglpipe.partition.segments import trace
+from dglpipe.partition.shape_prop import check_input
+from dglpipe.partition.split import cut, even_boundaries
 
 ROWS = 3
 KWARGS = {

@@ -21,9 +21,10 @@ from dglpipe.monitoring.timers import Clock
 from dglpipe.partition.pipeline_spec import draw
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.inputs import Arrival, LinkFeed
-from dglpipe.pipeline.link import Receiver, Sender, Work
-from dglpipe.pipeline.process_group import PairTransport
+from dglpipe.pipeline.link import Receiver, Sender
+from dglpipe.pipeline.p2p import PairTransport
 from dglpipe.pipeline.stage import Loss, RunLength, Stage
+from dglpipe.pipeline.transport import Work
 from harness import make_config
 
 STAGES, OWN = 4, (1, 2)

@@ -14,7 +14,7 @@ from torchvision.datasets import CIFAR10
 from dglpipe.config import Cifar10Config
 from dglpipe.data import Request, open_data
 from dglpipe.data.cifar10 import _CLASSES
-from dglpipe.data.pixels import CIFAR
+from dglpipe.data.transforms import CIFAR
 from dglpipe.errors import DataError
 
 _ROWS = 6

@@ -19,10 +19,9 @@ from dglpipe.config import ImageFolderConfig
 from dglpipe.data import Request, open_data, streaming
 from dglpipe.data.decode import decode
 from dglpipe.data.in_memory import InMemory
-from dglpipe.data.pixels import CIFAR, IMAGENET
 from dglpipe.data.sampler import uniform
 from dglpipe.data.streaming import Streamed
-from dglpipe.data.transforms import BOX_DRAWS, random_box
+from dglpipe.data.transforms import BOX_DRAWS, CIFAR, IMAGENET, random_box
 from dglpipe.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*TorchCodec:DeprecationWarning")

@@ -9,7 +9,7 @@ from dglpipe.config import DigitsConfig, SyntheticConfig
 from dglpipe.data import DataDescription, Request, open_data
 from dglpipe.data.in_memory import InMemory, Split
 from dglpipe.data.info import fingerprint
-from dglpipe.data.pixels import CIFAR
+from dglpipe.data.transforms import CIFAR
 from dglpipe.errors import DataError
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as reference
 
-from dglpipe.data.pixels import CIFAR, Normalisation, centre, resize, with_channels
+from dglpipe.data.transforms import CIFAR, Normalisation, centre, resize, with_channels
 
 
 def _images(*shape):

@@ -8,8 +8,9 @@ from torch import nn
 from torchvision import models
 
 from dglpipe.config import HeadConfig
-from dglpipe.models.features import Features, channels_at
+from dglpipe.models.features import Features
 from dglpipe.models.heads import head_on
+from dglpipe.partition.channels import channels_at
 from dglpipe.partition.flops import count_flops
 from dglpipe.partition.segments import trace
 from dglpipe.partition.shape_prop import check_input

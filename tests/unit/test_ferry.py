@@ -14,8 +14,8 @@ from dglpipe.methods.dgl_async.replay import Replay
 from dglpipe.methods.dgl_async.sender import Outbox
 from dglpipe.methods.dgl_async.storage import Keeping
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.link import Header, Slot
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
+from dglpipe.pipeline.transport import Header, Slot
 
 CPU = torch.device("cpu")
 FIELDS = (

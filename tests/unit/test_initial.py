@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 
 from dglpipe.config import parse, to_tree, to_yaml
 from dglpipe.errors import ConfigError
+from dglpipe.files import write_json, write_whole
 from dglpipe.models import build_network
 from dglpipe.models.meta import building
 from dglpipe.models.pretrained import initialise
-from dglpipe.runtime.run_dir import RunDir, write_json, write_whole
+from dglpipe.runtime.run_dir import RunDir
 from harness import make_config
 
 

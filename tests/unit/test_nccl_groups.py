@@ -10,7 +10,8 @@ import torch.distributed as dist
 
 from dglpipe.config import LinkConfig
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.process_group import LINK_CTAS, ProcessGroup, link_options
+from dglpipe.pipeline.p2p import LINK_CTAS, link_options
+from dglpipe.pipeline.process_group import ProcessGroup
 from dglpipe.pipeline.topology import Layout
 
 TIMEOUT = timedelta(seconds=77)
@@ -24,7 +25,7 @@ class Asked:
         self.groups = []
         monkeypatch.setattr(dist, "new_group", self)
         # The transfers that warm a link up need a real group.
-        monkeypatch.setattr("dglpipe.pipeline.process_group._warm", lambda *_, **__: None)
+        monkeypatch.setattr("dglpipe.pipeline.process_group.warm_up", lambda *_, **__: None)
 
     def __call__(self, ranks, **how):
         self.groups.append((ranks, how))

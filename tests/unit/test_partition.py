@@ -20,8 +20,10 @@ from torch import nn
 from dglpipe.config import CnnConfig, ResnetCifarConfig, ResnetConfig, VggConfig
 from dglpipe.errors import ConfigError
 from dglpipe.models import build_network
-from dglpipe.partition.segments import boundaries, check_stages, cut, even_boundaries, trace
-from dglpipe.partition.shape_prop import check_input, paper_copy
+from dglpipe.models.meta import paper_copy
+from dglpipe.partition.segments import trace
+from dglpipe.partition.shape_prop import check_input
+from dglpipe.partition.split import boundaries, check_stages, cut, even_boundaries
 
 torch.set_num_threads(1)
 

@@ -5,12 +5,13 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from dglpipe.cli.plan_table import plan_table
 from dglpipe.data.batch_schedule import StreamPlan
 from dglpipe.monitoring.metrics import Line
 from dglpipe.monitoring.progress import LiveProgress, PlainProgress
 from dglpipe.partition.throughput_model import LoaderEstimate
 from dglpipe.runtime import closing_table as closing_table_module
-from dglpipe.runtime.closing_table import closing_table, plan_table
+from dglpipe.runtime.closing_table import closing_table
 from dglpipe.runtime.plan import plan
 from harness import make_config
 

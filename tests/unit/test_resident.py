@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from dglpipe import resident
+from dglpipe import host
 
-CHILD = f"import runpy; print(runpy.run_path({resident.__file__!r})['peak_resident']())"
+CHILD = f"import runpy; print(runpy.run_path({host.__file__!r})['peak_resident']())"
 PARENT = f"""
 import resource, runpy, subprocess, sys
 block = bytearray(b"1") * (300 * 2**20)
 del block
-peak = runpy.run_path({resident.__file__!r})["peak_resident"]()
+peak = runpy.run_path({host.__file__!r})["peak_resident"]()
 child = subprocess.run([sys.executable, "-c", {CHILD!r}], capture_output=True, check=True)
 print(peak, int(child.stdout))
 """
@@ -34,13 +34,13 @@ def test_a_process_does_not_inherit_the_peak_of_the_one_that_started_it():
 def test_without_proc_the_peak_is_in_the_units_of_the_platform(
     monkeypatch, tmp_path, platform, unit
 ):
-    monkeypatch.setattr(resident, "STATUS", tmp_path / "none")
+    monkeypatch.setattr(host, "STATUS", tmp_path / "none")
     monkeypatch.setattr("sys.platform", platform)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert peak * unit <= resident.peak_resident() <= 2 * peak * unit
+    assert peak * unit <= host.peak_resident() <= 2 * peak * unit
 
 
 def test_a_status_without_a_peak_is_no_mistake(monkeypatch, tmp_path):
-    monkeypatch.setattr(resident, "STATUS", tmp_path / "status")
+    monkeypatch.setattr(host, "STATUS", tmp_path / "status")
     (tmp_path / "status").write_text("Name:\tpython\n")
-    assert resident.peak_resident() > 2**20
+    assert host.peak_resident() > 2**20

@@ -4,7 +4,8 @@ import pytest
 
 from dglpipe.config import to_yaml
 from dglpipe.errors import RunDirError
-from dglpipe.runtime.run_dir import RunDir, default_path, write_json, write_whole
+from dglpipe.files import write_json, write_whole
+from dglpipe.runtime.run_dir import RunDir, default_path
 from harness import make_config
 
 

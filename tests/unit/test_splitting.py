@@ -25,9 +25,8 @@ from dglpipe.partition.auto_split import (
     network_costs,
 )
 from dglpipe.partition.balance import stage_costs
-from dglpipe.partition.costs import Work
 from dglpipe.partition.estimate import estimate
-from dglpipe.partition.flops import count_flops
+from dglpipe.partition.flops import Work, count_flops
 from dglpipe.partition.memory import Limit
 from dglpipe.partition.pipeline_spec import draw
 from dglpipe.partition.segments import trace

@@ -3,8 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dglpipe.config import BackpropConfig, MethodConfig, PipelineConfig
+from dglpipe.data.batch_schedule import spread
 from dglpipe.errors import ConfigError
-from dglpipe.pipeline.topology import Layout, plan_layout, spread
+from dglpipe.pipeline.topology import Layout, plan_layout
 
 
 @given(st.integers(0, 200), st.integers(1, 40))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dglpipe.cli.compose import compose, take_apart
+from dglpipe.cli.plan_table import plan_table
 from dglpipe.errors import UserError
-from dglpipe.runtime.closing_table import plan_table
 from dglpipe.runtime.plan import plan as plan_run
 
 

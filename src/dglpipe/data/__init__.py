@@ -14,10 +14,9 @@ from dglpipe.config import (
     SyntheticConfig,
 )
 from dglpipe.data.custom import CustomSource
-from dglpipe.data.dataset import DataSet, DataSource
+from dglpipe.data.dataset import DataSet, DataSource, Request
 from dglpipe.data.digits import DigitsSource
 from dglpipe.data.info import DataDescription
-from dglpipe.data.request import Request
 from dglpipe.data.synthetic import SyntheticSource
 
 __all__ = ["DataDescription", "DataSet", "DataSource", "Request", "open_data"]

@@ -18,10 +18,11 @@ from enum import IntEnum
 from functools import cached_property
 from typing import NamedTuple
 
-from dglpipe.config import Config
+from dglpipe.config import (
+    Config,
+)
 from dglpipe.data import DataSource
 from dglpipe.errors import ConfigError
-from dglpipe.pipeline.topology import spread
 
 
 class Phase(IntEnum):
@@ -243,3 +244,9 @@ def plan_stream(config: Config, source: DataSource, stages: int | None = None) -
         evaluate_every=config.evaluate.every,
         rounds=config.method.rounds(count),
     )
+
+
+def spread(count: int, parts: int) -> list[int]:
+    """Sizes of `parts` shares of `count` that differ by at most 1, the larger first."""
+    small, larger = divmod(count, parts)
+    return [small + 1] * larger + [small] * (parts - larger)

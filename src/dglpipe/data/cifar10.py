@@ -14,7 +14,7 @@ from torchvision.datasets import CIFAR10
 from dglpipe.config import Cifar10Config
 from dglpipe.data.in_memory import InMemory, Split
 from dglpipe.data.info import DataDescription, fingerprint, given_channels
-from dglpipe.data.pixels import CIFAR, resize
+from dglpipe.data.transforms import CIFAR, resize
 from dglpipe.errors import DataError
 
 # fmt: off

@@ -11,7 +11,7 @@ from dglpipe.config.instantiate import build_plug_in
 from dglpipe.data.custom_split import Part
 from dglpipe.data.in_memory import InMemory, Split
 from dglpipe.data.info import DataDescription, fingerprint, given_channels
-from dglpipe.data.pixels import with_channels
+from dglpipe.data.transforms import with_channels
 from dglpipe.errors import DataError
 
 _PARTS = ("train", "test")

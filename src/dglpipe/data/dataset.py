@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from dglpipe.data.info import DataDescription
-from dglpipe.data.request import Request
 
 
 class DataSet(Protocol):
@@ -52,3 +51,14 @@ class DataSource(Protocol):
             DataError: an image or a label that cannot be used.
         """
         ...
+
+
+class Request(NamedTuple):
+    """One batch, by the positions of its images in the split."""
+
+    training: bool
+    """The training split, augmented where the data set does that; else the test split."""
+    epoch: int
+    """Decides, with the seed and an image's position, how that image is augmented."""
+    indices: Tensor
+    """(B,) int64"""

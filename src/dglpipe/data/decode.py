@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +11,9 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
-from dglpipe.data.pixels import resize
+from dglpipe.data.transforms import resize
 from dglpipe.errors import DataError
+from dglpipe.host import cores
 
 _RGB = ImageReadMode.RGB
 _CHUNK = 256
@@ -22,13 +22,6 @@ _MOST_THREADS = 8
 
 class SizesDifferError(Exception):
     """Two images that were to be equal in size are not."""
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def decode(path: str) -> Tensor:

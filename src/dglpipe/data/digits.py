@@ -19,7 +19,7 @@ from torch import Tensor
 from dglpipe.config import DigitsConfig
 from dglpipe.data.in_memory import InMemory, Split
 from dglpipe.data.info import DataDescription, fingerprint, given_channels
-from dglpipe.data.pixels import Normalisation, resize, with_channels
+from dglpipe.data.transforms import Normalisation, resize, with_channels
 
 _FILE = Path(__file__).with_name("digits.safetensors")
 _TRAIN, _TEST = 1437, 360

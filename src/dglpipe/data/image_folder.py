@@ -10,12 +10,13 @@ import torch
 
 from dglpipe.config import ImageFolderConfig
 from dglpipe.data.dataset import DataSet
-from dglpipe.data.decode import SizesDifferError, cores, decode, decode_all
+from dglpipe.data.decode import SizesDifferError, decode, decode_all
 from dglpipe.data.image_index import Listing, list_folder
 from dglpipe.data.in_memory import InMemory, Split
 from dglpipe.data.info import DataDescription, fingerprint, given_channels
-from dglpipe.data.pixels import CIFAR, IMAGENET
 from dglpipe.data.streaming import Decoder, Streamed
+from dglpipe.data.transforms import CIFAR, IMAGENET
+from dglpipe.host import cores
 
 _IMAGENET_SIDE = 224
 _log = logging.getLogger(__name__)

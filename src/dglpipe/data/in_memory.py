@@ -8,10 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dglpipe.data.pixels import Normalisation
-from dglpipe.data.request import Request
+from dglpipe.data.dataset import Request
 from dglpipe.data.sampler import uniform
-from dglpipe.data.transforms import CROP_DRAWS, crop_and_flip
+from dglpipe.data.transforms import CROP_DRAWS, Normalisation, crop_and_flip
 
 
 @dataclass(frozen=True, eq=False)

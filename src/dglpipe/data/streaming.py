@@ -16,12 +16,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dglpipe.data.dataset import Request
 from dglpipe.data.decode import decode
 from dglpipe.data.image_index import Listing
-from dglpipe.data.pixels import Normalisation, centre, resize
-from dglpipe.data.request import Request
 from dglpipe.data.sampler import uniform
-from dglpipe.data.transforms import BOX_DRAWS, CROP_DRAWS, crop_and_flip, random_box
+from dglpipe.data.transforms import (
+    BOX_DRAWS,
+    CROP_DRAWS,
+    Normalisation,
+    centre,
+    crop_and_flip,
+    random_box,
+    resize,
+)
 from dglpipe.errors import DataError
 
 _AHEAD = 2

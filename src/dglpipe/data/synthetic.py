@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 from dglpipe.config import SyntheticConfig
 from dglpipe.data.in_memory import InMemory, Split
 from dglpipe.data.info import DataDescription, fingerprint, given_channels
-from dglpipe.data.pixels import Normalisation, with_channels
+from dglpipe.data.transforms import Normalisation, with_channels
 from dglpipe.seeds import derive
 
 # 8 bits hold four standard deviations to each side of the middle.

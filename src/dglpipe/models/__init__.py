@@ -21,7 +21,7 @@ from dglpipe.config import (
 )
 from dglpipe.config.instantiate import build_plug_in
 from dglpipe.errors import ConfigError
-from dglpipe.models import cnn, library, resnet, resnet_cifar, vgg
+from dglpipe.models import cnn, library, resnet_cifar
 from dglpipe.models.pretrained import initialise
 
 __all__ = ["Entry", "build_network", "catalogue", "wanted_channels"]
@@ -37,8 +37,8 @@ class Entry(NamedTuple):
 
 def catalogue() -> list[Entry]:
     """Every network, family by family."""
-    families = (cnn, vgg, resnet, resnet_cifar, library)
-    known = [Entry(*item) for family in families for item in family.NETWORKS.items()]
+    networks = cnn.NETWORKS | library.NETWORKS | resnet_cifar.NETWORKS | library.ANY_NETWORK
+    known = [Entry(*item) for item in networks.items()]
     return [*known, Entry("custom", "yours: model.target=package.module:builder, model.args")]
 
 
@@ -83,9 +83,9 @@ def _build(config: ModelConfig, channels: int, classes: int, image_size: int) ->
     if isinstance(config, CnnConfig):
         return cnn.build(config, channels, classes, image_size)
     if isinstance(config, VggConfig):
-        return vgg.build(config, classes)
+        return library.build_vgg(config, classes)
     if isinstance(config, ResnetConfig):
-        return resnet.build(config, classes)
+        return library.build_resnet(config, classes)
     if isinstance(config, ResnetCifarConfig):
         return resnet_cifar.build(config, classes)
     if isinstance(config, TorchvisionConfig):

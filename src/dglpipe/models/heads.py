@@ -20,7 +20,7 @@ from dglpipe.config.instantiate import build_plug_in
 from dglpipe.errors import ConfigError
 from dglpipe.models.blocks import average_pool, mlp
 from dglpipe.models.features import Features
-from dglpipe.partition.shape_prop import ShapesOnly
+from dglpipe.models.meta import ShapesOnly
 
 Side = tuple[int, int]
 """Height and width of a map."""

@@ -8,13 +8,49 @@ from typing import Any
 
 from torch import nn
 
-from dglpipe.config import TimmConfig, TorchvisionConfig
+from dglpipe.config import ResnetConfig, TimmConfig, TorchvisionConfig, VggConfig
 from dglpipe.errors import ConfigError
 
 NETWORKS = {
+    **{
+        f"vgg{layers}_bn": f"torchvision's VGG-{layers} with batch norm, {layers - 3} convolutions"
+        for layers in (11, 13, 16, 19)
+    },
+    **{
+        f"resnet{layers}": f"torchvision's ResNet-{layers}, {blocks} {kind} blocks"
+        for layers, blocks, kind in (
+            (18, 8, "basic"),
+            (34, 16, "basic"),
+            (50, 16, "bottleneck"),
+            (101, 33, "bottleneck"),
+            (152, 50, "bottleneck"),
+        )
+    },
+}
+"""Networks with a configuration of their own, by name, with a description."""
+ANY_NETWORK = {
     "torchvision": "any of torchvision's classification networks: model.name, model.args",
     "timm": "any of timm's networks (extra `timm`): model.name, model.args",
 }
+
+
+def build_vgg(config: VggConfig, classes: int) -> nn.Module:
+    """VGG with batch norm (Simonyan and Zisserman, arXiv 1409.1556): images (B, 3, H, W) of at
+    least 32x32 pixels -> logits (B, N)."""
+    from torchvision.models import get_model_builder  # takes seconds; other networks do without
+
+    builder = get_model_builder(config.name)
+    network: nn.Module = builder(weights=None, num_classes=classes, dropout=config.dropout)
+    return network
+
+
+def build_resnet(config: ResnetConfig, classes: int) -> nn.Module:
+    """ResNet with the ImageNet stem (He et al., arXiv 1512.03385): images (B, 3, H, W) ->
+    logits (B, N)."""
+    from torchvision.models import get_model_builder  # takes seconds; other networks do without
+
+    network: nn.Module = get_model_builder(config.name)(weights=None, num_classes=classes)
+    return network
 
 
 def build_torchvision(config: TorchvisionConfig, classes: int) -> nn.Module:

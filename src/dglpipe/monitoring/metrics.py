@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dglpipe.errors import PeerLostError
-from dglpipe.runtime.run_dir import finite
+from dglpipe.files import finite
 
 ENSEMBLE = "ensemble"
 POLL_SECONDS = 0.1
@@ -83,6 +83,11 @@ def combine(parts: Sequence[Sums]) -> Line:
         learning_rate=one.learning_rate,
         samples_per_second=sum(rates) if rates else None,
     )
+
+
+def format_value(value: float | None, form: str = ".2%") -> str:
+    """`value` in the format `form`; `-` for None."""
+    return "-" if value is None else format(value, form)
 
 
 class Reporter:

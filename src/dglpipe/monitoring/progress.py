@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dglpipe.data.batch_schedule import StreamPlan
-from dglpipe.monitoring.metrics import Line
+from dglpipe.monitoring.metrics import Line, format_value
 
 PLAIN_SECONDS = 30.0
 
@@ -27,10 +27,6 @@ def open_progress(plan: StreamPlan, stages: int) -> Display:
     """A live table on a terminal, plain lines elsewhere."""
     console = Console(stderr=True)
     return LiveProgress(plan, stages, console) if console.is_terminal else PlainProgress(plan)
-
-
-def _value(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
 
 
 class PlainProgress:
@@ -50,7 +46,7 @@ class PlainProgress:
         name = line.stage if isinstance(line.stage, str) else f"stage {line.stage}"
         sys.stderr.write(
             f"epoch {line.epoch} step {line.step}/{self._plan.steps} {line.kind:5} {name}: "
-            f"loss {_value(line.loss, '.4f')} accuracy {_value(line.accuracy, '.2%')}\n"
+            f"loss {format_value(line.loss, '.4f')} accuracy {format_value(line.accuracy, '.2%')}\n"
         )
         sys.stderr.flush()
 
@@ -92,10 +88,10 @@ class LiveProgress:
             train, test = self._last.get(("train", j)), self._last.get(("test", j))
             exits.add_row(
                 str(j),
-                _value(train.loss if train else None, ".4f"),
-                _value(train.accuracy if train else None, ".2%"),
-                _value(test.accuracy if test else None, ".2%"),
-                _value(train.samples_per_second if train else None, ".0f"),
+                format_value(train.loss if train else None, ".4f"),
+                format_value(train.accuracy if train else None, ".2%"),
+                format_value(test.accuracy if test else None, ".2%"),
+                format_value(train.samples_per_second if train else None, ".0f"),
             )
         table.add_row(exits)
         return table

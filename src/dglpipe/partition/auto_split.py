@@ -14,11 +14,12 @@ from dglpipe.data import DataDescription
 from dglpipe.errors import ConfigError
 from dglpipe.host import keep_memory
 from dglpipe.models import build_network
-from dglpipe.models.features import Features, channels_at
+from dglpipe.models.features import Features
 from dglpipe.models.heads import check_head, head_on
 from dglpipe.models.meta import building
 from dglpipe.partition.balance import Costs, balanced, stage_costs
-from dglpipe.partition.costs import HeadAt, Shape, Work, flop_costs, link_bytes
+from dglpipe.partition.channels import channels_at
+from dglpipe.partition.flops import HeadAt, Shape, Work, flop_costs, link_bytes
 from dglpipe.partition.memory import (
     Limit,
     Needs,
@@ -28,8 +29,9 @@ from dglpipe.partition.memory import (
     segment_pieces,
 )
 from dglpipe.partition.profiling import Times, measure, threads
-from dglpipe.partition.segments import Traced, boundaries, trace
+from dglpipe.partition.segments import Traced, trace
 from dglpipe.partition.shape_prop import check_input
+from dglpipe.partition.split import boundaries
 from dglpipe.pipeline.device import Device
 from dglpipe.seeds import derive
 

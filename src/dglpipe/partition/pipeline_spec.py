@@ -13,13 +13,14 @@ from dglpipe.data import DataDescription
 from dglpipe.data.batch_schedule import Phase, StreamPlan
 from dglpipe.errors import ConfigError
 from dglpipe.models import build_network
-from dglpipe.models.features import Features, channels_at
+from dglpipe.models.features import Features
 from dglpipe.models.heads import head_on
-from dglpipe.models.meta import building
+from dglpipe.models.meta import ShapesOnly, ValuesError, building, example, looking
 from dglpipe.partition.auto_split import choose_bounds, entrances
-from dglpipe.partition.costs import Work
-from dglpipe.partition.segments import boundaries, check_stages, cut, trace
-from dglpipe.partition.shape_prop import ShapesOnly, ValuesError, example, looking
+from dglpipe.partition.channels import channels_at
+from dglpipe.partition.flops import Work
+from dglpipe.partition.segments import trace
+from dglpipe.partition.split import boundaries, check_stages, cut
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.message import (
     ACTIVATIONS,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dglpipe.config import StageConfig
-from dglpipe.partition.costs import HeadAt
+from dglpipe.partition.flops import HeadAt
 from dglpipe.partition.fx.signature import module_signature
 from dglpipe.partition.segments import Traced
 from dglpipe.pipeline.device import Device

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dglpipe.errors import LinkError
-from dglpipe.pipeline.link import Transport, Work
+from dglpipe.pipeline.transport import Transport, Work
 
 POISON = 0xFF
 """As a float of any width it is NaN, as a label it is -1."""

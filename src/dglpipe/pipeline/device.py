@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dglpipe.errors import ConfigError, DeviceError
-from dglpipe.resident import peak_resident
+from dglpipe.host import peak_resident
 
 _NOTHING = contextlib.nullcontext()
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from dglpipe.pipeline.link import Transport, Work
+from dglpipe.pipeline.transport import Transport, Work
 
 QUEUED = 64
 """Messages that may be under way on a link."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dglpipe.data import DataSet
 from dglpipe.data.batch_schedule import Item, Phase
-from dglpipe.data.request import Request
+from dglpipe.data.dataset import Request
 from dglpipe.data.sampler import epoch_order
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.link import Receiver

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
@@ -26,57 +25,14 @@ from dglpipe.errors import PeerLostError
 from dglpipe.pipeline.checked_transport import CheckedTransport
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.emulated_transport import SlowTransport
-from dglpipe.pipeline.link import Transport, Work
+from dglpipe.pipeline.p2p import (
+    PairTransport,
+    first_line,
+    warm_up,
+    link_options,
+)
 from dglpipe.pipeline.topology import Topology
-
-LINK_CTAS = 4
-"""Thread blocks, of the 100 or so of a device, that one transfer of a link may hold."""
-
-
-class LostPeerWork:
-    """A transfer whose failure is told as the loss of a neighbour."""
-
-    def __init__(self, work: Work, peer: str) -> None:
-        self._work = work
-        self._peer = peer
-
-    def wait(self) -> None:
-        try:
-            self._work.wait()
-        except RuntimeError as error:
-            raise PeerLostError(f"lost {self._peer}: {_first_line(error)}") from error
-
-
-class PairTransport:
-    """Point-to-point transfers with one neighbour, in a group of these two ranks."""
-
-    def __init__(self, group: dist.ProcessGroup, peer_in_group: int, peer: str) -> None:
-        self._group = group
-        self._peer_in_group = peer_in_group
-        self._peer = peer
-
-    def isend(self, tensor: Tensor) -> Work:
-        return self._issue(self._group.send, tensor)
-
-    def irecv(self, tensor: Tensor) -> Work:
-        return self._issue(self._group.recv, tensor)
-
-    def copy(self, target: Tensor, source: Tensor) -> None:
-        target.copy_(source, non_blocking=True)
-
-    def fill(self, target: Tensor, value: int) -> None:
-        if target.is_cpu:
-            target.numpy().fill(value)  # a third of what fill_ takes
-        else:
-            target.fill_(value)
-
-    def _issue(self, operation: Callable[[list[Tensor], int, int], Work], tensor: Tensor) -> Work:
-        # What dist.isend and dist.irecv come to, without what they check of any caller.
-        try:
-            work = operation([tensor], self._peer_in_group, 0)
-        except RuntimeError as error:
-            raise PeerLostError(f"lost {self._peer}: {_first_line(error)}") from error
-        return LostPeerWork(work, self._peer)
+from dglpipe.pipeline.transport import Transport
 
 
 class ProcessGroup:
@@ -191,7 +147,7 @@ class ProcessGroup:
     ) -> Transport:
         pair = PairTransport(group, place, self.topology.layout.at(rank).name())
         sends = place == 1
-        _warm(pair, sends, device)
+        warm_up(pair, sends, device)
         transport: Transport = pair
         if link.is_slow and sends:
             transport = SlowTransport(transport, link.delay, link.rate, until_arrival=True)
@@ -273,24 +229,7 @@ def lost_peers() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
             raise
-        raise PeerLostError(f"lost another process: {_first_line(error)}") from error
-
-
-def link_options(timeout: timedelta) -> dist.ProcessGroupNCCL.Options:
-    """How NCCL carries a link: on few thread blocks, ahead of kernels that wait for a place.
-
-    A transfer whose peer is not there yet spins on the thread blocks that it holds.
-    """
-    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
-    options.config.max_ctas = LINK_CTAS
-    options._timeout = timeout
-    return options
-
-
-def _warm(transport: PairTransport, sends: bool, device: Device) -> None:
-    """Uses a link once: the first transfer sets up the connection and may block."""
-    byte = torch.zeros(1, dtype=torch.uint8, device=device.torch_device)
-    (transport.isend(byte) if sends else transport.irecv(byte)).wait()
+        raise PeerLostError(f"lost another process: {first_line(error)}") from error
 
 
 def rendezvous(
@@ -314,7 +253,3 @@ def world_of_launcher() -> tuple[int, int, int] | None:
     keys = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     rank, size, local = (int(os.environ[key]) for key in keys)
     return rank, size, local
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -23,13 +23,8 @@ from dglpipe.config import (
     MethodConfig,
     PipelineConfig,
 )
+from dglpipe.data.batch_schedule import spread
 from dglpipe.errors import ConfigError
-
-
-def spread(count: int, parts: int) -> list[int]:
-    """Sizes of `parts` shares of `count` that differ by at most 1, the larger first."""
-    small, larger = divmod(count, parts)
-    return [small + 1] * larger + [small] * (parts - larger)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import torch
 
 from dglpipe.config import Config
 from dglpipe.data.batch_schedule import plan_stream
+from dglpipe.files import write_json
 from dglpipe.methods.dgl import Chain
 from dglpipe.models.losses import build_loss
 from dglpipe.monitoring.timers import Clock
@@ -18,7 +19,7 @@ from dglpipe.pipeline.inputs import DataFeed
 from dglpipe.pipeline.stage import RunLength, Stage
 from dglpipe.pipeline.weights import load_final, load_tensors
 from dglpipe.runtime.open_data import open_images
-from dglpipe.runtime.run_dir import RunDir, write_json
+from dglpipe.runtime.run_dir import RunDir
 
 
 def evaluate_run(path: Path) -> dict[str, Any]:

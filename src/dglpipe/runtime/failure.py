@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dglpipe.errors import PeerLostError, UserError
-from dglpipe.runtime.run_dir import RunDir, write_json
+from dglpipe.files import write_json
+from dglpipe.runtime.run_dir import RunDir
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dglpipe.config import Config, from_yaml, to_yaml
 from dglpipe.errors import RunFailedError, UserError
+from dglpipe.files import write_json
 from dglpipe.pipeline.topology import Layout
 from dglpipe.runtime import failure
-from dglpipe.runtime.run_dir import RunDir, write_json
+from dglpipe.runtime.run_dir import RunDir
 from dglpipe.runtime.summary import unfinished
 from dglpipe.runtime.worker import run_process
 

@@ -10,10 +10,10 @@ from dataclasses import asdict
 from dglpipe.config import AsyncConfig, Config
 from dglpipe.data import DataSource
 from dglpipe.data.batch_schedule import Phase, plan_stream
-from dglpipe.data.decode import cores
 from dglpipe.errors import ConfigError
+from dglpipe.host import cores
+from dglpipe.methods.backprop import check_microbatches
 from dglpipe.methods.dgl_async.updates import check_drops
-from dglpipe.methods.microbatches import check_microbatches
 from dglpipe.models.losses import build_loss
 from dglpipe.partition.auto_split import measure_times, timed_costs
 from dglpipe.partition.balance import stage_costs

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from dglpipe.config import Config, from_yaml, to_tree, to_yaml
-from dglpipe.data.decode import cores
 from dglpipe.errors import AgreementError, ConfigError, RunDirError, RunFailedError, UserError
+from dglpipe.files import write_json, write_whole
+from dglpipe.host import cores
 from dglpipe.pipeline.process_group import ProcessGroup, Store, rendezvous, world_of_launcher
 from dglpipe.pipeline.topology import Layout, plan_layout
 from dglpipe.runtime import failure
 from dglpipe.runtime.config_consistency import flatten
 from dglpipe.runtime.launcher import launch
 from dglpipe.runtime.plan import check
-from dglpipe.runtime.run_dir import RunDir, default_path, write_json, write_whole
+from dglpipe.runtime.run_dir import RunDir, default_path
 from dglpipe.runtime.signals import on_sigterm
 from dglpipe.runtime.summary import unfinished
 from dglpipe.runtime.worker import run_process

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import math
-import os
 import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from dglpipe.config import Config, from_yaml
 from dglpipe.errors import RunDirError
+from dglpipe.files import write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,28 +224,3 @@ def default_path() -> Path:
         count += 1
         path = Path("runs") / f"{stem}_{count}"
     return path
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there either whole or not at all; its folder is made if only that
-    is missing."""
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text)
-    part.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_whole` of `value` as JSON."""
-    write_whole(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
-
-
-def finite(value: Any) -> Any:
-    """`value` with null where a number is none: JSON knows neither NaN nor infinity."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value

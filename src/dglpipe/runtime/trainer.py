@@ -22,9 +22,10 @@ from dglpipe.monitoring.trace import TracingClock, write_part
 from dglpipe.partition.pipeline_spec import draw
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.inputs import DataFeed, Feed, LinkFeed
-from dglpipe.pipeline.link import Layouts, Receiver, Sender
+from dglpipe.pipeline.link import Receiver, Sender
 from dglpipe.pipeline.process_group import ProcessGroup, lost_peers
 from dglpipe.pipeline.stage import Copies, RunLength, Stage
+from dglpipe.pipeline.transport import Layouts
 from dglpipe.pipeline.weights import named_tensors, save, sha256
 from dglpipe.runtime.checkpoint import Checkpoints
 from dglpipe.runtime.run_dir import RunDir

@@ -16,6 +16,7 @@ import torch
 
 from dglpipe.config import AsyncConfig, Config
 from dglpipe.data import DataSource
+from dglpipe.files import write_json
 from dglpipe.host import keep_memory
 from dglpipe.methods.dgl_async.distributed import AsyncWorker
 from dglpipe.methods.dgl_async.simulation import SimulatedWorker
@@ -31,7 +32,7 @@ from dglpipe.runtime import failure
 from dglpipe.runtime.closing_table import closing_table
 from dglpipe.runtime.config_consistency import check_agreement
 from dglpipe.runtime.open_data import open_images
-from dglpipe.runtime.run_dir import RunDir, write_json
+from dglpipe.runtime.run_dir import RunDir
 from dglpipe.runtime.signals import watch_parent
 from dglpipe.runtime.summary import Summary
 from dglpipe.runtime.trainer import Worker

@@ -30,9 +30,9 @@ from dglpipe.methods.dgl_async.staleness import ages, told
 from dglpipe.methods.dgl_async.storage import Batch, Keeping
 from dglpipe.monitoring.timers import Kind
 from dglpipe.pipeline.inputs import Arrival, DataFeed, Feed
-from dglpipe.pipeline.link import Header
 from dglpipe.pipeline.message import ACTIVATIONS, ENSEMBLE, LABELS
 from dglpipe.pipeline.stage import Stage
+from dglpipe.pipeline.transport import Header
 
 
 class InboxFeed:

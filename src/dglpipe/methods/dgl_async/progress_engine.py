@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from dglpipe.pipeline.link import Slot, Work
+from dglpipe.pipeline.transport import Slot, Work
 
 Words = tuple[int, int, int]
 """Phase, number and rows, as they stand in the header of a slot."""

@@ -14,8 +14,8 @@ from dglpipe.errors import LinkError
 from dglpipe.methods.dgl_async.progress_engine import Ferry, Words
 from dglpipe.methods.dgl_async.replay import InOrder, Replay
 from dglpipe.methods.dgl_async.storage import Batch, Keeping
-from dglpipe.pipeline.link import Header, Layouts, Slot, Transport, Work
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS
+from dglpipe.pipeline.transport import Header, Layouts, Slot, Transport, Work
 
 
 @dataclass(slots=True, eq=False)

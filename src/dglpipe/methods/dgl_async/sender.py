@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dglpipe.data.batch_schedule import Item, Phase
 from dglpipe.methods.dgl_async.progress_engine import Ferry, Words
-from dglpipe.pipeline.link import Header, Layouts, Slot, Transport, Work
+from dglpipe.pipeline.transport import Header, Layouts, Slot, Transport, Work
 
 
 class Outbox:

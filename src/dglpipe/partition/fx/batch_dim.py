@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from dglpipe.partition.fx.nodes import name_of
+from dglpipe.partition.fx.signature import name_of
 
 READ_AT = "read_at"
 """Key of the line, in the `meta` of an operation that reads a shape."""

@@ -10,7 +10,7 @@ from torch.fx.node import Argument
 
 from dglpipe.partition.fx.batch_dim import Sizes
 from dglpipe.partition.fx.inplace_ops import ARITHMETIC
-from dglpipe.partition.fx.nodes import name_of
+from dglpipe.partition.fx.signature import name_of
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,

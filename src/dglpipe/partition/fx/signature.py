@@ -58,3 +58,9 @@ def _described(value: Any) -> Any:
 def float_type(weights: Iterable[Tensor], default: torch.dtype = torch.float32) -> torch.dtype:
     """Of the first of `weights` that has one: what a network works in."""
     return next((one.dtype for one in weights if one.is_floating_point()), default)
+
+
+def name_of(node: fx.Node) -> str:
+    """Function or method of an operation, or the path of its module."""
+    name: str = getattr(node.target, "__name__", str(node.target))
+    return name

@@ -25,7 +25,7 @@ from dglpipe.partition.fx import inplace_ops
 from dglpipe.partition.fx.batch_dim import READ_AT, read_rows_early, reads_shape
 from dglpipe.partition.fx.grad_modes import ModesError, gradients, modes
 from dglpipe.partition.fx.inplace_ops import InPlaceProxy
-from dglpipe.partition.fx.nodes import name_of
+from dglpipe.partition.fx.signature import name_of
 from dglpipe.partition.fx.validate import has_backward_hooks
 
 

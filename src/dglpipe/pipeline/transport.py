@@ -1,0 +1,74 @@
+"""Transfers and buffers that links are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from dglpipe.data.batch_schedule import Item, Phase
+from dglpipe.pipeline.message import MessageLayout
+
+Layouts = Mapping[Phase, MessageLayout]
+
+
+class Header(NamedTuple):
+    """What a message is, where no plan says so."""
+
+    phase: Phase
+    number: int
+    """Of training: of the output of the stage below. Of testing: of the test batch."""
+    rows: int
+
+    def __str__(self) -> str:
+        return f"{self.phase.name.lower()} batch {self.number} of {self.rows} rows"
+
+
+class Work(Protocol):
+    """A transfer under way."""
+
+    def wait(self) -> object:
+        """Orders what is issued next behind the transfer."""
+
+
+class Transport(Protocol):
+    """The operations of a device and a backend that a link is made of."""
+
+    def isend(self, tensor: Tensor) -> Work: ...
+
+    def irecv(self, tensor: Tensor) -> Work: ...
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        """Issues target[...] = source, casting, without waiting for it."""
+
+    def fill(self, target: Tensor, value: int) -> None:
+        """Issues target[...] = value."""
+
+
+class Slot:
+    """One buffer and its views by phase and number of rows."""
+
+    def __init__(self, layouts: Layouts, device: torch.device) -> None:
+        size = max(layout.nbytes(layout.rows) for layout in layouts.values())
+        self.buffer = torch.empty(size, dtype=torch.uint8, device=device)
+        self.words = self.buffer[: 3 * 8].view(torch.int64)
+        self.header = self.words.unbind()
+        self._layouts = layouts
+        self._views: dict[tuple[Phase, int], dict[str, Tensor]] = {}
+        self._messages: dict[tuple[Phase, int], Tensor] = {}
+
+    def views(self, item: Item | Header) -> dict[str, Tensor]:
+        key = item.phase, item.rows
+        if key not in self._views:
+            self._views[key] = self._layouts[item.phase].views(self.buffer, item.rows)
+        return self._views[key]
+
+    def message(self, item: Item) -> Tensor:
+        """The bytes of a message that carries `item`."""
+        key = item.phase, item.rows
+        if key not in self._messages:
+            size = self._layouts[item.phase].nbytes(item.rows)
+            self._messages[key] = self.buffer[:size]
+        return self._messages[key]
