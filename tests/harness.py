@@ -281,7 +281,7 @@ def _rank_main(
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedNetwork:
     """What a run left behind, without its files."""
 
     finals: list[dict[str, Any]]
@@ -309,7 +309,7 @@ def train_world(
     layout: Layout | None = None,
     run_dir: Path | None = None,
     deadline_s: float = 60,
-) -> Trained:
+) -> TrainedNetwork:
     """Trains as `dglpipe train` does, in processes of the fork server.
 
     Args:
@@ -324,7 +324,7 @@ def train_all(
     layout: Layout | None = None,
     run_dir: Path | None = None,
     deadline_s: float = 60,
-) -> list[Trained]:
+) -> list[TrainedNetwork]:
     """`train_world` for one configuration after the other, in the same processes."""
     layout = layout or plan_layout(configs[0].pipeline, configs[0].method, cores=1)
     said = run_world(layout, _train_all, configs, run_dir, deadline_s=deadline_s)
@@ -352,7 +352,7 @@ def _hash_all(group: ProcessGroup, configs: Sequence[Config]) -> list[list[str]]
     return hashes
 
 
-def _gather(layout: Layout, said: Sequence[Any]) -> Trained:
+def _gather(layout: Layout, said: Sequence[Any]) -> TrainedNetwork:
     finals, lines, _ = said[0]
     firsts = [rank for rank in range(layout.world_size) if layout.at(rank).replica == 0]
     found = [stage for rank in firsts for stage in finals[rank]["stages"]]
@@ -360,7 +360,7 @@ def _gather(layout: Layout, said: Sequence[Any]) -> Trained:
     tensors = {key: value for _, _, own in said for key, value in own.items()}
     assert [stage["stage"] for stage in stages] == list(range(layout.stages))
     assert len(tensors) == layout.stages * layout.replicas
-    return Trained(stages, lines, tensors)
+    return TrainedNetwork(stages, lines, tensors)
 
 
 class _Lines:

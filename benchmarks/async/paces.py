@@ -27,15 +27,15 @@ import torch
 import torch.multiprocessing as mp
 
 from dglpipe.config import AsyncConfig, LinkConfig
-from dglpipe.data.batch_schedule import Item, Phase
-from dglpipe.methods.dgl_async.progress_engine import ThreadFerry
-from dglpipe.methods.dgl_async.receiver import Inbox
+from dglpipe.data.batch_schedule import BatchItem, Phase
+from dglpipe.methods.dgl_async.progress_engine import ThreadProgressEngine
+from dglpipe.methods.dgl_async.receiver import AsyncReceiver
 from dglpipe.methods.dgl_async.replay import InOrder, Replay
-from dglpipe.methods.dgl_async.sender import Outbox
+from dglpipe.methods.dgl_async.sender import AsyncSender
 from dglpipe.methods.dgl_async.staleness import told
-from dglpipe.methods.dgl_async.storage import Keeping
+from dglpipe.methods.dgl_async.storage import StorageFormat
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.message import ACTIVATIONS, ENSEMBLE, LABELS, MessageLayout, contiguous_field
+from dglpipe.pipeline.message import ACTIVATIONS, ENSEMBLE, LABELS, MessageFormat, contiguous_field
 from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
 from dglpipe.pipeline.topology import Layout
 from dglpipe.pipeline.transport import Header
@@ -51,7 +51,7 @@ FORWARD = 1 / 3
 """Share of a stage's time before it sends."""
 WARM = 0.2
 """Share of the run before the steady state."""
-LAST = Item(Phase.TEST, 1, 1, 1, 0, ROWS, ROWS, True, 0, 1, 1)
+LAST = BatchItem(Phase.TEST, 1, 1, 1, 0, ROWS, ROWS, True, 0, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ class Player:
         ensemble = contiguous_field(ENSEMBLE, torch.float32, (10,))
         features = contiguous_field(ACTIVATIONS, torch.float32, (NUMBERS,))
         layouts = {
-            Phase.TRAIN: MessageLayout(ROWS, (labels, features)),
-            Phase.TEST: MessageLayout(ROWS, (labels, ensemble, features)),
+            Phase.TRAIN: MessageFormat(ROWS, (labels, features)),
+            Phase.TEST: MessageFormat(ROWS, (labels, ensemble, features)),
         }
         self._parts = {
             LABELS: torch.zeros(ROWS, dtype=torch.int64),
@@ -148,15 +148,15 @@ class Player:
         device = CPU.torch_device
         if group.following is not None:
             slots = 1 if blocks else case.depth
-            ferry = ThreadFerry("outbox")
-            self._outbox = Outbox(group.following, layouts, device, slots, not blocks, ferry)
+            ferry = ThreadProgressEngine("outbox")
+            self._outbox = AsyncSender(group.following, layouts, device, slots, not blocks, ferry)
         if group.previous is not None:
             self._replay = InOrder() if blocks else Replay(case.buffer)
             slots = case.depth if blocks else case.buffer + 2
-            keeping = Keeping(AsyncConfig(), CPU, torch.float32)
+            keeping = StorageFormat(AsyncConfig(), CPU, torch.float32)
             name = f"link {rank - 1} -> {rank}"
-            more = (self._replay, slots, keeping, LAST.number, name, ThreadFerry("inbox"))
-            self._inbox = Inbox(group.previous, layouts, device, *more)
+            more = (self._replay, slots, keeping, LAST.number, name, ThreadProgressEngine("inbox"))
+            self._inbox = AsyncReceiver(group.previous, layouts, device, *more)
         self._updates = self._outputs = self._waits = 0
         self._generator = random.Random(rank)
         self._factor, self._drawn = case.slowdown[rank], 0.0

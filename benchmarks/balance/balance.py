@@ -26,13 +26,13 @@ from torch import nn
 
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.config import Config
-from dglpipe.data import DataDescription
+from dglpipe.data import DataInfo
 from dglpipe.models import build_network
 from dglpipe.models.meta import building
 from dglpipe.partition.auto_split import entrances, measure_times, measured_costs, network_costs
 from dglpipe.partition.balance import Costs
-from dglpipe.partition.flops import Work
-from dglpipe.partition.pipeline_spec import WIRE, draw
+from dglpipe.partition.flops import SegmentFlops
+from dglpipe.partition.pipeline_spec import WIRE, build_spec
 from dglpipe.partition.segments import trace
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.stage import RunLength, Stage
@@ -90,12 +90,12 @@ def compare(name: str, stages: int, batch: int, rounds: int) -> list[dict[str, A
     for cut in CUTS:
         config.pipeline.split = SPLITS.get(cut, list(most_even))
         config.pipeline.cost = "flops" if cut == "flops" else "time"
-        blueprint = draw(config, data, stages, meta=True)
-        bounds[cut] = blueprint.bounds
+        spec = build_spec(config, data, stages, meta=True)
+        bounds[cut] = spec.bounds
         costs = flops(config, data) if cut == "flops" else times
-        predicted[cut] = imbalance(costs.stages(blueprint.bounds))
-        slowest[cut] = max(times.stages(blueprint.bounds))
-        config.pipeline.split = list(blueprint.bounds[1:])
+        predicted[cut] = imbalance(costs.stages(spec.bounds))
+        slowest[cut] = max(times.stages(spec.bounds))
+        config.pipeline.split = list(spec.bounds[1:])
         chains[cut] = Timed(config, stages)
     for chain in chains.values():
         chain.step()
@@ -130,12 +130,12 @@ def compare(name: str, stages: int, batch: int, rounds: int) -> list[dict[str, A
     return rows
 
 
-def flops(config: Config, data: DataDescription) -> Costs:
+def flops(config: Config, data: DataInfo) -> Costs:
     """What `pipeline.cost=flops` goes by."""
     with building(True, 0):
         network = build_network(config.model, data.channels, len(data.classes), data.height)
     traced = trace(network)
-    return network_costs(config, data, traced, Work(traced, entrances(data, traced)), 1)[0]
+    return network_costs(config, data, traced, SegmentFlops(traced, entrances(data, traced)), 1)[0]
 
 
 class Timed:
@@ -143,17 +143,17 @@ class Timed:
 
     def __init__(self, config: Config, stages: int) -> None:
         data = open_images(config).description
-        blueprint = draw(config, data, stages)
+        spec = build_spec(config, data, stages)
         length = RunLength(1000, 1000)
         self._stages = [
-            Stage(j, blueprint.learner(j), config.stage(j), nn.CrossEntropyLoss(), CPU, length, 0)
+            Stage(j, spec.learner(j), config.stage(j), nn.CrossEntropyLoss(), CPU, length, 0)
             for j in range(stages)
         ]
         rows = config.batch_size
         self._batches = []
         for j in range(stages):
             dtype = WIRE[config.precision.name] if j else torch.float32
-            batch = torch.randn(rows, *blueprint.input_shape(j)).to(dtype)
+            batch = torch.randn(rows, *spec.input_shape(j)).to(dtype)
             if batch.dim() == 4:
                 batch = batch.to(memory_format=torch.channels_last)
             self._batches.append(batch)

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
-from dglpipe.monitoring.cuda_timers import DeviceClock
+from dglpipe.monitoring.cuda_timers import CudaTimer
 from dglpipe.monitoring.timers import Clock, Kind
-from dglpipe.monitoring.trace import TracingClock
+from dglpipe.monitoring.trace import TracingTimer
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -51,7 +51,7 @@ def main() -> None:
     rows = steps_of(arguments)
     for row in rows:
         for name in nanoseconds:
-            count = row["laps_with_timeline" if "TracingClock" in name else "laps"]
+            count = row["laps_with_timeline" if "TracingTimer" in name else "laps"]
             share = count * nanoseconds[name] / 1e9 / row["seconds_a_step"]
             row[f"share_{name}"] = share
             sys.stdout.write(
@@ -63,11 +63,11 @@ def main() -> None:
 
 def clocks(on_gpu: bool) -> dict[str, Clock]:
     """Those of a run without and with a timeline; on a GPU their laps are events."""
-    plain: dict[str, Clock] = {"Clock": Clock(), "TracingClock": TracingClock()}
+    plain: dict[str, Clock] = {"Clock": Clock(), "TracingTimer": TracingTimer()}
     if not on_gpu:
         return plain
     device = torch.device("cuda")
-    return {f"DeviceClock, {name}": DeviceClock(device, clock) for name, clock in plain.items()}
+    return {f"CudaTimer, {name}": CudaTimer(device, clock) for name, clock in plain.items()}
 
 
 def lap(clock: Clock) -> float:

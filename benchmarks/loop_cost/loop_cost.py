@@ -5,7 +5,7 @@
 Trains a tiny network on two processes and measures, step by step, the whole step of the main
 thread and, inside it, the calls that are the work: segments and head, loss, backward,
 optimizer, and the operations of the link's transport. The rest is the loop: the plan, the
-batch order, views of buffers, random state, learning rate, counting, the clock, logging.
+batch order, views of buffers, random state, learning rate, counting, the timer, logging.
 Loading (indexing and scaling of images) is shown by itself. Prints the median over the steps,
 which a neighbour on the machine moves less than the mean, and quartiles.
 """
@@ -32,7 +32,7 @@ from dglpipe.data.in_memory import InMemory
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.p2p import LostPeerWork, PairTransport
 from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
-from dglpipe.pipeline.stage import LocalLearner, Stage
+from dglpipe.pipeline.stage import Stage, StageModule
 from dglpipe.pipeline.topology import Layout
 from dglpipe.runtime.trainer import Worker
 
@@ -109,7 +109,7 @@ class Stopwatch:
 def watch(stopwatch: Stopwatch, worker: Worker) -> None:
     """Times what is not the loop."""
     for stage in worker.chain.stages:
-        learner: LocalLearner = stage.learner
+        learner: StageModule = stage.learner
         for module in filter(None, (learner.segments, learner.head)):
             stopwatch.around(type(module), "__call__", "forward")
         stopwatch.around(stage, "_loss", "forward")

@@ -24,11 +24,11 @@ from torch.distributed.pipelining import (
     ScheduleZBVZeroBubble,
 )
 
-from dglpipe.data.batch_schedule import Phase, StreamPlan
+from dglpipe.data.batch_schedule import BatchSchedule, Phase
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.emulated_transport import SlowLine, SlowTransport
+from dglpipe.pipeline.emulated_transport import EmulatedLine, EmulatedTransport
 from dglpipe.pipeline.link import Receiver, Sender
-from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
+from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageFormat, contiguous_field
 from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
 from dglpipe.pipeline.topology import Layout
 from dglpipe.pipeline.transport import Transport
@@ -97,7 +97,7 @@ class Case:
             return "one process has no peers"
         if self.way == "1f1b" and self.microbatches < self.stages:
             return f"takes at least {self.stages} micro-batches"
-        if self.way == "bare" and self.is_slow:
+        if self.way == "bare" and self.is_emulated:
             return "goes over the links as they are"
         return None
 
@@ -112,7 +112,7 @@ class Case:
         return self.gbit * 1e9 / 8 if self.gbit else float("inf")
 
     @property
-    def is_slow(self) -> bool:
+    def is_emulated(self) -> bool:
         return bool(self.latency_ms or self.gbit)
 
     @property
@@ -180,11 +180,11 @@ class Pace:
 
 def local(rank: int, case: Case, group: ProcessGroup) -> float:
     """A stage of the chain."""
-    plan = StreamPlan(ROWS * case.steps, ROWS, ROWS, ROWS, 1, 1, None, 0)
+    plan = BatchSchedule(ROWS * case.steps, ROWS, ROWS, ROWS, 1, 1, None, 0)
     shape = (case.kib * 1024 // (4 * ROWS),)
     fields = (contiguous_field(LABELS, torch.int64, ()),)
     fields += (contiguous_field(ACTIVATIONS, torch.float32, shape),)
-    layouts = {phase: MessageLayout(ROWS, fields) for phase in Phase}
+    layouts = {phase: MessageFormat(ROWS, fields) for phase in Phase}
     items = [item for item in plan.items() if item.phase is Phase.TRAIN]
     receiver = sender = None
     if group.previous is not None:
@@ -193,10 +193,10 @@ def local(rank: int, case: Case, group: ProcessGroup) -> float:
         )
     if group.following is not None:
         transport: Transport = group.following
-        if case.is_slow:
+        if case.is_emulated:
             # As `link.delay_ms` and `link.bandwidth_mbps` of a run: one message under way, so
             # that D bounds what is on a link too.
-            transport = SlowTransport(transport, case.latency, case.rate, until_arrival=True)
+            transport = EmulatedTransport(transport, case.latency, case.rate, until_arrival=True)
         sender = Sender(transport, layouts, CPU.torch_device)
     parts = {LABELS: torch.zeros(ROWS, dtype=torch.int64), ACTIVATIONS: torch.zeros(ROWS, *shape)}
     pace = Pace(rank, case)
@@ -294,7 +294,7 @@ class _Module(nn.Module):
 
 def pipeline(rank: int, case: Case, group: ProcessGroup) -> float:
     """A process of pipelined backprop, with the same work a step as a stage of the chain."""
-    if case.is_slow:
+    if case.is_emulated:
         slow_down(case.latency, case.rate)
     m, count = case.microbatches, case.stages
     own = [rank, 2 * count - 1 - rank] if case.way == "zbv" else [rank]
@@ -339,7 +339,7 @@ def replicas(rank: int, case: Case, _group: ProcessGroup) -> float:
     """
     count, hops = case.stages, case.hops
     buckets = torch.zeros(case.gradient_kib * 256).chunk(case.buckets)
-    line = SlowLine(0.0, case.rate) if case.is_slow else None
+    line = EmulatedLine(0.0, case.rate) if case.is_emulated else None
     pace = Pace(rank, case)
     for step in range(1, case.steps + 1):
         seconds = pace.draw()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch.distributed.pipelining import schedules
 
-from dglpipe.pipeline.emulated_transport import SlowLine
+from dglpipe.pipeline.emulated_transport import EmulatedLine
 from dglpipe.pipeline.transport import Work
 
 
@@ -16,7 +16,7 @@ def slow_down(latency: float, rate: float) -> None:
         latency: seconds.
         rate: bytes a second.
     """
-    lines: dict[int, SlowLine] = {}
+    lines: dict[int, EmulatedLine] = {}
 
     def batch(ops: list[dist.P2POp], desc: str | None = None) -> list[Work]:
         del desc
@@ -29,7 +29,7 @@ def slow_down(latency: float, rate: float) -> None:
             return work
         own = one.tensor.detach().clone()
         if one.group_peer not in lines:
-            lines[one.group_peer] = SlowLine(latency, rate)
+            lines[one.group_peer] = EmulatedLine(latency, rate)
         return lines[one.group_peer].send(
             own.nbytes,
             lambda: dist.isend(own, group=one.group, tag=one.tag, group_dst=one.group_peer),

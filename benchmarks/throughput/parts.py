@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.config import BackpropConfig, Config
 from dglpipe.data import open_data
-from dglpipe.host import keep_memory
+from dglpipe.host import keep_freed_memory
 from dglpipe.partition.auto_split import measure_times
-from dglpipe.partition.pipeline_spec import WIRE, Blueprint, draw
+from dglpipe.partition.pipeline_spec import WIRE, PipelineSpec, build_spec
 from dglpipe.pipeline.device import Device, choose_backend, select
 from dglpipe.pipeline.optim import build_optimizer
-from dglpipe.pipeline.stage import LocalLearner, RunLength, Stage, admit
+from dglpipe.pipeline.stage import RunLength, Stage, StageModule, admit
 
 WARM = 5
 
@@ -41,7 +41,7 @@ def main() -> None:
     what, *words = sys.argv[1:]
     j = int(words.pop(0)) if what == "stage" else 0
     config = compose(take_apart(words))
-    keep_memory()  # as `dglpipe train` does
+    keep_freed_memory()  # as `dglpipe train` does
     device = place(config)
     device.prepare(config.pipeline.threads or 1, config.deterministic)
     source = open_data(config.data, config.seed)
@@ -52,13 +52,13 @@ def main() -> None:
         )
         sys.stdout.write(json.dumps(asdict(times)) + "\n")
         return
-    blueprint = draw(config, source.description, config.pipeline.stages or 2)
+    spec = build_spec(config, source.description, config.pipeline.stages or 2)
     if what == "loop":
-        step = loop_step(config, blueprint, device)
+        step = loop_step(config, spec, device)
     elif config.method.local:
-        step = stage_step(config, blueprint, j, device)
+        step = stage_step(config, spec, j, device)
     else:
-        step = backprop_step(config, blueprint, j, device)
+        step = backprop_step(config, spec, j, device)
     sys.stdout.write(f"{rate(step, config, device):.3f}\n")
 
 
@@ -106,30 +106,26 @@ def batch_of(
     return batch.to(device.torch_device), labels.to(device.torch_device)
 
 
-def stage_step(
-    config: Config, blueprint: Blueprint, j: int, device: Device
-) -> Callable[[int], None]:
+def stage_step(config: Config, spec: PipelineSpec, j: int, device: Device) -> Callable[[int], None]:
     """The package's own stage, without anything around it."""
     length = RunLength(config.max_steps or 20, 100)
-    stage = Stage(
-        j, blueprint.learner(j), config.stage(j), nn.CrossEntropyLoss(), device, length, 0
-    )
+    stage = Stage(j, spec.learner(j), config.stage(j), nn.CrossEntropyLoss(), device, length, 0)
     dtype = WIRE[config.precision.name] if j else torch.float32
-    batch, labels = batch_of(config, blueprint.input_shape(j), dtype, device)
+    batch, labels = batch_of(config, spec.input_shape(j), dtype, device)
     return lambda number: stage.learn(batch, labels, number, None)
 
 
 def backprop_step(
-    config: Config, blueprint: Blueprint, j: int, device: Device
+    config: Config, spec: PipelineSpec, j: int, device: Device
 ) -> Callable[[int], None]:
     """What a pipeline of backprop computes of stage `j`, without anything around it."""
     method = config.method
     assert isinstance(method, BackpropConfig)
-    learner = on(device, blueprint, j)
+    learner = on(device, spec, j)
     optimizer = build_optimizer(config.stage(j).optimizer, learner.parameters())
     precision = config.precision.name
     dtype = WIRE[precision] if j else torch.float32
-    images, _ = batch_of(config, blueprint.input_shape(j), dtype, device)
+    images, _ = batch_of(config, spec.input_shape(j), dtype, device)
     parts = [one.detach().requires_grad_(j > 0) for one in images.chunk(method.microbatches)]
     gradients: list[Tensor] = []
 
@@ -147,22 +143,22 @@ def backprop_step(
     return step
 
 
-def on(device: Device, blueprint: Blueprint, j: int) -> LocalLearner:
+def on(device: Device, spec: PipelineSpec, j: int) -> StageModule:
     """Stage `j` as `Stage` would have it."""
-    learner = blueprint.learner(j).to(device.torch_device)
+    learner = spec.learner(j).to(device.torch_device)
     return learner.to(memory_format=torch.channels_last)
 
 
-def loop_step(config: Config, blueprint: Blueprint, device: Device) -> Callable[[int], None]:
+def loop_step(config: Config, spec: PipelineSpec, device: Device) -> Callable[[int], None]:
     """Algorithm 1 as one would write it by hand, with the same modules and optimizer."""
-    count = len(blueprint.modules)
-    learners = [on(device, blueprint, j) for j in range(count)]
+    count = len(spec.modules)
+    learners = [on(device, spec, j) for j in range(count)]
     optimizers = [
         build_optimizer(config.stage(j).optimizer, learners[j].parameters()) for j in range(count)
     ]
     loss_of = nn.CrossEntropyLoss()
     low = config.precision.name == "bf16"
-    images, labels = batch_of(config, blueprint.input_shape(0), torch.float32, device)
+    images, labels = batch_of(config, spec.input_shape(0), torch.float32, device)
 
     def step(_: int) -> None:
         batch = images

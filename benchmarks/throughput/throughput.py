@@ -130,7 +130,7 @@ def pipeline_cut(costs: Costs, schedule: str, processes: int) -> list[int]:
     def busiest(seconds: Sequence[float]) -> float:
         return max(placed(schedule, seconds, processes))
 
-    return best_cut(costs.flowing_back(), SCHEDULES[schedule] * processes, busiest)
+    return best_cut(costs.without_heads(), SCHEDULES[schedule] * processes, busiest)
 
 
 def best_cut(costs: Costs, count: int, busiest: Callable[[Sequence[float]], float]) -> list[int]:
@@ -173,7 +173,7 @@ def main() -> None:
 
 
 def timed(words: list[str]) -> Costs:
-    """The segments of a network and the heads between them, by the clock."""
+    """The segments of a network and the heads between them, by the timer."""
     out = run([sys.executable, str(PARTS), "times", *words])
     return Costs(links=(), **{key: tuple(values) for key, values in json.loads(out).items()})
 

@@ -13,14 +13,14 @@ from torch import nn
 from dglpipe.config import Config, parse
 from dglpipe.config.checks import whole
 from dglpipe.errors import ConfigError
-from dglpipe.models.meta import ValuesError, paper_copy
+from dglpipe.models.meta import NeedsValuesError, meta_copy
 from dglpipe.partition.balance import balanced
-from dglpipe.partition.flops import Work, flop_costs
+from dglpipe.partition.flops import SegmentFlops, flop_costs
 from dglpipe.partition.fx.signature import float_type
-from dglpipe.partition.segments import Traced, trace
-from dglpipe.partition.shape_prop import UnfitError, check_input
+from dglpipe.partition.segments import TracedNetwork, trace
+from dglpipe.partition.shape_prop import ImageSizeError, propagate_shapes
 from dglpipe.partition.split import boundaries, check_stages, cut
-from dglpipe.runtime.inference import Trained, load_run
+from dglpipe.runtime.inference import TrainedNetwork, load_run
 from dglpipe.runtime.run import train as train_config
 
 
@@ -42,7 +42,7 @@ def train(config: Config | Mapping[str, Any]) -> dict[str, Any]:
     return train_config(copy.deepcopy(config) if isinstance(config, Config) else parse(config))
 
 
-def load(run_dir: str | os.PathLike[str]) -> Trained:
+def load(run_dir: str | os.PathLike[str]) -> TrainedNetwork:
     """The network of a finished run with its exits, in evaluation mode, on the CPU.
 
     `network(x)` are its logits, `network(x, exit=j)` those of stage j, which run no stage
@@ -83,7 +83,7 @@ def split(
         raise ConfigError("at", at, allowed)
     try:
         return _split(network, count, row, firsts)
-    except UnfitError as error:
+    except ImageSizeError as error:
         raise ConfigError("input_shape", row, error.allowed, error.reason) from error
     except ConfigError as error:
         key = _ARGUMENTS.get(error.key, error.key)
@@ -111,9 +111,9 @@ def _split(
     names = [segment.name for segment in traced.segments]
     check_stages(traced, stages)
     try:
-        work = _look(trace(paper_copy(network)), row)
-    except ValuesError:
-        work = _look(trace(paper_copy(network, values=True)), row)
+        work = _look(trace(meta_copy(network)), row)
+    except NeedsValuesError:
+        work = _look(trace(meta_copy(network, values=True)), row)
     if at is not None:
         return [*cut(traced, boundaries(list(at), count, stages, names))]
     costs = flop_costs(work, lambda _at, _row: nn.Identity(), item_bytes=4)
@@ -125,6 +125,6 @@ def _split(
     return [*cut(traced, bounds)]
 
 
-def _look(traced: Traced, row: tuple[int, ...]) -> Work:
-    shapes = check_input(traced, (2, *row), float_type(traced.network.parameters()))
-    return Work(traced, [row, *(shape[1:] for shape in shapes[:-1])])
+def _look(traced: TracedNetwork, row: tuple[int, ...]) -> SegmentFlops:
+    shapes = propagate_shapes(traced, (2, *row), float_type(traced.network.parameters()))
+    return SegmentFlops(traced, [row, *(shape[1:] for shape in shapes[:-1])])

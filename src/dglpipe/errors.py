@@ -53,7 +53,7 @@ class DeviceError(UserError):
     """A device or backend that this machine does not have."""
 
 
-class AgreementError(DglpipeError):
+class ConsistencyError(DglpipeError):
     """The processes of a run disagree about configuration, data or code."""
 
 

@@ -17,7 +17,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Of mallopt(3)."""
 
 
-def keep_memory() -> bool:
+def keep_freed_memory() -> bool:
     """Tells malloc to keep freed memory, from now on.
 
     Returns:
@@ -34,7 +34,7 @@ def keep_memory() -> bool:
 STATUS = Path("/proc/self/status")
 
 
-def peak_resident() -> int:
+def peak_resident_bytes() -> int:
     """High-water mark of the resident size of this process, in bytes.
 
     `ru_maxrss` outlives exec: a worker would report its launcher's peak where that is higher.

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from dglpipe.data import open_data
-from dglpipe.errors import AgreementError
-from dglpipe.runtime.config_consistency import check_agreement
+from dglpipe.errors import ConsistencyError
+from dglpipe.runtime.config_consistency import check_consistency
 from harness import layout, make_config, run_world
 
 
@@ -19,8 +19,8 @@ def agree(group, configs, other_data=None):
     if other_data == rank:
         data = dataclasses.replace(data, fingerprint="0" * 32)
     try:
-        check_agreement(group, config, data, "gloo")
-    except AgreementError as error:
+        check_consistency(group, config, data, "gloo")
+    except ConsistencyError as error:
         return str(error)
     return None
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dglpipe.data.batch_schedule import Item, Phase
+from dglpipe.data.batch_schedule import BatchItem, Phase
 from dglpipe.errors import LinkError, PeerLostError
 from dglpipe.pipeline.link import Receiver, Sender
-from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
+from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageFormat, contiguous_field
 from harness import WorldError, layout, make_config, make_worker, run_world
 
 CPU = torch.device("cpu")
@@ -25,11 +25,11 @@ def layouts(rows, numbers):
         contiguous_field(LABELS, torch.int64, ()),
         contiguous_field(ACTIVATIONS, torch.float32, (numbers,)),
     )
-    return {phase: MessageLayout(rows, fields) for phase in Phase}
+    return {phase: MessageFormat(rows, fields) for phase in Phase}
 
 
 def item(index, rows, phase=Phase.TRAIN):
-    return Item(phase, index, 1, index, 0, rows, rows, False, 0, 1, index)
+    return BatchItem(phase, index, 1, index, 0, rows, rows, False, 0, 1, index)
 
 
 def content(index, rows, numbers):

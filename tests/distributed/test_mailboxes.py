@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from dglpipe.config import AsyncConfig
-from dglpipe.data.batch_schedule import Item, Phase
+from dglpipe.data.batch_schedule import BatchItem, Phase
 from dglpipe.errors import LinkError, PeerLostError
-from dglpipe.methods.dgl_async.progress_engine import ThreadFerry
-from dglpipe.methods.dgl_async.receiver import Inbox
+from dglpipe.methods.dgl_async.progress_engine import ThreadProgressEngine
+from dglpipe.methods.dgl_async.receiver import AsyncReceiver
 from dglpipe.methods.dgl_async.replay import InOrder, Replay
-from dglpipe.methods.dgl_async.sender import Outbox
-from dglpipe.methods.dgl_async.storage import Keeping
+from dglpipe.methods.dgl_async.sender import AsyncSender
+from dglpipe.methods.dgl_async.storage import StorageFormat
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
+from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageFormat, contiguous_field
 from dglpipe.pipeline.transport import Header
 from harness import WorldError, layout, run_world
 
@@ -30,7 +30,7 @@ def layouts(numbers=8):
         contiguous_field(LABELS, torch.int64, ()),
         contiguous_field(ACTIVATIONS, torch.float32, (numbers,)),
     )
-    return {phase: MessageLayout(4, fields) for phase in Phase}
+    return {phase: MessageFormat(4, fields) for phase in Phase}
 
 
 def content(number, rows=4, numbers=8):
@@ -39,7 +39,7 @@ def content(number, rows=4, numbers=8):
 
 
 def test_item(number, rows=4):
-    return Item(Phase.TEST, number, 1, 9, 0, rows, rows, number == LAST_TEST, 0, 1, 9)
+    return BatchItem(Phase.TEST, number, 1, 9, 0, rows, rows, number == LAST_TEST, 0, 1, 9)
 
 
 test_item.__test__ = False
@@ -47,14 +47,16 @@ test_item.__test__ = False
 
 def outbox(group, slots, drops, numbers=8):
     device = torch.device("cpu")
-    return Outbox(group.following, layouts(numbers), device, slots, drops, ThreadFerry("outbox"))
+    return AsyncSender(
+        group.following, layouts(numbers), device, slots, drops, ThreadProgressEngine("outbox")
+    )
 
 
 def inbox(group, replay, slots, numbers=8, **settings):
-    keeping = Keeping(AsyncConfig(**settings), CPU, torch.float32)
+    keeping = StorageFormat(AsyncConfig(**settings), CPU, torch.float32)
     device = torch.device("cpu")
-    more = (replay, slots, keeping, LAST_TEST, "link 0 -> 1", ThreadFerry("inbox"))
-    return Inbox(group.previous, layouts(numbers), device, *more)
+    more = (replay, slots, keeping, LAST_TEST, "link 0 -> 1", ThreadProgressEngine("inbox"))
+    return AsyncReceiver(group.previous, layouts(numbers), device, *more)
 
 
 def end(box, rows=4):
@@ -135,7 +137,9 @@ def numbers_of(transport):
 
 def test_the_oldest_unsent_message_gives_way_and_tests_do_not():
     transport = Stuck()
-    box = Outbox(transport, layouts(), torch.device("cpu"), 3, True, ThreadFerry("outbox"))
+    box = AsyncSender(
+        transport, layouts(), torch.device("cpu"), 3, True, ThreadProgressEngine("outbox")
+    )
     box.send(Header(Phase.TRAIN, 1, 4), content(1))
     while not transport.sent:
         time.sleep(0.001)
@@ -155,7 +159,9 @@ def test_the_oldest_unsent_message_gives_way_and_tests_do_not():
 def test_with_one_place_a_sender_waits_for_the_transfer_and_no_longer():
     transport = Stuck()
     transport.open = True
-    box = Outbox(transport, layouts(), torch.device("cpu"), 1, True, ThreadFerry("outbox"))
+    box = AsyncSender(
+        transport, layouts(), torch.device("cpu"), 1, True, ThreadProgressEngine("outbox")
+    )
     for number in range(1, 20):
         box.send(Header(Phase.TRAIN, number, 4), content(number))
     box.close()

@@ -105,9 +105,9 @@ def test_every_field_of_the_schema_appears():
 
 def schema_classes() -> dict[str, tuple[type, ...]]:
     return {
-        "model": (*schema.MODEL_FAMILIES.values(), schema.PlugInConfig),
-        "head": (schema.HeadConfig, schema.PlugInConfig),
-        "data": (*schema.DATA_SETS.values(), schema.PlugInConfig),
+        "model": (*schema.MODEL_FAMILIES.values(), schema.PluginConfig),
+        "head": (schema.HeadConfig, schema.PluginConfig),
+        "data": (*schema.DATA_SETS.values(), schema.PluginConfig),
         "optimizer": tuple(schema.OPTIMIZERS.values()),
         "schedule": tuple(schema.SCHEDULES.values()),
         "method": tuple(schema.METHODS.values()),

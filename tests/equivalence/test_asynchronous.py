@@ -13,7 +13,7 @@ import torch
 
 from dglpipe.config import AsyncConfig, from_yaml
 from dglpipe.errors import ConfigError
-from dglpipe.methods.dgl_async.staleness import draw
+from dglpipe.methods.dgl_async.staleness import draw_staleness
 from dglpipe.pipeline.topology import plan_layout
 from dglpipe.runtime.plan import plan
 from harness import (
@@ -288,9 +288,9 @@ def test_the_plan_states_the_buffer_and_the_limit_counts_it():
 
 def test_the_picture_has_a_column_a_buffer(tmp_path):
     entries = staleness(train_world(make_config(*TINY, *SIMULATED), layout(3, 1)))
-    draw(entries, tmp_path / "staleness.png")
+    draw_staleness(entries, tmp_path / "staleness.png")
     assert (tmp_path / "staleness.png").stat().st_size > 5000
-    draw([], tmp_path / "none.png")
+    draw_staleness([], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
 

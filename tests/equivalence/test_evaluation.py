@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from dglpipe.data import Request, open_data
-from dglpipe.partition.pipeline_spec import draw
+from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.pipeline.weights import load_tensors
 from harness import layout, make_config, train_all
 
@@ -48,11 +48,11 @@ def plain_evaluation(config, tensors):
     source = open_data(config.data, config.seed)
     rows = torch.arange(source.description.test)
     ((x, y),) = source.load().batches([Request(False, 1, rows)])
-    blueprint = draw(config, source.description, STAGES)
+    spec = build_spec(config, source.description, STAGES)
     bf16 = config.precision.name == "bf16"
     exits, ensemble = [], torch.zeros(len(y), 10)
     for j in range(STAGES):
-        learner = blueprint.learner(j)
+        learner = spec.learner(j)
         load_tensors(learner, tensors[0, j])
         learner.to(memory_format=torch.channels_last).eval()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):

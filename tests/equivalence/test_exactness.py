@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from dglpipe.data import open_data
-from dglpipe.data.batch_schedule import Phase, plan_stream
-from dglpipe.partition.pipeline_spec import draw
+from dglpipe.data.batch_schedule import Phase, build_batch_schedule
+from dglpipe.partition.pipeline_spec import build_spec
 from harness import hash_all, layout, make_config, train_all
 
 DROPOUT = "model.dropout=0.2"
@@ -36,7 +36,7 @@ def assert_same_weights(first, second):
 
 def test_the_plan_has_an_uneven_batch_and_an_evaluation_in_the_middle():
     config = make_config(*TINY)
-    items = list(plan_stream(config, open_data(config.data, config.seed)).items())
+    items = list(build_batch_schedule(config, open_data(config.data, config.seed)).items())
     phases = [phase for phase, _ in itertools.groupby(item.phase for item in items)]
     assert phases == [Phase.TRAIN, Phase.TEST, Phase.TRAIN, Phase.TEST]
     assert [item.rows for item in items if item.phase is Phase.TRAIN] == [1000, 437, 1000]
@@ -105,7 +105,7 @@ def test_boundaries_of_other_types_and_shapes():
     """Sums in fp32 that go on as bf16, maps of one channel, maps of one pixel."""
     network = ("model=custom", "model.target=plug_ins:residual_network", "pipeline.stages=7")
     config = make_config(*network, "precision=bf16", "batch_size=1000")
-    fields = draw(config, open_data(config.data, config.seed).description, 7).fields
+    fields = build_spec(config, open_data(config.data, config.seed).description, 7).fields
     assert [field.shape for field in fields] == [
         (4, 8, 8),
         (4, 8, 8),
@@ -135,7 +135,7 @@ def test_what_a_stage_does_never_changes_those_below(changed):
 
 def drawn(stages, *overrides):
     config = make_config(f"pipeline.stages={stages}", *overrides)
-    return draw(config, open_data(config.data, config.seed).description, stages)
+    return build_spec(config, open_data(config.data, config.seed).description, stages)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from dglpipe.data.batch_schedule import Phase, plan_stream
+from dglpipe.data.batch_schedule import Phase, build_batch_schedule
 from dglpipe.runtime.open_data import open_images
 from harness import WorldError, layout, make_config, make_worker, run_world, train_world
 
@@ -124,7 +124,7 @@ def test_the_window_of_a_resumed_run_opens_when_its_chain_is_full(steps, opens, 
     with pytest.raises(WorldError, match="exit code -9"):
         run_world(layout(STAGES, 1), train_and_die, config, run_dir, {0: 10})
     config.resume = "auto"
-    plan = plan_stream(config, open_images(config), STAGES)
+    plan = build_batch_schedule(config, open_images(config), STAGES)
     items = [item for item in plan.items() if item.phase is Phase.TRAIN and item.step > opens]
     rows = sum(item.rows for item in items)
     for found in run_world(layout(STAGES), window_of, config, run_dir):

@@ -15,13 +15,13 @@ import torch
 from streams import Actor, Host, ModelTransport, Operation, PairGroup, Stream, run
 from torch import Tensor
 
-from dglpipe.data.batch_schedule import Item, Phase, StreamPlan
+from dglpipe.data.batch_schedule import BatchItem, BatchSchedule, Phase
 from dglpipe.errors import LinkError
 from dglpipe.pipeline.link import Receiver, Sender
-from dglpipe.pipeline.message import ACTIVATIONS, ENSEMBLE, LABELS, MessageLayout, contiguous_field
+from dglpipe.pipeline.message import ACTIVATIONS, ENSEMBLE, LABELS, MessageFormat, contiguous_field
 
 CPU = torch.device("cpu")
-PLAN = StreamPlan(
+PLAN = BatchSchedule(
     train=11,
     test=5,
     batch_size=4,
@@ -37,8 +37,8 @@ _LABELS = contiguous_field(LABELS, torch.int64, ())
 _ENSEMBLE = contiguous_field(ENSEMBLE, torch.float32, (2,))
 _ACTIVATIONS = contiguous_field(ACTIVATIONS, torch.float32, (3,))
 LAYOUTS = {
-    Phase.TRAIN: MessageLayout(PLAN.largest_rows(Phase.TRAIN), (_LABELS, _ACTIVATIONS)),
-    Phase.TEST: MessageLayout(PLAN.largest_rows(Phase.TEST), (_LABELS, _ENSEMBLE, _ACTIVATIONS)),
+    Phase.TRAIN: MessageFormat(PLAN.largest_rows(Phase.TRAIN), (_LABELS, _ACTIVATIONS)),
+    Phase.TEST: MessageFormat(PLAN.largest_rows(Phase.TEST), (_LABELS, _ENSEMBLE, _ACTIVATIONS)),
 }
 
 
@@ -78,16 +78,16 @@ class Batches:
 
     def __init__(self, salt: int) -> None:
         self._salt = salt
-        self._batches: dict[Item, dict[str, Tensor]] = {}
+        self._batches: dict[BatchItem, dict[str, Tensor]] = {}
 
-    def at(self, item: Item, stage: int) -> dict[str, Tensor]:
+    def at(self, item: BatchItem, stage: int) -> dict[str, Tensor]:
         """What `stage` has to read."""
         if item not in self._batches:
             self._batches[item] = self._make(item)
         batch = self._batches[item]
         return {**batch, ACTIVATIONS: batch[ACTIVATIONS] + stage}
 
-    def _make(self, item: Item) -> dict[str, Tensor]:
+    def _make(self, item: BatchItem) -> dict[str, Tensor]:
         code = self._salt + 100 * (2 * item.number + item.phase)
         labels = torch.arange(code, code + item.rows)
         batch = {LABELS: labels, ACTIVATIONS: torch.stack((labels, -labels, labels), 1).float()}
@@ -176,13 +176,13 @@ class Process:
         if self._sender is not None:
             self._sender.wait()
 
-    def _take(self, item: Item) -> dict[str, Tensor]:
+    def _take(self, item: BatchItem) -> dict[str, Tensor]:
         if self._receiver is None or self._below is None:
             return self._batches.at(item, 0)
         self._below.ask()
         return self._receiver.take()[1]
 
-    def _step(self, item: Item, batch: dict[str, Tensor]) -> None:
+    def _step(self, item: BatchItem, batch: dict[str, Tensor]) -> None:
         expected = self._batches.at(item, self._j)
         output = torch.empty(item.rows, 3)
         self.compute.issue(lambda: self._read("forward", batch, expected))

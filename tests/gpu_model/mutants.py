@@ -8,7 +8,7 @@ from chain_model import CPU, LAYOUTS, Parts
 from streams import ModelTransport, ModelWork, Operation
 from torch import Tensor
 
-from dglpipe.data.batch_schedule import Item
+from dglpipe.data.batch_schedule import BatchItem
 from dglpipe.pipeline.link import Receiver, Sender
 from dglpipe.pipeline.message import HEADER
 from dglpipe.pipeline.transport import Slot
@@ -33,7 +33,7 @@ class NoWaitOnSend(Sender):
 class PostsSlotInUse(Receiver):
     """Posts a receive into the slot that it has just given out."""
 
-    def take(self) -> tuple[Item, dict[str, Tensor]]:
+    def take(self) -> tuple[BatchItem, dict[str, Tensor]]:
         taken = super().take()
         self.give_up_slot()
         return taken
@@ -48,7 +48,7 @@ class PostsSlotInUse(Receiver):
 class PostsBeforeBackward(PostsSlotInUse):
     """Posts it again when the forward has been issued and the backward has not."""
 
-    def take(self) -> tuple[Item, dict[str, Tensor]]:
+    def take(self) -> tuple[BatchItem, dict[str, Tensor]]:
         return Receiver.take(self)
 
     def after_forward(self) -> None:
@@ -58,7 +58,7 @@ class PostsBeforeBackward(PostsSlotInUse):
 class WritesAfterSend(Sender):
     """Alters in place what is on its way."""
 
-    def send(self, item: Item, parts: Mapping[str, Tensor]) -> None:
+    def send(self, item: BatchItem, parts: Mapping[str, Tensor]) -> None:
         super().send(item, parts)
         self._transport.fill(self._slot.views(item)[HEADER][1], -1)
         for name in parts:
@@ -95,7 +95,7 @@ class ForgetsAReceive(Receiver):
 class SkipsAMessage(Sender):
     """Leaves one message out, so that the stages are one batch apart."""
 
-    def send(self, item: Item, parts: Mapping[str, Tensor]) -> None:
+    def send(self, item: BatchItem, parts: Mapping[str, Tensor]) -> None:
         if item.number != 2:
             super().send(item, parts)
 

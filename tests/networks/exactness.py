@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import nn
 
-from dglpipe.models.meta import paper_copy
+from dglpipe.models.meta import meta_copy
 from dglpipe.partition.segments import trace
-from dglpipe.partition.shape_prop import check_input
+from dglpipe.partition.shape_prop import propagate_shapes
 from dglpipe.partition.split import cut, even_boundaries
 
 ROWS = 3
@@ -47,7 +47,7 @@ def check(name: str, counts: tuple[int, ...] = (2, 4)) -> None:
 
 def check_network(network: nn.Module, shape: tuple[int, ...], counts: tuple[int, ...]) -> None:
     traced = trace(network)
-    check_input(trace(paper_copy(network)), shape)
+    propagate_shapes(trace(meta_copy(network)), shape)
     start = copy.deepcopy(dict(network.named_buffers()))
     torch.manual_seed(1)
     images = torch.randn(*shape)

@@ -19,7 +19,7 @@ from dglpipe.cli.plan import plan
 from dglpipe.config import from_yaml, to_tree, to_yaml
 from dglpipe.data import Request, open_data
 from dglpipe.errors import ConfigError, RunDirError, UserError
-from dglpipe.partition.pipeline_spec import draw
+from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.runtime import run
 from dglpipe.runtime.evaluate import evaluate_run
 from dglpipe.runtime.inference import export_run
@@ -278,8 +278,8 @@ def test_initial_weights_are_those_of_the_file(finished, tmp_path):
     export_run(path, tmp_path / "weights.safetensors")
     config = copy.deepcopy(config)
     config.model.weights = str(tmp_path / "weights.safetensors")
-    blueprint = draw(config, open_images(config).description, STAGES)
-    drawn = {key: value for module in blueprint.modules for key, value in state(module)}
+    spec = build_spec(config, open_images(config).description, STAGES)
+    drawn = {key: value for module in spec.modules for key, value in state(module)}
     expected = load_file(tmp_path / "weights.safetensors")
     assert drawn.keys() == expected.keys()
     assert all(torch.equal(drawn[key], expected[key]) for key in expected)

@@ -14,11 +14,11 @@ from ghost import ghost_mode, to_ghost
 from torch import Tensor
 
 from dglpipe.data import open_data
-from dglpipe.data.batch_schedule import Phase, plan_stream
+from dglpipe.data.batch_schedule import Phase, build_batch_schedule
 from dglpipe.methods.dgl import Chain
 from dglpipe.models.losses import build_loss
-from dglpipe.monitoring.timers import Clock
-from dglpipe.partition.pipeline_spec import draw
+from dglpipe.monitoring.timers import Timer
+from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.inputs import Arrival, LinkFeed
 from dglpipe.pipeline.link import Receiver, Sender
@@ -95,11 +95,11 @@ class GhostProcess:
     def __init__(self, overrides: tuple[str, ...], fault: str) -> None:
         self.config = make_config(*overrides, f"pipeline.stages={STAGES}")
         source = open_data(self.config.data, self.config.seed, 1)
-        self.plan = plan_stream(self.config, source)
+        self.plan = build_batch_schedule(self.config, source)
         first, _, _, uneven, test = islice(self.plan.items(), 5)
         self.items = [first, uneven, test]
-        self.blueprint = draw(self.config, source.description, STAGES)
-        self._learners = [self.blueprint.learner(j) for j in OWN]
+        self.spec = build_spec(self.config, source.description, STAGES)
+        self._learners = [self.spec.learner(j) for j in OWN]
         self._fault = fault
 
     def move(self, where: torch.device, foreach: bool) -> None:
@@ -111,10 +111,10 @@ class GhostProcess:
         self.stages = [self._stage(j, where, foreach) for j in range(len(OWN))]
         self.below, self.above = NoPeer(), NoPeer()
         first, last = OWN[0] - 1, OWN[-1]
-        sender = Sender(self.above, self.blueprint.layouts(last, self.plan), where)
-        fields = dict(enumerate(self.blueprint.fields))
-        self.chain = Chain(self.stages, fields, sender, Clock(), STAGES)
-        layouts, name = self.blueprint.layouts(first, self.plan), f"link {first} -> {OWN[0]}"
+        sender = Sender(self.above, self.spec.layouts(last, self.plan), where)
+        fields = dict(enumerate(self.spec.fields))
+        self.chain = Chain(self.stages, fields, sender, Timer(), STAGES)
+        layouts, name = self.spec.layouts(first, self.plan), f"link {first} -> {OWN[0]}"
         self.feed = LinkFeed(Receiver(self.below, layouts, iter(self.items), 2, where, name))
 
     def _stage(self, at: int, where: torch.device, foreach: bool) -> Stage:
@@ -141,8 +141,8 @@ class GhostProcess:
             else:
                 self.chain.eval_mode(True)
                 self.chain.evaluate(arrival)
-        if self._fault == "tally":
-            self.stages[0].tally()
+        if self._fault == "totals":
+            self.stages[0].totals()
         if self._fault == "header check":
             self.feed.check()
 

@@ -1,12 +1,12 @@
 import pytest
 
-from dglpipe.errors import AgreementError
+from dglpipe.errors import ConsistencyError
 from dglpipe.runtime.config_consistency import code_version, compare, flatten
 
 
 def test_a_difference_names_key_ranks_and_values():
     said = [{"seed": 0, "epochs": 2}, {"seed": 1, "epochs": 2}, {"seed": 0, "epochs": 2}]
-    with pytest.raises(AgreementError) as caught:
+    with pytest.raises(ConsistencyError) as caught:
         compare(said)
     assert "seed" in str(caught.value)
     assert "ranks [0, 2] have 0" in str(caught.value)
@@ -14,7 +14,7 @@ def test_a_difference_names_key_ranks_and_values():
 
 
 def test_a_key_that_one_has_and_others_lack():
-    with pytest.raises(AgreementError, match=r"head\.name"):
+    with pytest.raises(ConsistencyError, match=r"head\.name"):
         compare([{"head.name": "mlp"}, {}])
 
 

@@ -10,8 +10,8 @@ import pytest
 
 STEPS = """
 import resource, sys, torch
-from dglpipe.host import keep_memory
-kept = "keep" in sys.argv and keep_memory()
+from dglpipe.host import keep_freed_memory
+kept = "keep" in sys.argv and keep_freed_memory()
 batch = torch.ones(2, 2**23, requires_grad=True)
 
 def step():

@@ -8,7 +8,7 @@ from torch import nn
 
 from dglpipe.data import open_data
 from dglpipe.errors import ConfigError
-from dglpipe.partition.pipeline_spec import draw
+from dglpipe.partition.pipeline_spec import build_spec
 from harness import make_config
 
 
@@ -48,7 +48,7 @@ def clashing_network(channels, classes):
 
 def on_paper(*overrides):
     config = make_config(*overrides)
-    return draw(config, open_data(config.data, config.seed).description, 2, meta=True)
+    return build_spec(config, open_data(config.data, config.seed).description, 2, meta=True)
 
 
 def test_a_head_that_does_not_fit_is_refused():

@@ -12,11 +12,11 @@ from itertools import islice
 import pytest
 import torch
 
-from dglpipe.data.batch_schedule import Phase, StreamPlan
+from dglpipe.data.batch_schedule import BatchSchedule, Phase
 from dglpipe.errors import LinkError
 from dglpipe.pipeline.checked_transport import POISON, CheckedTransport
 from dglpipe.pipeline.link import Receiver, Sender
-from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
+from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageFormat, contiguous_field
 
 
 class Mailbox:
@@ -159,7 +159,7 @@ def test_neighbours_in_memory_are_not_mixed_up(link):
 
 # ---------------------------------------------------------------- the link itself
 
-PLAN = StreamPlan(
+PLAN = BatchSchedule(
     train=6,
     test=1,
     batch_size=2,
@@ -173,7 +173,7 @@ FIELDS = (
     contiguous_field(LABELS, torch.int64, ()),
     contiguous_field(ACTIVATIONS, torch.float32, (1,)),
 )
-LAYOUTS = {phase: MessageLayout(2, FIELDS) for phase in Phase}
+LAYOUTS = {phase: MessageFormat(2, FIELDS) for phase in Phase}
 CPU = torch.device("cpu")
 
 

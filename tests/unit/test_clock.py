@@ -2,16 +2,16 @@ import time
 
 import pytest
 
-from dglpipe.monitoring.timers import Clock, Kind, between, seconds, shares
+from dglpipe.monitoring.timers import Kind, Timer, between, seconds, shares
 
 
 def test_a_lap_gives_the_time_since_the_last_one():
-    clock = Clock()
+    timer = Timer()
     time.sleep(0.02)
-    clock.lap(0, Kind.LOADING)
+    timer.lap(0, Kind.LOADING)
     time.sleep(0.04)
-    clock.lap(0, Kind.BUSY)
-    spent = clock.snapshot()
+    timer.lap(0, Kind.BUSY)
+    spent = timer.snapshot()
     assert 0.02e9 <= spent[0, Kind.LOADING] < spent[0, Kind.BUSY]
 
 

@@ -4,7 +4,7 @@ from dglpipe.cli.compose import compose, take_apart
 from dglpipe.config import (
     AdamConfig,
     CustomModelConfig,
-    PlugInConfig,
+    PluginConfig,
     from_yaml,
     parse,
     to_tree,
@@ -51,7 +51,7 @@ def test_plug_ins_come_in_either_way():
     one = config("model=custom", "model.target=a.b:C", "+model.args.width=3")
     assert one.model == CustomModelConfig(target="a.b:C", args={"width": 3})
     other = config("+method.loss={_target_: a.b.C, margin: 1}".replace("+", ""))
-    assert other.method.loss == PlugInConfig(target="a.b.C", args={"margin": 1})
+    assert other.method.loss == PluginConfig(target="a.b.C", args={"margin": 1})
 
 
 @pytest.mark.parametrize(

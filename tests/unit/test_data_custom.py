@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from dglpipe.config import PlugInConfig
+from dglpipe.config import PluginConfig
 from dglpipe.data import Request, open_data
 from dglpipe.errors import ConfigError, DataError
 
@@ -28,7 +28,7 @@ def opened(monkeypatch):
         module = ModuleType("toys")
         module.build = built if callable(built) else lambda: built
         monkeypatch.setitem(sys.modules, "toys", module)
-        config = PlugInConfig(target="toys:build", args=args)
+        config = PluginConfig(target="toys:build", args=args)
         return open_data(config, 7, wanted_channels)
 
     return open_plug_in
@@ -184,4 +184,4 @@ def test_target_and_arguments_that_do_not_fit(opened):
     with pytest.raises(ConfigError, match=r"data\.args"):
         _ = opened(lambda: _built(), size=3).description
     with pytest.raises(ConfigError, match=r"data\.target"):
-        _ = open_data(PlugInConfig(target="no_such_module:build"), 0).description
+        _ = open_data(PluginConfig(target="no_such_module:build"), 0).description

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dglpipe.config import DigitsConfig, SyntheticConfig
-from dglpipe.data import DataDescription, Request, open_data
+from dglpipe.data import DataInfo, Request, open_data
 from dglpipe.data.in_memory import InMemory, Split
 from dglpipe.data.info import fingerprint
 from dglpipe.data.transforms import CIFAR
@@ -75,7 +75,7 @@ def test_without_augmentation_training_images_are_plain(data):
 def test_digits():
     source = open_data(DigitsConfig(), seed=0)
     description, data = source.description, source.load()
-    assert description == DataDescription(
+    assert description == DataInfo(
         "digits", 1437, 360, tuple("0123456789"), 1, 8, 8, description.fingerprint
     )
     assert data.train.images.shape == (1437, 8, 8, 1)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from dglpipe.monitoring import cuda_timers
-from dglpipe.monitoring.cuda_timers import PENDING, DeviceClock
-from dglpipe.monitoring.timers import Clock, Kind
-from dglpipe.monitoring.trace import TracingClock
+from dglpipe.monitoring.cuda_timers import PENDING, CudaTimer
+from dglpipe.monitoring.timers import Kind, Timer
+from dglpipe.monitoring.trace import TracingTimer
 
 CPU = torch.device("cpu")
 
@@ -55,50 +55,50 @@ def stream(monkeypatch):
     return stream
 
 
-def step(clock, stream, number):
-    clock.steps_to(number)
+def step(timer, stream, number):
+    timer.steps_to(number)
     stream.issued += 2.0
-    clock.lap(0, Kind.WAIT_INPUT)
+    timer.lap(0, Kind.WAIT_INPUT)
     stream.issued += 5.0
-    clock.lap(0, Kind.BUSY, "forward")
+    timer.lap(0, Kind.BUSY, "forward")
 
 
 def test_a_lap_takes_what_the_device_takes_and_waits_for_nothing(stream):
-    clock = DeviceClock(CPU, Clock())
+    timer = CudaTimer(CPU, Timer())
     begun = stream.waits
     for number in range(10):
-        step(clock, stream, number)
+        step(timer, stream, number)
     assert (stream.waits, stream.passed) == (begun, 0.0)
-    spent = clock.snapshot()
+    spent = timer.snapshot()
     assert stream.waits == begun + 1
     assert spent == {(0, Kind.WAIT_INPUT): 20_000_000, (0, Kind.BUSY): 50_000_000}
 
 
 def test_events_that_have_passed_are_read_and_used_again(stream):
-    clock = DeviceClock(CPU, Clock())
+    timer = CudaTimer(CPU, Timer())
     begun = stream.waits
     for number in range(PENDING):
-        step(clock, stream, number)
+        step(timer, stream, number)
         stream.passed = stream.issued - 30.0  # some steps behind the host
     assert stream.waits == begun
     assert stream.events < PENDING + 10
-    assert clock.snapshot()[0, Kind.BUSY] == PENDING * 5_000_000
+    assert timer.snapshot()[0, Kind.BUSY] == PENDING * 5_000_000
 
 
 def test_a_device_that_lags_behind_loses_no_lap(stream):
-    clock = DeviceClock(CPU, Clock())
+    timer = CudaTimer(CPU, Timer())
     for number in range(PENDING):
-        step(clock, stream, number)
+        step(timer, stream, number)
     assert stream.events > 2 * PENDING
-    assert clock.snapshot()[0, Kind.WAIT_INPUT] == PENDING * 2_000_000
+    assert timer.snapshot()[0, Kind.WAIT_INPUT] == PENDING * 2_000_000
 
 
 def test_a_timeline_has_the_step_that_a_lap_was_of(stream):
-    clock = DeviceClock(CPU, TracingClock())
-    assert clock.is_tracing
-    step(clock, stream, 7)
-    step(clock, stream, 8)
-    spans = clock.spans()
+    timer = CudaTimer(CPU, TracingTimer())
+    assert timer.is_tracing
+    step(timer, stream, 7)
+    step(timer, stream, 8)
+    spans = timer.spans()
     assert [(one.what, one.duration, one.step) for one in spans] == [
         ("receive", 2_000_000, 7),
         ("forward", 5_000_000, 7),
@@ -111,12 +111,12 @@ def test_a_timeline_has_the_step_that_a_lap_was_of(stream):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_device_a_product_takes_its_time():
-    clock = DeviceClock(torch.device("cuda", 0), Clock())
+    timer = CudaTimer(torch.device("cuda", 0), Timer())
     matrix = torch.randn(4096, 4096, device="cuda")
     torch.cuda.synchronize()
-    clock.lap(0, Kind.OTHER)
+    timer.lap(0, Kind.OTHER)
     for _ in range(50):
         matrix @ matrix
-    clock.lap(0, Kind.BUSY)
-    spent = clock.snapshot()
+    timer.lap(0, Kind.BUSY)
+    spent = timer.snapshot()
     assert spent[0, Kind.BUSY] > 5e6

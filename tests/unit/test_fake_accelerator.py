@@ -64,14 +64,14 @@ FAULTS = {
     "labels on the CPU": "FakeTensorDeviceMismatchError",
     "item() in backward": READS,
     "arrival on the CPU": "FakeTensorDeviceMismatchError",
-    "tally": READS,
+    "totals": READS,
     "header check": READS,
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_would_wait_is_found(accelerated, fault):
-    """The net holds; `tally` and `header check` wait on purpose, outside the step."""
+    """The net holds; `totals` and `header check` wait on purpose, outside the step."""
     status, text = accelerated(run_steps, (LINEAR,), fault)
     assert status == FAULTS[fault], text
 

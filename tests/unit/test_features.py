@@ -13,7 +13,7 @@ from dglpipe.models.heads import head_on
 from dglpipe.partition.channels import channels_at
 from dglpipe.partition.flops import count_flops
 from dglpipe.partition.segments import trace
-from dglpipe.partition.shape_prop import check_input
+from dglpipe.partition.shape_prop import propagate_shapes
 
 NETWORKS = {
     "maps": (lambda: models.resnet18(num_classes=5), {0}),
@@ -29,7 +29,7 @@ NETWORKS = {
 def test_a_head_reads_the_channels_of_every_cut(kind):
     build, places = NETWORKS[kind]
     traced = trace(build().eval())
-    shapes = check_input(traced, (2, 3, 64, 64))
+    shapes = propagate_shapes(traced, (2, 3, 64, 64))
     inner = list(enumerate(shapes[:-1], 1))
     found = [channels_at(traced.operations, traced.starts[at], row[1:]) for at, row in inner]
     # A cut behind the class token's selection leaves vectors: (C).

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from dglpipe.config import AsyncConfig
-from dglpipe.data.batch_schedule import Item, Phase
+from dglpipe.data.batch_schedule import BatchItem, Phase
 from dglpipe.methods.dgl_async import progress_engine
-from dglpipe.methods.dgl_async.progress_engine import EventFerry
-from dglpipe.methods.dgl_async.receiver import Inbox
+from dglpipe.methods.dgl_async.progress_engine import EventProgressEngine
+from dglpipe.methods.dgl_async.receiver import AsyncReceiver
 from dglpipe.methods.dgl_async.replay import Replay
-from dglpipe.methods.dgl_async.sender import Outbox
-from dglpipe.methods.dgl_async.storage import Keeping
+from dglpipe.methods.dgl_async.sender import AsyncSender
+from dglpipe.methods.dgl_async.storage import StorageFormat
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageLayout, contiguous_field
+from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageFormat, contiguous_field
 from dglpipe.pipeline.transport import Header, Slot
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ FIELDS = (
     contiguous_field(LABELS, torch.int64, ()),
     contiguous_field(ACTIVATIONS, torch.float32, (2,)),
 )
-LAYOUTS = {phase: MessageLayout(3, FIELDS) for phase in Phase}
+LAYOUTS = {phase: MessageFormat(3, FIELDS) for phase in Phase}
 
 
 class Transfer:
@@ -105,7 +105,7 @@ def parts(number):
 
 
 def test_a_sender_issues_when_the_process_comes_by_and_drops_what_is_late(device):
-    box = Outbox(device, LAYOUTS, CPU, 2, True, EventFerry(CPU))
+    box = AsyncSender(device, LAYOUTS, CPU, 2, True, EventProgressEngine(CPU))
     for number in (1, 2, 3):
         box.send(Header(Phase.TRAIN, number, 3), parts(number))
     assert (len(device.transfers), box.dropped) == (1, 1)
@@ -130,8 +130,10 @@ def message(number, phase=Phase.TRAIN):
 
 
 def test_a_receiver_sees_what_has_come_and_waits_for_nothing_else(device, monkeypatch):
-    keeping = Keeping(AsyncConfig(), Device(CPU, "gloo"), torch.float32)
-    box = Inbox(device, LAYOUTS, CPU, Replay(2), 4, keeping, 1, "link", EventFerry(CPU))
+    keeping = StorageFormat(AsyncConfig(), Device(CPU, "gloo"), torch.float32)
+    box = AsyncReceiver(
+        device, LAYOUTS, CPU, Replay(2), 4, keeping, 1, "link", EventProgressEngine(CPU)
+    )
 
     def come(number, phase=Phase.TRAIN):
         buffer = device.buffer
@@ -154,7 +156,7 @@ def test_a_receiver_sees_what_has_come_and_waits_for_nothing_else(device, monkey
     assert device.waits == 0
     come(1, Phase.TEST)
     assert box.has_test
-    item = Item(Phase.TEST, 1, 1, 1, 0, 3, 3, True, 0, 1, 1)
+    item = BatchItem(Phase.TEST, 1, 1, 1, 0, 3, 3, True, 0, 1, 1)
     assert box.test(item)[LABELS].tolist() == [1, 1, 1]
     box.close()
     assert device.waits == 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dglpipe.config import HeadConfig, PlugInConfig
+from dglpipe.config import HeadConfig, PluginConfig
 from dglpipe.errors import ConfigError
 from dglpipe.models.heads import build_head
 
@@ -113,12 +113,12 @@ def test_a_head_of_convolutions_on_vectors_is_refused():
 
 
 def test_a_plug_in_gets_what_it_asks_for():
-    config = PlugInConfig(target=f"{__name__}:own_head", args={"scale": 2})
+    config = PluginConfig(target=f"{__name__}:own_head", args={"scale": 2})
     assert tuple(build_head(config, C, (4, 4), N).weight.shape) == (N, 2 * C)
 
 
 def test_a_plug_in_that_is_no_module_is_refused():
-    config = PlugInConfig(target=f"{__name__}:no_head")
+    config = PluginConfig(target=f"{__name__}:no_head")
     with pytest.raises(ConfigError, match=r"^head\.target: got .*Module. It gave a str"):
         build_head(config, C, (4, 4), N)
 

@@ -6,7 +6,7 @@ from dglpipe.pipeline.message import (
     ALIGNMENT,
     HEADER,
     LABELS,
-    MessageLayout,
+    MessageFormat,
     contiguous_field,
     recorded_field,
 )
@@ -20,7 +20,7 @@ def maps(rows, channels=3, side=4):
 @pytest.fixture
 def layout():
     labels = contiguous_field(LABELS, torch.int64, ())
-    return MessageLayout(5, (labels, recorded_field(ACTIVATIONS, torch.bfloat16, maps(2))))
+    return MessageFormat(5, (labels, recorded_field(ACTIVATIONS, torch.bfloat16, maps(2))))
 
 
 def test_every_part_lies_on_a_boundary(layout):
@@ -67,7 +67,7 @@ def test_the_memory_format_is_kept(layout):
 def test_what_is_kept_is_what_is_sent(batch):
     """Both ways of handing a tensor on give the same values in the same strides."""
     field = recorded_field(ACTIVATIONS, torch.float32, batch)
-    layout = MessageLayout(len(batch), (field,))
+    layout = MessageFormat(len(batch), (field,))
     view = layout.views(torch.zeros(layout.nbytes(len(batch)), dtype=torch.uint8), len(batch))
     sent = view[ACTIVATIONS].copy_(batch)
     kept = field.normalise(batch)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dglpipe.config import PlugInConfig
+from dglpipe.config import PluginConfig
 from dglpipe.errors import ConfigError
 from dglpipe.models.losses import build_loss
 
@@ -23,7 +23,7 @@ def no_loss():
 
 
 def plug_in(name, **args):
-    return PlugInConfig(target=f"{__name__}:{name}", args=args)
+    return PluginConfig(target=f"{__name__}:{name}", args=args)
 
 
 def test_cross_entropy_is_the_mean_over_the_rows():
@@ -45,7 +45,7 @@ def test_a_plug_in_is_built_with_its_arguments():
 
 
 def test_a_module_can_be_a_plug_in():
-    config = PlugInConfig(target="torch.nn.MultiMarginLoss", args={"margin": 2.0})
+    config = PluginConfig(target="torch.nn.MultiMarginLoss", args={"margin": 2.0})
     assert isinstance(build_loss(config, 0.0), nn.MultiMarginLoss)
 
 

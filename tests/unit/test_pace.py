@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from dglpipe.errors import ConfigError
-from dglpipe.methods.dgl_async.updates import OwnPace, check_drops
+from dglpipe.methods.dgl_async.updates import StageUpdates, check_drops
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.stage import LocalLearner, RunLength, Stage
+from dglpipe.pipeline.stage import RunLength, Stage, StageModule
 from harness import make_config
 
 CPU = Device(torch.device("cpu"), "gloo")
@@ -14,10 +14,10 @@ CPU = Device(torch.device("cpu"), "gloo")
 def paced(reset, *overrides, steps=6):
     config = make_config("optimizer.lr=0.1", "schedule=step", "schedule.every=1", *overrides)
     torch.manual_seed(0)
-    learner = LocalLearner(nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)), None)
+    learner = StageModule(nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)), None)
     length = RunLength(steps, 2)
     stage = Stage(0, learner, config.stage(0), nn.CrossEntropyLoss(), CPU, length, 0)
-    return OwnPace(stage, steps, reset)
+    return StageUpdates(stage, steps, reset)
 
 
 def batch():

@@ -20,9 +20,9 @@ from torch import nn
 from dglpipe.config import CnnConfig, ResnetCifarConfig, ResnetConfig, VggConfig
 from dglpipe.errors import ConfigError
 from dglpipe.models import build_network
-from dglpipe.models.meta import paper_copy
+from dglpipe.models.meta import meta_copy
 from dglpipe.partition.segments import trace
-from dglpipe.partition.shape_prop import check_input
+from dglpipe.partition.shape_prop import propagate_shapes
 from dglpipe.partition.split import boundaries, check_stages, cut, even_boundaries
 
 torch.set_num_threads(1)
@@ -78,7 +78,7 @@ def test_number_and_names_of_the_segments(config, count, size):
     assert len(names) == count
     assert len(set(names)) == count
     if count < 20:
-        shapes = check_input(traced, (2, 3, size, size))
+        shapes = propagate_shapes(traced, (2, 3, size, size))
         assert len(shapes) == count
         assert shapes[-1] == (2, 10)
 
@@ -322,7 +322,7 @@ def test_the_number_of_rows_is_read_anew_behind_a_cut(forward, segments):
     assert len(names_of(network)) == segments
     for rows in (1, 2, 5):
         check_exact(network, (rows, 3, 4, 4))
-    assert len(check_input(trace(network), (2, 3, 4, 4))) == segments
+    assert len(propagate_shapes(trace(network), (2, 3, 4, 4))) == segments
 
 
 @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ def test_a_network_that_flattens_its_images_first_is_cut_all_the_same():
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, 5), nn.ReLU(), nn.Linear(5, 2))
     assert names_of(network) == ["1", "3"]
     check_exact(network)
-    assert check_input(trace(network), (2, 3, 4, 4)) == [(2, 5), (2, 2)]
+    assert propagate_shapes(trace(network), (2, 3, 4, 4)) == [(2, 5), (2, 2)]
 
 
 class Arithmetic(nn.Module):
@@ -866,7 +866,7 @@ def test_boundaries_that_do_not_fit_are_refused(split, stages, key, words):
 def test_the_shape_behind_each_segment():
     traced = trace(on_meta(CnnConfig(width=4), 16))
     expected = [(4, 8, 8), (8, 8, 8), (8, 4, 4), (16, 4, 4), (16, 4, 4), (10,)]
-    assert check_input(traced, (5, 3, 16, 16)) == [(5, *shape) for shape in expected]
+    assert propagate_shapes(traced, (5, 3, 16, 16)) == [(5, *shape) for shape in expected]
 
 
 def test_the_check_leaves_real_networks_alone():
@@ -874,8 +874,8 @@ def test_the_check_leaves_real_networks_alone():
     network.train()
     before, random = copy.deepcopy(network.state_dict()), torch.get_rng_state()
     for values in (False, True):
-        paper = trace(paper_copy(network, values))
-        assert check_input(paper, (2, 3, 16, 16))[-1] == (2, 10)
+        paper = trace(meta_copy(network, values))
+        assert propagate_shapes(paper, (2, 3, 16, 16))[-1] == (2, 10)
     assert same(network.state_dict(), before)
     assert torch.equal(torch.get_rng_state(), random)
 
@@ -886,12 +886,12 @@ def test_the_check_gives_the_shapes_of_a_real_run():
     for part in cut(traced, range(len(traced.segments))):
         images = part.eval()(images)
         shapes.append(tuple(images.shape))
-    assert check_input(traced, (2, 3, 32, 32)) == shapes
+    assert propagate_shapes(traced, (2, 3, 32, 32)) == shapes
 
 
 def test_an_image_that_shrinks_to_nothing_is_refused():
     traced = trace(on_meta(VggConfig(name="vgg19_bn"), 8))
-    text = error(lambda: check_input(traced, (2, 3, 8, 8)), "data.image_size")
+    text = error(lambda: propagate_shapes(traced, (2, 3, 8, 8)), "data.image_size")
     assert "got 8; allowed: images that segment 11 (features.36) of the network" in text
     assert "fails on an input of shape (512, 1, 1) a row" in text
     assert "Output size is too small" in text
@@ -899,26 +899,28 @@ def test_an_image_that_shrinks_to_nothing_is_refused():
 
 def test_an_empty_output_is_refused():
     traced = trace(Net(lambda net, x: net.a(x)[:, :, 9:], a=conv()))
-    assert "Nothing is left" in error(lambda: check_input(traced, (2, 3, 8, 8)), "data.image_size")
+    assert "Nothing is left" in error(
+        lambda: propagate_shapes(traced, (2, 3, 8, 8)), "data.image_size"
+    )
 
 
 def test_a_classifier_that_does_not_fit_is_refused():
     traced = trace(nn.Sequential(conv(), nn.Flatten(), nn.Linear(48, 5)))
-    assert check_input(traced, (2, 3, 4, 4)) == [(2, 5)]
-    text = error(lambda: check_input(traced, (2, 3, 8, 8)), "data.image_size")
+    assert propagate_shapes(traced, (2, 3, 4, 4)) == [(2, 5)]
+    text = error(lambda: propagate_shapes(traced, (2, 3, 8, 8)), "data.image_size")
     assert "segment 0 (0)" in text
 
 
 def test_weights_of_another_type_than_the_images_are_refused():
     traced = trace(nn.Sequential(conv(), conv()).double())
-    text = error(lambda: check_input(traced, (2, 3, 4, 4)), "model")
+    text = error(lambda: propagate_shapes(traced, (2, 3, 4, 4)), "model")
     assert "got 'weights of torch.float64 in segment 0 (0)'; allowed: weights of torch" in text
-    assert check_input(traced, (2, 3, 4, 4), torch.float64) == [(2, 3, 4, 4)] * 2
+    assert propagate_shapes(traced, (2, 3, 4, 4), torch.float64) == [(2, 3, 4, 4)] * 2
 
 
 @pytest.mark.parametrize("spoil", [lambda x: x.sum(), lambda x: x.flatten(0, 1)])
 def test_outputs_without_a_row_for_each_row_are_refused(spoil):
     traced = trace(Net(lambda net, x: spoil(net.b(net.a(x))), a=conv(), b=conv()))
-    text = error(lambda: check_input(traced, (2, 3, 4, 4)), "model")
+    text = error(lambda: propagate_shapes(traced, (2, 3, 4, 4)), "model")
     assert "from segment 1 (b)" in text
     assert "one tensor with a row for each row of the batch" in text

@@ -7,7 +7,7 @@ import textwrap
 import pytest
 import torch
 
-from dglpipe.config import PlugInConfig
+from dglpipe.config import PluginConfig
 from dglpipe.config.instantiate import build_plug_in, load_target
 from dglpipe.errors import ConfigError
 
@@ -112,27 +112,27 @@ def test_what_cannot_be_called(folder):
 
 
 def test_what_is_offered_is_passed_where_it_is_named(folder):
-    config = PlugInConfig(target="plugged:build")
+    config = PluginConfig(target="plugged:build")
     assert build_plug_in(config, "model", channels=1, classes=2, side=3) == (1, 2, None)
 
 
 def test_what_the_user_gave_comes_first(folder):
-    config = PlugInConfig(target="plugged:build", args={"classes": 7, "extra": "x"})
+    config = PluginConfig(target="plugged:build", args={"classes": 7, "extra": "x"})
     assert build_plug_in(config, "model", channels=1, classes=2) == (1, 7, "x")
 
 
 def test_a_builder_of_anything_gets_only_what_the_user_gave(folder):
-    config = PlugInConfig(target="plugged:swallow", args={"depth": 2})
+    config = PluginConfig(target="plugged:swallow", args={"depth": 2})
     assert build_plug_in(config, "model", channels=1) == {"depth": 2}
 
 
 def test_a_builder_without_a_signature_gets_only_what_the_user_gave():
-    config = PlugInConfig(target="builtins:dict", args={"depth": 2})
+    config = PluginConfig(target="builtins:dict", args={"depth": 2})
     assert build_plug_in(config, "model", channels=1) == {"depth": 2}
 
 
 def test_arguments_that_do_not_fit_are_refused(folder):
-    config = PlugInConfig(target="plugged:build", args={"dept": 2})
+    config = PluginConfig(target="plugged:build", args={"dept": 2})
     with pytest.raises(ConfigError) as caught:
         build_plug_in(config, "model", channels=1, classes=2)
     text = str(caught.value)
@@ -143,5 +143,5 @@ def test_arguments_that_do_not_fit_are_refused(folder):
 def test_errors_of_the_builder_name_the_key_and_the_line(folder):
     told = r"^model\.args: got \{\}; .*RuntimeError: from inside \(.*plugged\.py, line \d+\)"
     with pytest.raises(ConfigError, match=told) as caught:
-        build_plug_in(PlugInConfig(target="plugged:fail"), "model")
+        build_plug_in(PluginConfig(target="plugged:fail"), "model")
     assert isinstance(caught.value.__cause__, RuntimeError)

@@ -8,7 +8,7 @@ import pytest
 
 from dglpipe.config import BackpropConfig, MethodConfig, SequentialConfig
 from dglpipe.partition.estimate import estimate
-from dglpipe.partition.pipeline_spec import draw
+from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.partition.throughput_model import LoaderEstimate, Node, predict
 from dglpipe.pipeline.topology import Layout
 from dglpipe.runtime import plan as plan_module
@@ -27,8 +27,8 @@ def stages(*seconds: float):
     """As many stages, of these seconds a step; of two, without seconds, by FLOPs."""
     config = make_config("model=cnn6")
     count = len(seconds) or 2
-    blueprint = draw(config, open_images(config).description, count, meta=True)
-    return tuple(estimate(blueprint, ROWS, seconds or None))
+    spec = build_spec(config, open_images(config).description, count, meta=True)
+    return tuple(estimate(spec, ROWS, seconds or None))
 
 
 def test_the_speed_up_is_that_of_what_was_measured():

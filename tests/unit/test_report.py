@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from dglpipe.cli.plan_table import plan_table
-from dglpipe.data.batch_schedule import StreamPlan
+from dglpipe.data.batch_schedule import BatchSchedule
 from dglpipe.monitoring.metrics import Line
 from dglpipe.monitoring.progress import LiveProgress, PlainProgress
 from dglpipe.partition.throughput_model import LoaderEstimate
@@ -15,7 +15,7 @@ from dglpipe.runtime.closing_table import closing_table
 from dglpipe.runtime.plan import plan
 from harness import make_config
 
-PLAN = StreamPlan(8, 4, 4, 4, 1, 2, None, 1)
+PLAN = BatchSchedule(8, 4, 4, 4, 1, 2, None, 1)
 LINES = [
     Line("train", 1, 1, 0, 1.0, 0.25, 0.1, 100.0),
     Line("train", 1, 2, 0, 0.5, 0.5, 0.1, 100.0),

@@ -11,12 +11,12 @@ import pytest
 
 from dglpipe import host
 
-CHILD = f"import runpy; print(runpy.run_path({host.__file__!r})['peak_resident']())"
+CHILD = f"import runpy; print(runpy.run_path({host.__file__!r})['peak_resident_bytes']())"
 PARENT = f"""
 import resource, runpy, subprocess, sys
 block = bytearray(b"1") * (300 * 2**20)
 del block
-peak = runpy.run_path({host.__file__!r})["peak_resident"]()
+peak = runpy.run_path({host.__file__!r})["peak_resident_bytes"]()
 child = subprocess.run([sys.executable, "-c", {CHILD!r}], capture_output=True, check=True)
 print(peak, int(child.stdout))
 """
@@ -37,10 +37,10 @@ def test_without_proc_the_peak_is_in_the_units_of_the_platform(
     monkeypatch.setattr(host, "STATUS", tmp_path / "none")
     monkeypatch.setattr("sys.platform", platform)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert peak * unit <= host.peak_resident() <= 2 * peak * unit
+    assert peak * unit <= host.peak_resident_bytes() <= 2 * peak * unit
 
 
 def test_a_status_without_a_peak_is_no_mistake(monkeypatch, tmp_path):
     monkeypatch.setattr(host, "STATUS", tmp_path / "status")
     (tmp_path / "status").write_text("Name:\tpython\n")
-    assert host.peak_resident() > 2**20
+    assert host.peak_resident_bytes() > 2**20

@@ -17,7 +17,7 @@ import scaling
 from bounds import bound, bound_without_link
 from emulated import PIPELINES, WAYS, Case, run
 
-from dglpipe.pipeline.emulated_transport import SlowLine, SlowTransport
+from dglpipe.pipeline.emulated_transport import EmulatedLine, EmulatedTransport
 
 
 @pytest.mark.parametrize("way", list(WAYS))
@@ -212,7 +212,7 @@ def test_messages_leave_one_after_the_other_and_arrive_later():
     def issue():
         arrived.append(time.perf_counter())
 
-    line = SlowLine(0.05, 1e6)
+    line = EmulatedLine(0.05, 1e6)
     start = time.perf_counter()
     for work in [line.send(50_000, issue) for _ in range(2)]:
         work.wait()
@@ -229,7 +229,7 @@ class Broken:
 
 
 def test_a_message_is_under_way_until_it_arrives_and_a_loss_is_told():
-    link = SlowTransport(Broken(), 0.05, 1e6, until_arrival=True)
+    link = EmulatedTransport(Broken(), 0.05, 1e6, until_arrival=True)
     start = time.perf_counter()
     work = link.isend(torch.zeros(50_000, dtype=torch.uint8))
     with pytest.raises(RuntimeError, match="the other end is gone"):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from dglpipe.config import PlugInConfig
+from dglpipe.config import PluginConfig
 from dglpipe.errors import ConfigError
 from dglpipe.models import build_network
 from dglpipe.models.meta import building
@@ -26,9 +26,9 @@ from dglpipe.partition.auto_split import (
 )
 from dglpipe.partition.balance import stage_costs
 from dglpipe.partition.estimate import estimate
-from dglpipe.partition.flops import Work, count_flops
+from dglpipe.partition.flops import SegmentFlops, count_flops
 from dglpipe.partition.memory import Limit
-from dglpipe.partition.pipeline_spec import draw
+from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.partition.segments import trace
 from dglpipe.pipeline.device import Device
 from dglpipe.runtime.open_data import open_images
@@ -60,9 +60,9 @@ def on_paper(*overrides):
 class Whole(nn.Module):
     """A stage with its head."""
 
-    def __init__(self, blueprint, j):
+    def __init__(self, spec, j):
         super().__init__()
-        self.learner = blueprint.learner(j)
+        self.learner = spec.learner(j)
 
     def forward(self, batch):
         return self.learner(batch, None)
@@ -72,16 +72,16 @@ class Whole(nn.Module):
 def test_costs_and_needs_of_any_cut_are_those_of_its_stages(overrides):
     """What the segments add up to is what a whole stage, looked at by itself, comes to."""
     config, data, traced = on_paper(*overrides)
-    costs = network_costs(config, data, traced, Work(traced, entrances(data, traced)), 3)
+    costs = network_costs(config, data, traced, SegmentFlops(traced, entrances(data, traced)), 3)
     needs = memory_needs(config, data, traced, ROWS, 3)
     count = len(traced.segments)
     for bounds in [[0, count // 3, 2 * count // 3], [0, 1, count - 1]][: 1 + (count < 10)]:
         config.pipeline.split = bounds[1:]
-        blueprint = draw(config, data, 3, meta=True)
-        flops = [count_flops(Whole(blueprint, j), blueprint.input_shape(j)).own for j in range(3)]
-        assert flops == [blueprint.flops(j) for j in range(3)]
+        spec = build_spec(config, data, 3, meta=True)
+        flops = [count_flops(Whole(spec, j), spec.input_shape(j)).own for j in range(3)]
+        assert flops == [spec.flops(j) for j in range(3)]
         assert stage_costs(costs, bounds) == flops
-        stages = estimate(blueprint, ROWS)
+        stages = estimate(spec, ROWS)
         spans = itertools.pairwise([*bounds, count])
         found = [one.stage(*span) for one, span in zip(needs, spans, strict=True)]
         assert found == [one.memory_bytes for one in stages]
@@ -94,7 +94,7 @@ def draw_limited(limit, *overrides):
     config, data, _ = on_paper(
         LIMITED, "data.image_size=32", f"pipeline.memory_limit={limit}", *overrides
     )
-    return draw(config, data, 2, meta=True, rows=ROWS).bounds
+    return build_spec(config, data, 2, meta=True, rows=ROWS).bounds
 
 
 def needs_of(at):
@@ -127,12 +127,12 @@ def test_a_limit_with_tensors_that_segments_share():
     config.model.target, config.model.args = "plug_ins:sharing_network", {}
     config.pipeline.split = "auto"
     with pytest.raises(ConfigError) as caught:
-        draw(config, data, 2, meta=True, rows=ROWS)
+        build_spec(config, data, 2, meta=True, rows=ROWS)
     found = re.match(
         r"pipeline\.memory_limit: got 1024; allowed: at least (\d+)", str(caught.value)
     )
     config.pipeline.memory_limit = int(found[1])
-    assert len(draw(config, data, 2, meta=True, rows=ROWS).bounds) == 2
+    assert len(build_spec(config, data, 2, meta=True, rows=ROWS).bounds) == 2
 
 
 def test_settings_of_a_single_stage_count_for_the_limit():
@@ -166,7 +166,7 @@ def test_a_limit_that_stages_with_their_own_heads_meet(split):
     config.per_stage, config.pipeline.memory_limit = [], largest
     with pytest.raises(ConfigError):  # so it is the settings of the stages that let it fit
         config.pipeline.split = [len(free[0].segments), sum(len(s.segments) for s in free[:2])]
-        draw(config, data, 3, meta=True, rows=400)
+        build_spec(config, data, 3, meta=True, rows=400)
 
 
 def test_a_limit_moves_the_cut_between_stages_that_differ():
@@ -182,7 +182,7 @@ def test_a_limit_moves_the_cut_between_stages_that_differ():
         spans = itertools.pairwise([*bounds, len(traced.segments)])
         largest = max(one.stage(*span) for one, span in zip(needs, spans, strict=True))
         config.pipeline.memory_limit = largest
-        assert list(draw(config, data, 2, meta=True, rows=ROWS).bounds) == bounds
+        assert list(build_spec(config, data, 2, meta=True, rows=ROWS).bounds) == bounds
         sizes.append(bounds[1])
     assert sizes[0] < sizes[1]
 
@@ -208,7 +208,7 @@ def draw_timed(split="auto", **times):
 def draw_by(times, split="auto"):
     config, data, _ = on_paper("model=cnn6", f"pipeline.split={split}", "pipeline.cost=time")
     config.pipeline.times = times
-    return draw(config, data, 2, meta=True).bounds
+    return build_spec(config, data, 2, meta=True).bounds
 
 
 def test_a_cut_weighs_every_stage_as_it_is():
@@ -218,19 +218,19 @@ def test_a_cut_weighs_every_stage_as_it_is():
     slowest = {}
     for cut in itertools.combinations(range(1, 6), 2):
         config.pipeline.split = list(cut)
-        blueprint = draw(config, data, 3, meta=True)
-        slowest[cut] = max(blueprint.flops(j) for j in range(3))
+        spec = build_spec(config, data, 3, meta=True)
+        slowest[cut] = max(spec.flops(j) for j in range(3))
     config.pipeline.split = "auto"
-    found = draw(config, data, 3, meta=True).bounds[1:]
+    found = build_spec(config, data, 3, meta=True).bounds[1:]
     assert slowest[found] == min(slowest.values())
     config.per_stage = []
-    assert slowest[draw(config, data, 3, meta=True).bounds[1:]] > slowest[found]
+    assert slowest[build_spec(config, data, 3, meta=True).bounds[1:]] > slowest[found]
 
 
 def test_a_head_whose_work_is_known_by_its_id_stays():
     """Else another one may get the id, and with it the FLOPs."""
     _, data, traced = on_paper("model=cnn6")
-    work = Work(traced, entrances(data, traced))
+    work = SegmentFlops(traced, entrances(data, traced))
     with building(True, 0):
         head = Own(nn.Linear(4, 10))
     gone = weakref.ref(head)
@@ -301,11 +301,11 @@ def head_of_16(channels):
 
 def test_cuts_whose_head_cannot_be_are_left_out():
     config, data, _ = on_paper("model=cnn6", "model.widths=[4,8,16,16,8,4]", "pipeline.split=auto")
-    config.head = PlugInConfig(target=f"{__name__}:head_of_16")
-    assert draw(config, data, 2, meta=True).bounds[1] in (3, 4)
-    assert draw(config, data, 3, meta=True).bounds == (0, 3, 4)
+    config.head = PluginConfig(target=f"{__name__}:head_of_16")
+    assert build_spec(config, data, 2, meta=True).bounds[1] in (3, 4)
+    assert build_spec(config, data, 3, meta=True).bounds == (0, 3, 4)
     with pytest.raises(ConfigError, match=r"^head: got 'Sequential'; allowed: one that works on"):
-        draw(config, data, 4, meta=True)
+        build_spec(config, data, 4, meta=True)
 
 
 def head_of_17(channels):
@@ -322,12 +322,12 @@ def test_the_head_that_cannot_be_is_told_of():
     ]
     config.per_stage = [*own, {}]
     with pytest.raises(ConfigError, match=r"^head: got 'Linear'; allowed: one that works on"):
-        draw(config, data, 3, meta=True)
+        build_spec(config, data, 3, meta=True)
 
 
 def test_cuts_whose_head_cannot_be_are_not_measured():
     config, data, _ = on_paper("model=cnn6", "model.widths=[4,8,16,16,8,4]")
-    config.head = PlugInConfig(target=f"{__name__}:head_of_16")
+    config.head = PluginConfig(target=f"{__name__}:head_of_16")
     (times,) = measure_times(config, data, CPU, 1, 8, 1)
     assert [at for at, one in enumerate(times.heads) if one < float("inf")] == [2, 3]
 
@@ -364,14 +364,14 @@ def test_what_every_step_costs_counts_once_a_stage(monkeypatch):
 def test_1f1b_keeps_as_many_micro_batches_as_are_on_their_way(schedule, microbatches, parts):
     words = ("method=backprop", f"method.schedule={schedule}", "model=cnn6")
     config, data, traced = on_paper(*words, f"method.microbatches={microbatches}")
-    blueprint = draw(config, data, 3, meta=True)
-    found = estimate(blueprint, ROWS)
+    spec = build_spec(config, data, 3, meta=True)
+    found = estimate(spec, ROWS)
     needs = memory_needs(config, data, traced, ROWS, 3)
-    spans = itertools.pairwise([*blueprint.bounds, len(traced.segments)])
+    spans = itertools.pairwise([*spec.bounds, len(traced.segments)])
     limits = [one.stage(*span) for one, span in zip(needs, spans, strict=True)]
     assert limits == [one.memory_bytes for one in found]
     config, data, _ = on_paper(*words[:1], "method.schedule=gpipe", "model=cnn6")
-    whole = estimate(draw(config, data, 3, meta=True), ROWS)
+    whole = estimate(build_spec(config, data, 3, meta=True), ROWS)
     for one, all_, part in zip(found, whole, parts, strict=True):
         assert one.activation_bytes - one.buffer_bytes == pytest.approx(
             part * (all_.activation_bytes - all_.buffer_bytes), abs=1

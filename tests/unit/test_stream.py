@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dglpipe.data.batch_schedule import Phase, StreamPlan
+from dglpipe.data.batch_schedule import BatchSchedule, Phase
 from dglpipe.errors import ConfigError
 
 DEFAULTS = {
@@ -20,7 +20,7 @@ DEFAULTS = {
 
 
 def plan(**settings):
-    return StreamPlan(**{**DEFAULTS, **settings})
+    return BatchSchedule(**{**DEFAULTS, **settings})
 
 
 def drawn(stream, **where):

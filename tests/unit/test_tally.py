@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dglpipe.monitoring.meters import Counter, Tally
+from dglpipe.monitoring.meters import ExitMeter, Totals
 
 
-@pytest.mark.parametrize("batches", [1, 5, Counter.CAPACITY, 2 * Counter.CAPACITY + 3])
+@pytest.mark.parametrize("batches", [1, 5, ExitMeter.CAPACITY, 2 * ExitMeter.CAPACITY + 3])
 def test_sums_are_those_of_all_rows(batches):
     torch.manual_seed(0)
-    counter = Counter()
+    counter = ExitMeter()
     loss, correct, total = 0.0, 0, 0
     for batch in range(batches):
         rows = 1 + batch % 3
@@ -21,21 +21,21 @@ def test_sums_are_those_of_all_rows(batches):
         loss += mean.item() * rows
         correct += int((logits.max(dim=1).indices == labels).sum())
         total += rows
-    tally = counter.take()
-    assert (tally.correct, tally.rows) == (correct, total)
-    assert tally.loss == pytest.approx(loss, rel=1e-5)
+    totals = counter.take()
+    assert (totals.correct, totals.rows) == (correct, total)
+    assert totals.loss == pytest.approx(loss, rel=1e-5)
 
 
 def test_taking_starts_anew():
-    counter = Counter()
-    assert counter.take() == Tally(0.0, 0, 0)
+    counter = ExitMeter()
+    assert counter.take() == Totals(0.0, 0, 0)
     counter.add(torch.tensor(2.0), torch.eye(3), torch.arange(3))
-    assert counter.take() == Tally(6.0, 3, 3)
-    assert counter.take() == Tally(0.0, 0, 0)
+    assert counter.take() == Totals(6.0, 3, 3)
+    assert counter.take() == Totals(0.0, 0, 0)
 
 
 def test_it_keeps_nothing_of_the_graph():
-    counter = Counter()
+    counter = ExitMeter()
     logits = torch.randn(2, 3, requires_grad=True)
     counter.add(logits.sum(), logits, torch.zeros(2, dtype=torch.int64))
     assert not any(kept.requires_grad for kept in (*counter._losses, *counter._hits))

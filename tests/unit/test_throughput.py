@@ -73,7 +73,7 @@ def test_every_method_is_cut_for_its_busiest_process(throughput):
     assert throughput.pipeline_cut(costs, "gpipe", 2) == [0, 4]  # 10 and 11
     interleaved = throughput.pipeline_cut(costs, "interleaved_1f1b", 2)
     v = throughput.pipeline_cut(costs, "zbv", 2)
-    backprop = costs.flowing_back()
+    backprop = costs.without_heads()
     every = [[0, *cut] for cut in itertools.combinations(range(1, 6), 3)]
     for bounds, pairs in ((interleaved, ((0, 2), (1, 3))), (v, ((0, 3), (1, 2)))):
 

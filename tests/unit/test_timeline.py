@@ -8,30 +8,30 @@ import json
 import pytest
 from torchvision.io import decode_image
 
-from dglpipe.monitoring.timers import Clock, Kind, Span
-from dglpipe.monitoring.trace import COLOURS, NAMES, TracingClock, _middle, draw, merge, write_part
+from dglpipe.monitoring.timers import Kind, Span, Timer
+from dglpipe.monitoring.trace import COLOURS, NAMES, TracingTimer, _middle, draw, merge, write_part
 from dglpipe.pipeline.process_group import ProcessGroup
 from dglpipe.pipeline.topology import Layout
 from harness import layout, make_config, make_worker, run_world, train_world
 
 
 def test_spans_lie_one_behind_the_other_and_add_up_to_the_shares():
-    clock = TracingClock()
+    timer = TracingTimer()
     for step in (1, 2):
-        clock.steps_to(step)
-        clock.lap(0, Kind.LOADING)
-        clock.lap(0, Kind.BUSY, "forward")
-        clock.lap(1, Kind.BUSY, "step")
-    spans = clock.spans()
+        timer.steps_to(step)
+        timer.lap(0, Kind.LOADING)
+        timer.lap(0, Kind.BUSY, "forward")
+        timer.lap(1, Kind.BUSY, "step")
+    spans = timer.spans()
     assert [(span.stage, span.what, span.step) for span in spans] == [
         *((0, "load", 1), (0, "forward", 1), (1, "step", 1)),
         *((0, "load", 2), (0, "forward", 2), (1, "step", 2)),
     ]
     for before, after in itertools.pairwise(spans):
         assert before.start + before.duration == after.start
-    spent = clock.snapshot()
+    spent = timer.snapshot()
     assert spent[0, Kind.BUSY] == sum(span.duration for span in spans if span.what == "forward")
-    assert not Clock.is_tracing
+    assert not Timer.is_tracing
 
 
 def test_parts_are_put_together(tmp_path):
@@ -131,7 +131,7 @@ RUNS = {
 def spans_of(group: ProcessGroup, config):
     worker = make_worker(group, config)
     worker.run()
-    return worker._clock.spans()
+    return worker._timer.spans()
 
 
 @pytest.mark.parametrize("method", RUNS)
@@ -144,7 +144,7 @@ def test_all_parts_of_all_steps_are_there(method):
     assert {"receive", "forward", "backward", "step", "evaluation"} <= found[1]
     steps = 8 if method == "sequential" else 4
     assert {span.step for span in said[0]} >= set(range(1, steps + 1))
-    # On one clock: nothing is received before it has been sent.
+    # On one timer: nothing is received before it has been sent.
     if method == "dgl":
         sent = next(span for span in said[0] if span.what == "send")
         came = next(span for span in said[1] if span.what == "receive")

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dglpipe.config import AsyncConfig
-from dglpipe.data.batch_schedule import Item, StreamPlan
+from dglpipe.data.batch_schedule import BatchItem, BatchSchedule
 from dglpipe.methods.dgl_async.draw_order import Turns
 
 RULES = st.sampled_from(("paper", "authors"))
 
 
 def plan(steps=12, every=1):
-    return StreamPlan(12, 4, 3, 2, 1, steps, steps, every)
+    return BatchSchedule(12, 4, 3, 2, 1, steps, steps, every)
 
 
 def simulated(**settings):
@@ -28,7 +28,7 @@ def test_what_is_read_has_been_written_and_is_still_there(stages, size, rule, wa
     updates = Counter()
     fed = 0
     for turn in turns:
-        if isinstance(turn, Item):
+        if isinstance(turn, BatchItem):
             continue
         j = turn.stage
         if j == 0:
@@ -51,7 +51,7 @@ def test_an_evaluation_follows_when_all_stages_have_come_to_it(stages, every, se
     sizes = plan(every=every)
     updates, seen = Counter(), []
     for event in Turns(simulated(), stages, sizes, seed):
-        if isinstance(event, Item):
+        if isinstance(event, BatchItem):
             assert min(updates[j] for j in range(stages)) == event.step
             seen.append(event)
         else:
@@ -63,7 +63,7 @@ def test_it_begins_with_two_turns_of_each_stage():
     first = [turn.stage for turn in itertools.islice(Turns(simulated(), 3, plan(), 0), 6)]
     assert first == [0, 0, 1, 1, 2, 2]
     method = simulated(order="sequential", warmup=False)
-    turns = (turn for turn in Turns(method, 3, plan(), 0) if not isinstance(turn, Item))
+    turns = (turn for turn in Turns(method, 3, plan(), 0) if not isinstance(turn, BatchItem))
     assert [turn.stage for turn in turns] == [0, 1, 2] * 12
 
 
@@ -71,7 +71,7 @@ def test_it_begins_with_two_turns_of_each_stage():
 def test_a_slow_stage_has_fewer_turns(slow):
     factors = [2.0 if stage == slow else 1.0 for stage in range(4)]
     turns = Turns(simulated(slowdown=factors), 4, plan(3000, 0), 0)
-    counts = Counter(turn.stage for turn in turns if not isinstance(turn, Item))
+    counts = Counter(turn.stage for turn in turns if not isinstance(turn, BatchItem))
     quick = sum(counts[j] for j in range(4) if j != slow) / 3
     assert quick / counts[slow] == pytest.approx(2.0, rel=0.05)
 
@@ -81,7 +81,7 @@ def test_a_run_that_is_resumed_has_the_turns_that_are_left(after):
     whole = list(Turns(simulated(), 3, plan(), 0))
     at = 0
     for _ in range(after):
-        at = next(at for at in range(at, len(whole)) if not isinstance(whole[at], Item)) + 1
+        at = next(at for at in range(at, len(whole)) if not isinstance(whole[at], BatchItem)) + 1
     resumed = Turns(simulated(), 3, plan(), 0, after)
     assert list(resumed) == whole[at:]
     assert resumed.replays[0].usage.reads > 0
@@ -117,7 +117,7 @@ def test_with_one_batch_half_of_the_reads_repeat_and_half_of_the_writes_are_neve
 
 def test_turns_in_which_nothing_may_be_read_are_counted():
     turns = Turns(simulated(max_reuse=1, slowdown=[4.0, 1.0]), 2, plan(400, 0), 0)
-    events = [turn for turn in turns if not isinstance(turn, Item)]
+    events = [turn for turn in turns if not isinstance(turn, BatchItem)]
     reads = Counter(turn.read for turn in events if turn.stage == 1)
     assert set(reads.values()) == {1}
     assert turns.skipped[0] == 0

@@ -52,7 +52,7 @@ from dglpipe.config.optim import (
 )
 from dglpipe.config.parse import from_yaml, parse, to_tree, to_yaml
 from dglpipe.config.pipeline import CheckpointConfig, EvaluateConfig, LinkConfig, PipelineConfig
-from dglpipe.config.plugin import PlugInConfig
+from dglpipe.config.plugin import PluginConfig
 from dglpipe.config.schema import Config, StageConfig
 
 __all__ = [
@@ -86,7 +86,7 @@ __all__ = [
     "MultistepConfig",
     "OptimizerConfig",
     "PipelineConfig",
-    "PlugInConfig",
+    "PluginConfig",
     "PrecisionConfig",
     "ResnetCifarConfig",
     "ResnetConfig",

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dglpipe.config.checks import require, require_name
 from dglpipe.config.model import CustomModelConfig
-from dglpipe.config.plugin import PlugInConfig
+from dglpipe.config.plugin import PluginConfig
 from dglpipe.errors import ConfigError
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ def choose(group: str, node: Any, selector: str, schemas: Mapping[str, type[Any]
     return build(schemas[str(choice)], node, group)
 
 
-def plug_in(group: str, node: Mapping[str, Any]) -> PlugInConfig:
+def plug_in(group: str, node: Mapping[str, Any]) -> PluginConfig:
     """A plug-in from `{target, args}` or from Hydra's way, `{_target_, name: value...}`."""
     if "_target_" in node:
         own = {key: node[key] for key in ("weights",) if group == "model" and key in node}
@@ -41,7 +41,7 @@ def plug_in(group: str, node: Mapping[str, Any]) -> PlugInConfig:
     allowed = "package.module:builder of something importable"
     require(bool(target), f"{group}.target", target, allowed)
     named = {"family": "custom", "name": "custom", "args": node.get("args") or {}}
-    schema = CustomModelConfig if group == "model" else PlugInConfig
+    schema = CustomModelConfig if group == "model" else PluginConfig
     return build(schema, {**node, **named}, group)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dglpipe.config.checks import require, require_name, require_number
-from dglpipe.config.plugin import PlugInConfig
+from dglpipe.config.plugin import PluginConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -89,7 +89,7 @@ class SyntheticConfig:
         require_number("data.noise", self.noise, 0)
 
 
-DataConfig = DigitsConfig | Cifar10Config | ImageFolderConfig | SyntheticConfig | PlugInConfig
+DataConfig = DigitsConfig | Cifar10Config | ImageFolderConfig | SyntheticConfig | PluginConfig
 DATA_SETS: dict[str, type[Any]] = {
     "digits": DigitsConfig,
     "cifar10": Cifar10Config,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dglpipe.config import PlugInConfig
+from dglpipe.config import PluginConfig
 from dglpipe.errors import ConfigError
 
 _ALLOWED = "package.module:builder or package.module.builder of something importable"
@@ -42,7 +42,7 @@ def load_target(target: str, key: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def build_plug_in(config: PlugInConfig, key: str, **offered: object) -> Any:
+def build_plug_in(config: PluginConfig, key: str, **offered: object) -> Any:
     """Calls the target of `config` with its arguments.
 
     Those of `offered` that the target's signature names, and that the user did not give,
@@ -72,7 +72,7 @@ def build_plug_in(config: PlugInConfig, key: str, **offered: object) -> Any:
     return _call(builder, config, key, arguments)
 
 
-def _call(builder: Callable[..., Any], config: PlugInConfig, key: str, arguments: Any) -> Any:
+def _call(builder: Callable[..., Any], config: PluginConfig, key: str, arguments: Any) -> Any:
     try:
         return builder(**arguments)
     except ConfigError:

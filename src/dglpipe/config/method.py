@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from dglpipe.config.build import plug_in
 from dglpipe.config.checks import require, require_name, require_number
-from dglpipe.config.plugin import PlugInConfig
+from dglpipe.config.plugin import PluginConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -26,7 +26,7 @@ class MethodConfig:
     def __post_init__(self) -> None:
         if isinstance(self.loss, Mapping):
             self.loss = plug_in("method.loss", self.loss)
-        elif not isinstance(self.loss, PlugInConfig):
+        elif not isinstance(self.loss, PluginConfig):
             require_name("method.loss", self.loss, ("cross_entropy",))
 
     def rounds(self, stages: int) -> int:

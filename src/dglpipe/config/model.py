@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dglpipe.config.checks import require, require_name, require_number
-from dglpipe.config.plugin import PlugInConfig
+from dglpipe.config.plugin import PluginConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -125,7 +125,7 @@ class TimmConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class CustomModelConfig(PlugInConfig):
+class CustomModelConfig(PluginConfig):
     """A network from outside the package."""
 
     weights: str | None = None

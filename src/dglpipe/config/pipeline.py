@@ -116,7 +116,7 @@ class LinkConfig:
             require_positive("link.bandwidth_mbps", self.bandwidth_mbps)
 
     @property
-    def is_slow(self) -> bool:
+    def is_emulated(self) -> bool:
         return bool(self.delay_ms or self.bandwidth_mbps)
 
     @property

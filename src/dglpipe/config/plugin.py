@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(kw_only=True, slots=True)
-class PlugInConfig:
+class PluginConfig:
     """A network, head, loss or data set from outside the package."""
 
     family: str = "custom"

@@ -21,7 +21,7 @@ from dglpipe.config.optim import (
     ScheduleConfig,
 )
 from dglpipe.config.pipeline import CheckpointConfig, EvaluateConfig, LinkConfig, PipelineConfig
-from dglpipe.config.plugin import PlugInConfig
+from dglpipe.config.plugin import PluginConfig
 
 SINGLE: dict[str, type[Any]] = {
     "precision": PrecisionConfig,
@@ -47,7 +47,7 @@ class StageConfig:
 
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
-    head: HeadConfig | PlugInConfig
+    head: HeadConfig | PluginConfig
     precision: PrecisionConfig
 
 
@@ -56,7 +56,7 @@ class Config:
     """A whole run."""
 
     model: ModelConfig
-    head: HeadConfig | PlugInConfig
+    head: HeadConfig | PluginConfig
     data: DataConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig

@@ -16,10 +16,10 @@ from dglpipe.config import (
 from dglpipe.data.custom import CustomSource
 from dglpipe.data.dataset import DataSet, DataSource, Request
 from dglpipe.data.digits import DigitsSource
-from dglpipe.data.info import DataDescription
+from dglpipe.data.info import DataInfo
 from dglpipe.data.synthetic import SyntheticSource
 
-__all__ = ["DataDescription", "DataSet", "DataSource", "Request", "open_data"]
+__all__ = ["DataInfo", "DataSet", "DataSource", "Request", "open_data"]
 
 
 def open_data(

@@ -32,7 +32,7 @@ class Phase(IntEnum):
     TEST = 1
 
 
-class Item(NamedTuple):
+class BatchItem(NamedTuple):
     """One batch as one replica sees it."""
 
     phase: Phase
@@ -62,7 +62,7 @@ class Item(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StreamPlan:
+class BatchSchedule:
     """The sizes that determine every item.
 
     Raises:
@@ -117,7 +117,7 @@ class StreamPlan:
         its chain fills and its loader starts as those of a fresh one do."""
         return done + min(10, (self.steps - done) // 4)
 
-    def items(self, replica: int = 0, done: int = 0) -> Iterator[Item]:
+    def items(self, replica: int = 0, done: int = 0) -> Iterator[BatchItem]:
         """The items of `replica` that follow `done` training steps, in order."""
         evaluations = self._evaluations_before(done)
         for step in range(done, self.steps + 1):
@@ -127,7 +127,7 @@ class StreamPlan:
                 yield from self._test_items(step, evaluations, replica)
                 evaluations += 1
 
-    def fed(self, number: int) -> Item:
+    def fed(self, number: int) -> BatchItem:
         """Training batch `number` of a run without replicas that goes on as long as somebody
         wants batches: as planned, then on through more epochs."""
         epoch, inside = self._epoch(number), (number - 1) % self.steps_per_epoch
@@ -135,9 +135,9 @@ class StreamPlan:
         rows = min(self.batch_size, self.train - first)
         ends = inside == self.steps_per_epoch - 1 or number == self.steps_per_round
         where = (first, rows, rows, ends, 0, epoch, number)
-        return Item(Phase.TRAIN, number, epoch, number, *where)
+        return BatchItem(Phase.TRAIN, number, epoch, number, *where)
 
-    def tests_after(self, step: int) -> Sequence[Item]:
+    def tests_after(self, step: int) -> Sequence[BatchItem]:
         """The items of the evaluation that follows `step`, without replicas; none if there is
         none."""
         at = self._evaluated.get(step)
@@ -154,7 +154,7 @@ class StreamPlan:
         steps = (step for step in range(1, self.steps + 1) if self._evaluates_after(step))
         return {step: at for at, step in enumerate(steps)}
 
-    def crossing(self, item: Item, below: int) -> Item:
+    def crossing(self, item: BatchItem, below: int) -> BatchItem:
         """`item` as it goes over the link behind stage `below`: without rows where the stage
         above has nothing to do with it."""
         if self.rounds == 1 or item.phase is Phase.TEST or item.round > below:
@@ -193,14 +193,14 @@ class StreamPlan:
 
     def _item(
         self, phase: Phase, number: int, step: int, share: tuple[int, int], total: int, ends: bool
-    ) -> Item:
+    ) -> BatchItem:
         round_, round_step = self._place(step)
         round_epoch = self._epoch(round_step)
         epoch = round_ * self._epoch(self.steps_per_round) + round_epoch
         where = (round_, round_epoch, round_step)
-        return Item(phase, number, epoch, step, *share, total, ends, *where)
+        return BatchItem(phase, number, epoch, step, *share, total, ends, *where)
 
-    def _train_item(self, step: int, replica: int) -> Item:
+    def _train_item(self, step: int, replica: int) -> BatchItem:
         _, inside = self._place(step)
         at = (inside - 1) % self.steps_per_epoch * self.batch_size
         total = min(self.batch_size, self.train - at)
@@ -208,7 +208,7 @@ class StreamPlan:
         where = (at + first, rows)
         return self._item(Phase.TRAIN, step, step, where, total, self.ends_epoch(step))
 
-    def _test_items(self, step: int, evaluations: int, replica: int) -> Iterator[Item]:
+    def _test_items(self, step: int, evaluations: int, replica: int) -> Iterator[BatchItem]:
         for batch in range(self.test_batches):
             at = batch * self.test_batch_size
             total = min(self.test_batch_size, self.test - at)
@@ -226,14 +226,16 @@ def _share(total: int, replicas: int, replica: int) -> tuple[int, int]:
     return sum(sizes[:replica]), sizes[replica]
 
 
-def plan_stream(config: Config, source: DataSource, stages: int | None = None) -> StreamPlan:
+def build_batch_schedule(
+    config: Config, source: DataSource, stages: int | None = None
+) -> BatchSchedule:
     """The stream plan that `config` and the sizes of the data set determine.
 
     Args:
         stages: K; None: what `config` says.
     """
     count = stages or config.pipeline.stages or 1
-    return StreamPlan(
+    return BatchSchedule(
         train=source.description.train,
         test=source.description.test,
         batch_size=config.batch_size,

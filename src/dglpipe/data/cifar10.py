@@ -13,7 +13,7 @@ from torchvision.datasets import CIFAR10
 
 from dglpipe.config import Cifar10Config
 from dglpipe.data.in_memory import InMemory, Split
-from dglpipe.data.info import DataDescription, fingerprint, given_channels
+from dglpipe.data.info import DataInfo, fingerprint, given_channels
 from dglpipe.data.transforms import CIFAR, resize
 from dglpipe.errors import DataError
 
@@ -34,7 +34,7 @@ class Cifar10Source:
     wanted_channels: int | None = None
 
     @property
-    def description(self) -> DataDescription:
+    def description(self) -> DataInfo:
         """Constant: torchvision accepts no other files than the published ones.
 
         Raises:
@@ -43,7 +43,7 @@ class Cifar10Source:
         if not self.config.download:
             self._require_files()
         side = self.config.image_size
-        return DataDescription(
+        return DataInfo(
             name=self.config.name,
             train=50_000,
             test=10_000,

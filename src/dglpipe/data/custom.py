@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from dglpipe.config import PlugInConfig
+from dglpipe.config import PluginConfig
 from dglpipe.config.instantiate import build_plug_in
 from dglpipe.data.custom_split import Part
 from dglpipe.data.in_memory import InMemory, Split
-from dglpipe.data.info import DataDescription, fingerprint, given_channels
+from dglpipe.data.info import DataInfo, fingerprint, given_channels
 from dglpipe.data.transforms import with_channels
 from dglpipe.errors import DataError
 
@@ -28,12 +28,12 @@ class CustomSource:
     be read for the description. A `seed` that the target names is passed to it.
     """
 
-    config: PlugInConfig
+    config: PluginConfig
     seed: int
     wanted_channels: int | None = None
 
     @cached_property
-    def description(self) -> DataDescription:
+    def description(self) -> DataInfo:
         """Calls `data.target`, in every process.
 
         Raises:
@@ -46,7 +46,7 @@ class CustomSource:
                 part.require_labels(len(self._classes))
         if train[1:] != test[1:]:
             raise self._error(f"images of train are {train[1:]}, those of test {test[1:]} (C,H,W)")
-        return DataDescription(
+        return DataInfo(
             name=self.config.name,
             train=train[0],
             test=test[0],

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from dglpipe.data.info import DataDescription
+from dglpipe.data.info import DataInfo
 
 
 class DataSet(Protocol):
@@ -36,7 +36,7 @@ class DataSource(Protocol):
     """A data set that has been found, and not yet been read."""
 
     @property
-    def description(self) -> DataDescription:
+    def description(self) -> DataInfo:
         """Cheap: no more than a listing and one image.
 
         Raises:

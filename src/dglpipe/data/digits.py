@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dglpipe.config import DigitsConfig
 from dglpipe.data.in_memory import InMemory, Split
-from dglpipe.data.info import DataDescription, fingerprint, given_channels
+from dglpipe.data.info import DataInfo, fingerprint, given_channels
 from dglpipe.data.transforms import Normalisation, resize, with_channels
 
 _FILE = Path(__file__).with_name("digits.safetensors")
@@ -36,10 +36,10 @@ class DigitsSource:
     wanted_channels: int | None = None
 
     @property
-    def description(self) -> DataDescription:
+    def description(self) -> DataInfo:
         """Constant but for the side of the images and the channels."""
         side = self.config.image_size
-        return DataDescription(
+        return DataInfo(
             name=self.config.name,
             train=_TRAIN,
             test=_TEST,

@@ -13,7 +13,7 @@ from dglpipe.data.dataset import DataSet
 from dglpipe.data.decode import SizesDifferError, decode, decode_all
 from dglpipe.data.image_index import Listing, list_folder
 from dglpipe.data.in_memory import InMemory, Split
-from dglpipe.data.info import DataDescription, fingerprint, given_channels
+from dglpipe.data.info import DataInfo, fingerprint, given_channels
 from dglpipe.data.streaming import Decoder, Streamed
 from dglpipe.data.transforms import CIFAR, IMAGENET
 from dglpipe.host import cores
@@ -33,7 +33,7 @@ class ImageFolderSource:
     """Of replicas on this machine, which share its cores."""
 
     @cached_property
-    def description(self) -> DataDescription:
+    def description(self) -> DataInfo:
         """Lists the folder; decodes one image where its size decides about all.
 
         Raises:
@@ -41,7 +41,7 @@ class ImageFolderSource:
         """
         listing = self._listing
         height, width = self._target
-        return DataDescription(
+        return DataInfo(
             name=self.config.name,
             train=len(listing.train),
             test=len(listing.test),

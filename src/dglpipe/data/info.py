@@ -9,7 +9,7 @@ from dglpipe.errors import DataError
 
 
 @dataclass(frozen=True)
-class DataDescription:
+class DataInfo:
     """Sizes, classes and shape of a data set; equal in all processes of a run."""
 
     name: str

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from dglpipe.config import SyntheticConfig
 from dglpipe.data.in_memory import InMemory, Split
-from dglpipe.data.info import DataDescription, fingerprint, given_channels
+from dglpipe.data.info import DataInfo, fingerprint, given_channels
 from dglpipe.data.transforms import Normalisation, with_channels
 from dglpipe.seeds import derive
 
@@ -29,10 +29,10 @@ class SyntheticSource:
     wanted_channels: int | None = None
 
     @property
-    def description(self) -> DataDescription:
+    def description(self) -> DataInfo:
         """Follows from the configuration; nothing is made."""
         config = self.config
-        return DataDescription(
+        return DataInfo(
             name=config.name,
             train=config.samples,
             test=self._test_size,

@@ -24,11 +24,11 @@ from torch.distributed.pipelining import (
 from torch.distributed.pipelining.schedules import _PipelineSchedule as Schedule
 
 from dglpipe.config import BackpropConfig, Config
-from dglpipe.data.batch_schedule import StreamPlan
+from dglpipe.data.batch_schedule import BatchSchedule
 from dglpipe.errors import ConfigError
 from dglpipe.methods.dgl import Chain
-from dglpipe.monitoring.timers import Clock, Kind
-from dglpipe.partition.pipeline_spec import Blueprint
+from dglpipe.monitoring.timers import Kind, Timer
+from dglpipe.partition.pipeline_spec import PipelineSpec
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.inputs import Arrival
 from dglpipe.pipeline.link import Sender
@@ -56,25 +56,25 @@ class Pipelined(Chain):
     def __init__(
         self,
         stages: Sequence[Stage],
-        blueprint: Blueprint,
+        spec: PipelineSpec,
         sender: Sender | None,
-        clock: Clock,
+        timer: Timer,
         group: ProcessGroup,
         device: Device,
     ) -> None:
-        assert isinstance(blueprint.config.method, BackpropConfig)
+        assert isinstance(spec.config.method, BackpropConfig)
         count = group.topology.layout.stages
-        super().__init__(stages, dict(enumerate(blueprint.fields)), sender, clock, count)
-        self._parts = [_Part(stage, blueprint, device) for stage in stages]
-        self._method = blueprint.config.method
-        self._classes = len(blueprint.data.classes)
-        self._image = blueprint.input_shape(0)
+        super().__init__(stages, dict(enumerate(spec.fields)), sender, timer, count)
+        self._parts = [_Part(stage, spec, device) for stage in stages]
+        self._method = spec.config.method
+        self._classes = len(spec.data.classes)
+        self._image = spec.input_shape(0)
         self._group = group
         self._device = device
         self._layout = group.topology.layout
         self._schedules: dict[tuple[bool, int], Schedule] = {}
         self._clips = any(
-            blueprint.config.stage(j).optimizer.clip is not None for j in range(self._layout.stages)
+            spec.config.stage(j).optimizer.clip is not None for j in range(self._layout.stages)
         )
         self._holds_first = stages[0].index == 0
         self._holds_last = stages[-1].index == self._layout.stages - 1
@@ -119,7 +119,7 @@ class Pipelined(Chain):
             self._sender.send(arrival.item, {LABELS: arrival.labels})
 
     def _lap(self, kind: Kind, what: str | None = None) -> None:
-        self._clock.lap(self.stages[0].index, kind, what)
+        self._timer.lap(self.stages[0].index, kind, what)
 
     def _schedule(self, learns: bool, rows: int) -> Schedule:
         """The schedule of a batch of `rows`; static buffers make it one a size."""
@@ -152,7 +152,7 @@ class Pipelined(Chain):
         def loss(logits: Tensor, labels: Tensor) -> Tensor:
             """The share of a micro-batch in the mean loss of the batch."""
             value = last.loss(logits, labels) / m
-            self._clock.lap(last.index, Kind.BUSY, "forward")
+            self._timer.lap(last.index, Kind.BUSY, "forward")
             return value
 
         return loss
@@ -171,7 +171,7 @@ class Pipelined(Chain):
             came,
             made,
             self._group.pipeline,
-            self._clock if learns else None,
+            self._timer if learns else None,
         )
 
 
@@ -204,19 +204,19 @@ class _Wire:
 class _Part(nn.Module):
     """The segments of a stage, from wire to wire."""
 
-    def __init__(self, stage: Stage, blueprint: Blueprint, device: Device) -> None:
+    def __init__(self, stage: Stage, spec: PipelineSpec, device: Device) -> None:
         super().__init__()
-        assert isinstance(blueprint.config.method, BackpropConfig)
+        assert isinstance(spec.config.method, BackpropConfig)
         j = self.index = stage.index
         self.segments = stage.learner.segments
         self._device = device
         self._precision = stage.settings.precision.name
-        self._splits_backward = blueprint.config.method.schedule == "zbv"
-        self._has_below, self._has_above = j > 0, j < len(blueprint.fields)
+        self._splits_backward = spec.config.method.schedule == "zbv"
+        self._has_below, self._has_above = j > 0, j < len(spec.fields)
         if self._has_below:
-            self.came = _Wire(blueprint.fields[j - 1])
+            self.came = _Wire(spec.fields[j - 1])
         if self._has_above:
-            self.made = _Wire(blueprint.fields[j])
+            self.made = _Wire(spec.fields[j])
 
     def forward(self, batch: Tensor) -> Tensor:
         if self._has_below:
@@ -231,10 +231,10 @@ class _Part(nn.Module):
 
 
 class _TimedStage(PipelineStage):
-    """Tells the clock what is computing, and what is waiting for a neighbour.
+    """Tells the timer what is computing, and what is waiting for a neighbour.
 
     Args:
-        clock: None: nobody is told, and the loop counts all of it as evaluating.
+        timer: None: nobody is told, and the loop counts all of it as evaluating.
     """
 
     def __init__(
@@ -245,10 +245,10 @@ class _TimedStage(PipelineStage):
         came: Tensor,
         made: Tensor,
         group: TorchGroup,
-        clock: Clock | None,
+        timer: Timer | None,
     ) -> None:
         super().__init__(part, part.index, count, device, came, made, group=group)
-        self._clock = clock
+        self._timer = timer
 
     # torch 2.14's runtime hands gradients from stage to stage of a process (v) in a forward-only
     # run too, where there are none, and fails.
@@ -279,11 +279,11 @@ class _TimedStage(PipelineStage):
         self._lap(Kind.BUSY, "weights")
 
     def _lap(self, kind: Kind, what: str | None = None) -> None:
-        if self._clock is not None:
-            self._clock.lap(self.stage_index, kind, what)
+        if self._timer is not None:
+            self._timer.lap(self.stage_index, kind, what)
 
 
-def check_microbatches(config: Config, layout: Layout, plan: StreamPlan) -> None:
+def check_microbatches(config: Config, layout: Layout, plan: BatchSchedule) -> None:
     """Raises ConfigError for settings that a pipeline of backprop cannot have."""
     method = config.method
     if not layout.is_pipelined or not isinstance(method, BackpropConfig):

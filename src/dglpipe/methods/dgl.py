@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dglpipe.data.batch_schedule import Item
-from dglpipe.monitoring.timers import Clock, Kind
+from dglpipe.data.batch_schedule import BatchItem
+from dglpipe.monitoring.timers import Kind, Timer
 from dglpipe.pipeline.inputs import Arrival
 from dglpipe.pipeline.message import ACTIVATIONS, ENSEMBLE, LABELS, Field
 from dglpipe.pipeline.stage import Emit, Stage
@@ -27,7 +27,7 @@ class Outgoing(Protocol):
     def wait(self) -> None:
         """Returns when the next message may be sent."""
 
-    def send(self, item: Item, parts: Mapping[str, Tensor]) -> None:
+    def send(self, item: BatchItem, parts: Mapping[str, Tensor]) -> None:
         """Sends `parts`, each (rows, ...)."""
 
 
@@ -46,18 +46,18 @@ class Chain:
         stages: Sequence[Stage],
         fields: Mapping[int, Field],
         sender: Outgoing | None,
-        clock: Clock,
+        timer: Timer,
         count: int,
     ) -> None:
         self.stages = stages
         self._fields = fields
         self._sender = sender
-        self._clock = clock
+        self._timer = timer
         self._count = count
         self._handed: Tensor | None = None
-        if clock.is_tracing:
+        if timer.is_tracing:
             for stage in stages:
-                stage.mark = functools.partial(clock.lap, stage.index, Kind.BUSY)
+                stage.mark = functools.partial(timer.lap, stage.index, Kind.BUSY)
         self._ensemble_hits = torch.zeros((), dtype=torch.int64)
 
     def train(self, arrival: Arrival) -> None:
@@ -67,11 +67,11 @@ class Chain:
             emit = self._emit(stage, arrival)
             total = item.total if item.total != item.rows else None
             stage.learn(batch, arrival.labels, item.round_step, emit, total)
-            self._clock.lap(stage.index, Kind.BUSY, "step")
+            self._timer.lap(stage.index, Kind.BUSY, "step")
             if self._handed is not None:
                 batch, self._handed = self._handed, None
 
-    def learners(self, item: Item) -> Sequence[Stage]:
+    def learners(self, item: BatchItem) -> Sequence[Stage]:
         """The stages that learn from `item`."""
         del item
         return self.stages
@@ -91,9 +91,9 @@ class Chain:
             return keep
 
         def send(features: Tensor) -> None:
-            self._clock.lap(stage.index, Kind.BUSY, "forward")
+            self._timer.lap(stage.index, Kind.BUSY, "forward")
             sender.wait()
-            self._clock.lap(stage.index, Kind.WAIT_OUTPUT)
+            self._timer.lap(stage.index, Kind.WAIT_OUTPUT)
             sender.send(arrival.item, {LABELS: arrival.labels, ACTIVATIONS: features.detach()})
             if stage.mark is not None:
                 stage.mark("send")

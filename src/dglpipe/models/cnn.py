@@ -29,7 +29,7 @@ class Cnn(nn.Module):
         dropout: probability that a channel is dropped behind a layer.
         classes: N.
         image_size: H in pixels; an H that the pools shrink to nothing is not refused here
-            but by `partition.check_input`, which can say where.
+            but by `partition.propagate_shapes`, which can say where.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dglpipe.config import HeadConfig, PlugInConfig
+from dglpipe.config import HeadConfig, PluginConfig
 from dglpipe.config.instantiate import build_plug_in
 from dglpipe.errors import ConfigError
 from dglpipe.models.blocks import average_pool, mlp
@@ -29,7 +29,7 @@ _SMALL = (2, 2)
 """All built-in heads end on maps of this side; smaller ones stay as they are."""
 
 
-def head_on(config: HeadConfig | PlugInConfig, features: Features, classes: int) -> nn.Module:
+def head_on(config: HeadConfig | PluginConfig, features: Features, classes: int) -> nn.Module:
     """The head of a stage that hands on `features`: a batch of them -> logits (B, N).
 
     Raises:
@@ -60,7 +60,7 @@ def check_head(head: nn.Module, shape: Sequence[int], classes: int) -> None:
 
 
 def build_head(
-    config: HeadConfig | PlugInConfig, channels: int, side: Side | None, classes: int
+    config: HeadConfig | PluginConfig, channels: int, side: Side | None, classes: int
 ) -> nn.Module:
     """The head of a stage with output (B, channels, *side), or (B, channels) if `side` is None.
 
@@ -79,7 +79,7 @@ def build_head(
         ConfigError: a head of convolutions for features without height and width; a plug-in
             that cannot be loaded, or that gives something else than an `nn.Module`.
     """
-    if isinstance(config, PlugInConfig):
+    if isinstance(config, PluginConfig):
         return _custom(config, channels=channels, side=side, classes=classes)
     if side is None:
         return _on_vectors(config.name, channels, classes)
@@ -162,7 +162,7 @@ def _mlp_end(channels: int, side: Side, classes: int) -> list[nn.Module]:
     return [pool, nn.Flatten(), *mlp(features, 4 * channels, 3, classes)]
 
 
-def _custom(config: PlugInConfig, **offered: object) -> nn.Module:
+def _custom(config: PluginConfig, **offered: object) -> nn.Module:
     head = build_plug_in(config, "head", **offered)
     if not isinstance(head, nn.Module):
         kind = type(head).__name__

@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from dglpipe.config import PlugInConfig
+from dglpipe.config import PluginConfig
 from dglpipe.config.instantiate import build_plug_in
 from dglpipe.errors import ConfigError
 
@@ -15,7 +15,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits (B, N) and labels (B,) of int64 to a scalar."""
 
 
-def build_loss(loss: str | PlugInConfig, label_smoothing: float) -> Loss:
+def build_loss(loss: str | PluginConfig, label_smoothing: float) -> Loss:
     """The local loss of a stage.
 
     Args:
@@ -27,14 +27,14 @@ def build_loss(loss: str | PlugInConfig, label_smoothing: float) -> Loss:
         ConfigError: an unknown name; a plug-in that gives nothing callable, or that is
             combined with label smoothing.
     """
-    if isinstance(loss, PlugInConfig):
+    if isinstance(loss, PluginConfig):
         return _plug_in(loss, label_smoothing)
     if loss != "cross_entropy":
         raise ConfigError("method.loss", loss, "cross_entropy, or a plug-in with a target")
     return nn.CrossEntropyLoss(label_smoothing=label_smoothing)
 
 
-def _plug_in(config: PlugInConfig, label_smoothing: float) -> Loss:
+def _plug_in(config: PluginConfig, label_smoothing: float) -> Loss:
     if label_smoothing:
         hint = "Give it to your loss by method.loss.args"
         allowed = "0 with a loss from outside the package"

@@ -67,7 +67,7 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class ValuesError(ConfigError):
+class NeedsValuesError(ConfigError):
     """A network that looks at values, where only shapes were there."""
 
 
@@ -118,7 +118,7 @@ class ShapesOnly(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def paper_copy(network: nn.Module, values: bool = False) -> nn.Module:
+def meta_copy(network: nn.Module, values: bool = False) -> nn.Module:
     """A copy of `network` to look at: a forward may leave something behind in its modules.
 
     Args:

@@ -1,4 +1,4 @@
-"""The clock of a process whose device works behind the host, without waiting for it.
+"""The timer of a process whose device works behind the host, without waiting for it.
 
 A lap is an event on the device's current stream. Its time is read when it has long passed, or
 when somebody asks. So computing is what the device computed, and waiting for input is how long
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from dglpipe.monitoring.timers import Clock, Kind, Span, Spent
+from dglpipe.monitoring.timers import Kind, Span, Spent, Timer
 
 PENDING = 256
 """Laps behind which those that have passed are read."""
@@ -40,19 +40,19 @@ class _Lap(NamedTuple):
     step: int
 
 
-class DeviceClock(Clock):
-    """Gives its laps to another clock, with the times of the device.
+class CudaTimer(Timer):
+    """Gives its laps to another timer, with the times of the device.
 
     Args:
         device: whose current stream is measured.
-        clock: keeps the times; nobody else tells it any.
+        timer: keeps the times; nobody else tells it any.
     """
 
-    def __init__(self, device: torch.device, clock: Clock) -> None:
+    def __init__(self, device: torch.device, timer: Timer) -> None:
         super().__init__()
-        self.is_tracing = clock.is_tracing
+        self.is_tracing = timer.is_tracing
         self._device = device
-        self._clock = clock
+        self._timer = timer
         self._laps: deque[_Lap] = deque()
         self._unused: list[Event] = []
         self._step = 0
@@ -60,7 +60,7 @@ class DeviceClock(Clock):
         self._before.record()
         self._before.synchronize()
         self._now = perf_counter_ns()
-        clock.start(self._now)
+        timer.start(self._now)
 
     def lap(self, stage: int, kind: Kind, what: str | None = None) -> None:
         event = self._unused.pop() if self._unused else self._event()
@@ -75,11 +75,11 @@ class DeviceClock(Clock):
     def snapshot(self) -> Spent:
         """As of the last lap; waits until the device has come there."""
         self._read_all()
-        return self._clock.snapshot()
+        return self._timer.snapshot()
 
     def spans(self) -> list[Span]:
         self._read_all()
-        return self._clock.spans()
+        return self._timer.spans()
 
     def _event(self) -> Event:
         event: Event = torch.Event(self._device, enable_timing=True)
@@ -98,5 +98,5 @@ class DeviceClock(Clock):
         self._now += round(self._before.elapsed_time(event) * 1e6)
         self._unused.append(self._before)
         self._before = event
-        self._clock.steps_to(step)
-        self._clock.book(self._now, stage, kind, what)
+        self._timer.steps_to(step)
+        self._timer.book(self._now, stage, kind, what)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class Totals:
     """Sums over the rows of some batches."""
 
     loss: float
@@ -17,7 +17,7 @@ class Tally:
     rows: int
 
 
-class Counter:
+class ExitMeter:
     """Collects what each batch gave and sums it when asked.
 
     A step only notes two small tensors: small operations between large ones are slow, for
@@ -43,13 +43,13 @@ class Counter:
         """Notes rows without a loss."""
         self._rows += rows
 
-    def take(self) -> Tally:
+    def take(self) -> Totals:
         """The sums since the last call; waits for the device."""
         self._fold()
         loss, correct = torch.stack(self._sums).sum(dim=0).tolist() if self._sums else (0.0, 0)
-        tally = Tally(loss, int(correct), self._rows)
+        totals = Totals(loss, int(correct), self._rows)
         self._sums, self._rows = [], 0
-        return tally
+        return totals
 
     def _fold(self) -> None:
         """Sums what was noted, on the device, which nobody waits for here."""

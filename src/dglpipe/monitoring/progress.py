@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dglpipe.data.batch_schedule import StreamPlan
+from dglpipe.data.batch_schedule import BatchSchedule
 from dglpipe.monitoring.metrics import Line, format_value
 
 PLAIN_SECONDS = 30.0
@@ -23,7 +23,7 @@ class Display(Protocol):
     def close(self) -> None: ...
 
 
-def open_progress(plan: StreamPlan, stages: int) -> Display:
+def open_progress(plan: BatchSchedule, stages: int) -> Display:
     """A live table on a terminal, plain lines elsewhere."""
     console = Console(stderr=True)
     return LiveProgress(plan, stages, console) if console.is_terminal else PlainProgress(plan)
@@ -33,7 +33,7 @@ class PlainProgress:
     """A line on standard error for each stage, at the end of every epoch and, in a long one,
     every `PLAIN_SECONDS`."""
 
-    def __init__(self, plan: StreamPlan) -> None:
+    def __init__(self, plan: BatchSchedule) -> None:
         self._plan = plan
         self._told: dict[int | str, float] = {}
 
@@ -57,7 +57,7 @@ class PlainProgress:
 class LiveProgress:
     """A bar and a table of all stages, redrawn in place."""
 
-    def __init__(self, plan: StreamPlan, stages: int, console: Console) -> None:
+    def __init__(self, plan: BatchSchedule, stages: int, console: Console) -> None:
         self._stages = stages
         self._rounds = plan.rounds
         self._last: dict[tuple[str, int | str], Line] = {}

@@ -1,6 +1,6 @@
 """Where the time of a process goes, kind by kind and stage by stage.
 
-A process does one thing at a time, so one running clock is enough: `lap` gives the time
+A process does one thing at a time, so one running timer is enough: `lap` gives the time
 since the lap before to a stage and a kind. What no lap names is left over as `other`.
 """
 
@@ -44,8 +44,8 @@ class Span(NamedTuple):
     step: int
 
 
-class Clock:
-    """The clock of one process.
+class Timer:
+    """The timer of one process.
 
     Attributes:
         is_tracing: whether it wants to know every part of a step.

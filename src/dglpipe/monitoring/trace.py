@@ -1,6 +1,6 @@
 """What every process did when: `timeline.json`, in the trace format of Chrome, and a picture.
 
-Each process notes spans of time; at the end of the run they are put together. The clock is that
+Each process notes spans of time; at the end of the run they are put together. The timer is that
 of the machine since the epoch, so processes of one machine agree to a microsecond, and those of
 several as well as their machines do. Format: "Trace Event Format", Google; it opens in Perfetto
 (ui.perfetto.dev), with a row for each stage below its process.
@@ -17,7 +17,7 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
-from dglpipe.monitoring.timers import Clock, Kind, Span
+from dglpipe.monitoring.timers import Kind, Span, Timer
 
 CAPACITY = 200_000
 """Spans that a process keeps: the last ones of a long run."""
@@ -48,8 +48,8 @@ NAMES = {
 }
 
 
-class TracingClock(Clock):
-    """A clock that keeps what it measured, span by span."""
+class TracingTimer(Timer):
+    """A timer that keeps what it measured, span by span."""
 
     is_tracing = True
 
@@ -89,7 +89,7 @@ def merge(parts: Sequence[Path], trace: Path, picture: Path) -> None:
     processes = [json.loads(part.read_text()) for part in parts]
     trace.write_text(json.dumps({"traceEvents": _events(processes), "displayTimeUnit": "ms"}))
     spans = [Span(*span) for process in processes for span in process["spans"]]
-    draw(spans, picture)
+    draw_timeline(spans, picture)
     for part in parts:
         part.unlink()
 
@@ -114,7 +114,7 @@ def _title(what: str, rank: int, stage: int, name: str) -> dict[str, Any]:
     return {"name": what, "ph": "M", "pid": rank, "tid": stage, "args": {"name": name}}
 
 
-def draw(spans: Sequence[Span], picture: Path) -> None:
+def draw_timeline(spans: Sequence[Span], picture: Path) -> None:
     """A Gantt chart of some steps in the middle of training, a row a stage."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

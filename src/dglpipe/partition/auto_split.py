@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from dglpipe.config import Config, HeadConfig, PipelineConfig, PlugInConfig
-from dglpipe.data import DataDescription
+from dglpipe.config import Config, HeadConfig, PipelineConfig, PluginConfig
+from dglpipe.data import DataInfo
 from dglpipe.errors import ConfigError
-from dglpipe.host import keep_memory
+from dglpipe.host import keep_freed_memory
 from dglpipe.models import build_network
 from dglpipe.models.features import Features
 from dglpipe.models.heads import check_head, head_on
 from dglpipe.models.meta import building
 from dglpipe.partition.balance import Costs, balanced, stage_costs
 from dglpipe.partition.channels import channels_at
-from dglpipe.partition.flops import HeadAt, Shape, Work, flop_costs, link_bytes
+from dglpipe.partition.flops import HeadAt, SegmentFlops, Shape, flop_costs, link_bytes
 from dglpipe.partition.memory import (
     Limit,
     Needs,
@@ -29,8 +29,8 @@ from dglpipe.partition.memory import (
     segment_pieces,
 )
 from dglpipe.partition.profiling import Times, measure, threads
-from dglpipe.partition.segments import Traced, trace
-from dglpipe.partition.shape_prop import check_input
+from dglpipe.partition.segments import TracedNetwork, trace
+from dglpipe.partition.shape_prop import propagate_shapes
 from dglpipe.partition.split import boundaries
 from dglpipe.pipeline.device import Device
 from dglpipe.seeds import derive
@@ -38,10 +38,10 @@ from dglpipe.seeds import derive
 
 def choose_bounds(
     config: Config,
-    data: DataDescription,
+    data: DataInfo,
     stages: int,
-    traced: Traced,
-    work: Work,
+    traced: TracedNetwork,
+    work: SegmentFlops,
     rows: int | None,
 ) -> list[int]:
     """First segment of every stage, as `config.pipeline` wants it.
@@ -106,7 +106,7 @@ def _headless(costs: Sequence[Costs], refused: Mapping[int, ConfigError]) -> Con
 
 
 def _limit(
-    config: Config, data: DataDescription, traced: Traced, rows: int | None, stages: int
+    config: Config, data: DataInfo, traced: TracedNetwork, rows: int | None, stages: int
 ) -> Limit | None:
     """`pipeline.memory_limit`, where there is one and it is looked at."""
     size = config.pipeline.memory_bytes
@@ -118,9 +118,9 @@ def _limit(
 
 def network_costs(
     config: Config,
-    data: DataDescription,
-    traced: Traced,
-    work: Work,
+    data: DataInfo,
+    traced: TracedNetwork,
+    work: SegmentFlops,
     stages: int,
     refused: dict[int, ConfigError] | None = None,
 ) -> list[Costs]:
@@ -155,7 +155,7 @@ def network_costs(
     return result
 
 
-def _head_of(config: Config, j: int, stages: int) -> HeadConfig | PlugInConfig:
+def _head_of(config: Config, j: int, stages: int) -> HeadConfig | PluginConfig:
     """Of stage `j`; the last has none: as if it were that of the stage below it."""
     return config.stage(min(j, max(stages - 2, 0))).head
 
@@ -197,7 +197,7 @@ def _check_times(pipeline: PipelineConfig, count: int, stages: int) -> None:
 
 def method_costs(config: Config, costs: Costs) -> Costs:
     """`costs` as the method of `config` has them."""
-    return costs if config.method.local else costs.flowing_back()
+    return costs if config.method.local else costs.without_heads()
 
 
 def measured_costs(times: Mapping[str, Sequence[float]], links: Sequence[int] = ()) -> Costs:
@@ -206,11 +206,11 @@ def measured_costs(times: Mapping[str, Sequence[float]], links: Sequence[int] = 
 
 
 def measure_times(
-    config: Config, data: DataDescription, device: Device, threads_: int, rows: int, stages: int
+    config: Config, data: DataInfo, device: Device, threads_: int, rows: int, stages: int
 ) -> list[Times]:
     """Builds the network of `config` for real and times its segments on `device`, with the
     settings of stage j; of each kind once."""
-    keep_memory()  # as the processes of the run do
+    keep_freed_memory()  # as the processes of the run do
     with building(False, derive(config.seed, "network")):
         network = build_network(config.model, data.channels, len(data.classes), data.height)
     traced = trace(network)
@@ -231,7 +231,7 @@ def measure_times(
 
 
 def memory_needs(
-    config: Config, data: DataDescription, traced: Traced, rows: int, stages: int
+    config: Config, data: DataInfo, traced: TracedNetwork, rows: int, stages: int
 ) -> list[Needs]:
     """Of stage j, wherever the network is cut, with the settings that it has.
 
@@ -272,7 +272,7 @@ def _received(config: Config, j: int) -> int:
 
 
 def _stage_heads(
-    config: Config, data: DataDescription, traced: Traced, shapes: Sequence[Shape], stages: int
+    config: Config, data: DataInfo, traced: TracedNetwork, shapes: Sequence[Shape], stages: int
 ) -> list[tuple[Piece, ...]]:
     """The heads of all cuts, of the kind of stage j; of each kind looked at once."""
     wanted = [config.stage(j).head for j in range(stages)]
@@ -285,17 +285,17 @@ def _stage_heads(
     return [known[repr(head)] for head in wanted]
 
 
-def entrances(data: DataDescription, traced: Traced) -> list[Shape]:
+def entrances(data: DataInfo, traced: TracedNetwork) -> list[Shape]:
     """Shape of a row at the entrance of every segment."""
     shape = (data.channels, data.height, data.width)
-    return [shape, *(one[1:] for one in check_input(traced, (2, *shape))[:-1])]
+    return [shape, *(one[1:] for one in propagate_shapes(traced, (2, *shape))[:-1])]
 
 
 def _heads(
     config: Config,
-    wanted: HeadConfig | PlugInConfig,
-    data: DataDescription,
-    traced: Traced,
+    wanted: HeadConfig | PluginConfig,
+    data: DataInfo,
+    traced: TracedNetwork,
     meta: bool,
     refused: list[ConfigError] | None = None,
 ) -> HeadAt:
@@ -309,7 +309,7 @@ def _heads(
         try:
             with building(True, 0):
                 head = head_on(wanted, features, classes)
-            if isinstance(wanted, PlugInConfig):
+            if isinstance(wanted, PluginConfig):
                 check_head(head, features.shape, classes)
             if not meta:
                 with building(False, 0):

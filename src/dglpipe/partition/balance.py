@@ -32,7 +32,7 @@ class Costs:
     heads: tuple[float, ...]
     links: tuple[int, ...]
 
-    def flowing_back(self) -> Costs:
+    def without_heads(self) -> Costs:
         """The same of backprop: no heads, and only the images need no gradient."""
         nothing = (0.0,) * len(self.heads)
         return Costs(self.segments, (self.input_gradients[0], *nothing), nothing, self.links)

@@ -9,7 +9,7 @@ from torch import nn
 
 from dglpipe.partition.flops import saved_bytes
 from dglpipe.partition.memory import optimizer_state
-from dglpipe.partition.pipeline_spec import Blueprint
+from dglpipe.partition.pipeline_spec import PipelineSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,57 +51,57 @@ class StageEstimate:
 
 
 def estimate(
-    blueprint: Blueprint, rows: int, seconds: Sequence[float] | None = None
+    spec: PipelineSpec, rows: int, seconds: Sequence[float] | None = None
 ) -> list[StageEstimate]:
     """Every stage.
 
     Args:
-        blueprint: drawn on meta.
+        spec: drawn on meta.
         rows: of a step on one replica.
         seconds: of a step, by stage, where they have been measured.
     """
     return [
-        _stage(blueprint, j, rows, None if seconds is None else seconds[j])
-        for j in range(len(blueprint.modules))
+        _stage(spec, j, rows, None if seconds is None else seconds[j])
+        for j in range(len(spec.modules))
     ]
 
 
-def _stage(blueprint: Blueprint, j: int, rows: int, seconds: float | None) -> StageEstimate:
-    last = j == len(blueprint.modules) - 1
-    learner = blueprint.learner(j)
+def _stage(spec: PipelineSpec, j: int, rows: int, seconds: float | None) -> StageEstimate:
+    last = j == len(spec.modules) - 1
+    learner = spec.learner(j)
     own, head = _count(learner.segments), _count(learner.head) if learner.head else 0
-    shape = blueprint.input_shape(j)
+    shape = spec.input_shape(j)
     whole = nn.Sequential(learner.segments, *filter(None, [learner.head]))
-    head_flops = blueprint.head_flops(j, learner.head)
-    item_bytes = blueprint.config.stage(j).precision.item_bytes
-    buffers = _buffers(blueprint, j)
+    head_flops = spec.head_flops(j, learner.head)
+    item_bytes = spec.config.stage(j).precision.item_bytes
+    buffers = _buffers(spec, j)
     activations = saved_bytes(whole, shape) * item_bytes // 4
-    held = blueprint.config.method.held(j, len(blueprint.modules))
+    held = spec.config.method.held(j, len(spec.modules))
     return StageEstimate(
         stage=j,
-        segments=blueprint.segments[j],
+        segments=spec.segments[j],
         parameters=own,
         head_parameters=head,
-        flops_per_sample=blueprint.own_flops(j) + head_flops,
+        flops_per_sample=spec.own_flops(j) + head_flops,
         head_flops_per_sample=head_flops,
-        output_shape=None if last else blueprint.fields[j].shape,
-        link_bytes_per_sample=0 if last else blueprint.fields[j].row_bytes,
+        output_shape=None if last else spec.fields[j].shape,
+        link_bytes_per_sample=0 if last else spec.fields[j].row_bytes,
         seconds_per_step=seconds,
         weight_bytes=2 * 4 * (own + head) + sum(b.nbytes for b in whole.buffers()),
-        optimizer_bytes=4 * (own + head) * optimizer_state(blueprint.config.stage(j).optimizer),
+        optimizer_bytes=4 * (own + head) * optimizer_state(spec.config.stage(j).optimizer),
         activation_bytes=int(rows * activations * held) + rows * buffers,
         buffer_bytes=rows * buffers,
     )
 
 
-def _buffers(blueprint: Blueprint, j: int) -> int:
+def _buffers(spec: PipelineSpec, j: int) -> int:
     """Bytes a sample of what a stage has received and has yet to send."""
-    method, depth, bytes_ = blueprint.config.method, blueprint.config.pipeline.depth, 0
+    method, depth, bytes_ = spec.config.method, spec.config.pipeline.depth, 0
     if j:
-        below = blueprint.fields[j - 1]
+        below = spec.fields[j - 1]
         bytes_ = method.receives(j - 1, depth, below.row_bytes, below.dtype.itemsize)
-    if j < len(blueprint.fields):
-        bytes_ += method.sends(j, depth) * blueprint.fields[j].row_bytes
+    if j < len(spec.fields):
+        bytes_ += method.sends(j, depth) * spec.fields[j].row_bytes
     return bytes_
 
 

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from dglpipe.partition.balance import Costs
 from dglpipe.partition.fx.signature import float_type, module_signature
-from dglpipe.partition.segments import Traced
+from dglpipe.partition.segments import TracedNetwork
 
 ROWS = 2
 """Of the batch that is counted: batch norm wants more than one."""
@@ -201,7 +201,7 @@ HeadAt = Callable[[int, Shape], nn.Module | None]
 there, and neither can the cut."""
 
 
-class Work:
+class SegmentFlops:
     """FLOPs a sample, forward and backward. What does the same work is counted once.
 
     Args:
@@ -209,7 +209,7 @@ class Work:
         shapes: of a row at the entrance of every segment.
     """
 
-    def __init__(self, traced: Traced, shapes: Sequence[Shape]) -> None:
+    def __init__(self, traced: TracedNetwork, shapes: Sequence[Shape]) -> None:
         self.shapes = tuple(shapes)
         self._traced = traced
         # With the module: one that may not say all that it does is known by its id, which must
@@ -245,7 +245,7 @@ class Work:
         return self._known[key][0]
 
 
-def flop_costs(work: Work, head_at: HeadAt, item_bytes: int) -> Costs:
+def flop_costs(work: SegmentFlops, head_at: HeadAt, item_bytes: int) -> Costs:
     """FLOPs a sample.
 
     Args:

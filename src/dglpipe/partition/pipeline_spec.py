@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from dglpipe.config import Config
-from dglpipe.data import DataDescription
-from dglpipe.data.batch_schedule import Phase, StreamPlan
+from dglpipe.data import DataInfo
+from dglpipe.data.batch_schedule import BatchSchedule, Phase
 from dglpipe.errors import ConfigError
 from dglpipe.models import build_network
 from dglpipe.models.features import Features
 from dglpipe.models.heads import head_on
-from dglpipe.models.meta import ShapesOnly, ValuesError, building, example, looking
+from dglpipe.models.meta import NeedsValuesError, ShapesOnly, building, example, looking
 from dglpipe.partition.auto_split import choose_bounds, entrances
 from dglpipe.partition.channels import channels_at
-from dglpipe.partition.flops import Work
+from dglpipe.partition.flops import SegmentFlops
 from dglpipe.partition.segments import trace
 from dglpipe.partition.split import boundaries, check_stages, cut
 from dglpipe.pipeline.device import Device
@@ -27,11 +27,11 @@ from dglpipe.pipeline.message import (
     ENSEMBLE,
     LABELS,
     Field,
-    MessageLayout,
+    MessageFormat,
     contiguous_field,
     recorded_field,
 )
-from dglpipe.pipeline.stage import LocalLearner, admit
+from dglpipe.pipeline.stage import StageModule, admit
 from dglpipe.pipeline.weights import clashes
 from dglpipe.seeds import derive
 
@@ -42,7 +42,7 @@ WIRE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
-class Blueprint:
+class PipelineSpec:
     """The stages of a run before they belong to processes.
 
     Attributes:
@@ -54,29 +54,29 @@ class Blueprint:
     """
 
     config: Config
-    data: DataDescription
+    data: DataInfo
     bounds: tuple[int, ...]
     segments: tuple[tuple[str, ...], ...]
     modules: tuple[nn.Module, ...]
     fields: tuple[Field, ...]
     channels_at: tuple[int, ...]
-    work: Work | None
+    work: SegmentFlops | None
     """Of the segments; only on meta."""
 
     meta: bool
     """Whether its weights are not there: on paper, unless the network looks at values."""
 
-    def learner(self, j: int) -> LocalLearner:
+    def learner(self, j: int) -> StageModule:
         """Stage `j` with its head; the head's weights depend on the seed and on where the
         cut is, not on the number of stages."""
         if j == len(self.modules) - 1:
-            return LocalLearner(self.modules[j], None)
+            return StageModule(self.modules[j], None)
         if not self.config.method.local:
-            return LocalLearner(self.modules[j], None, is_exit=False)
+            return StageModule(self.modules[j], None, is_exit=False)
         features = Features(self.fields[j].shape, self.channels_at[j])
         with building(self.meta, derive(self.config.seed, "head", self.bounds[j + 1])):
             head = head_on(self.config.stage(j).head, features, len(self.data.classes))
-        return LocalLearner(self.modules[j], head)
+        return StageModule(self.modules[j], head)
 
     def precision(self, j: int) -> str:
         """Of stage `j`, by name."""
@@ -139,39 +139,39 @@ class Blueprint:
         """Shape of one row at the entrance of stage `j`."""
         return self.fields[j - 1].shape if j else image_shape(self.data)
 
-    def label_layouts(self, plan: StreamPlan) -> dict[Phase, MessageLayout]:
+    def label_layouts(self, plan: BatchSchedule) -> dict[Phase, MessageFormat]:
         """The messages from process to process of pipelined backprop, whose activations go
         another way: the labels alone."""
         labels = contiguous_field(LABELS, torch.int64, ())
         nothing = contiguous_field(ACTIVATIONS, torch.uint8, (0,))
         return {
-            phase: MessageLayout(plan.largest_rows(phase), (labels, nothing)) for phase in Phase
+            phase: MessageFormat(plan.largest_rows(phase), (labels, nothing)) for phase in Phase
         }
 
-    def layouts(self, j: int, plan: StreamPlan) -> dict[Phase, MessageLayout]:
+    def layouts(self, j: int, plan: BatchSchedule) -> dict[Phase, MessageFormat]:
         """The messages from stage `j` to stage `j + 1`."""
         labels = contiguous_field(LABELS, torch.int64, ())
         ensemble = contiguous_field(ENSEMBLE, torch.float32, (len(self.data.classes),))
         activations = self.fields[j]
         rows = {phase: plan.largest_rows(phase) for phase in Phase}
         return {
-            Phase.TRAIN: MessageLayout(rows[Phase.TRAIN], (labels, activations)),
-            Phase.TEST: MessageLayout(rows[Phase.TEST], (labels, ensemble, activations)),
+            Phase.TRAIN: MessageFormat(rows[Phase.TRAIN], (labels, activations)),
+            Phase.TEST: MessageFormat(rows[Phase.TEST], (labels, ensemble, activations)),
         }
 
 
-def image_shape(data: DataDescription) -> tuple[int, int, int]:
+def image_shape(data: DataInfo) -> tuple[int, int, int]:
     """(C, H, W)"""
     return data.channels, data.height, data.width
 
 
-def draw(
+def build_spec(
     config: Config,
-    data: DataDescription,
+    data: DataInfo,
     stages: int,
     meta: bool = False,
     rows: int | None = None,
-) -> Blueprint:
+) -> PipelineSpec:
     """Builds the network of `config`, a function of its seed alone, and cuts it.
 
     Args:
@@ -185,18 +185,18 @@ def draw(
     check_per_stage(config, stages)
     try:
         return _draw(config, data, stages, meta, rows)
-    except ValuesError:
+    except NeedsValuesError:
         return _draw(config, data, stages, meta, rows, values=True)
 
 
 def _draw(
     config: Config,
-    data: DataDescription,
+    data: DataInfo,
     stages: int,
     paper: bool,
     rows: int | None,
     values: bool = False,
-) -> Blueprint:
+) -> PipelineSpec:
     meta = paper and not values
     with building(meta, derive(config.seed, "network")):
         network = build_network(config.model, data.channels, len(data.classes), data.height)
@@ -206,16 +206,16 @@ def _draw(
     check_stages(traced, stages)
     work = None
     if paper:
-        work = Work(traced, entrances(data, traced))
+        work = SegmentFlops(traced, entrances(data, traced))
         bounds = choose_bounds(config, data, stages, traced, work, rows)
     elif config.pipeline.split == "auto":
-        bounds = list(draw(config, data, stages, meta=True).bounds)
+        bounds = list(build_spec(config, data, stages, meta=True).bounds)
     else:
         bounds = boundaries(config.pipeline.split, len(names), stages, names)
     modules = cut(traced, bounds)
     ends = [*bounds[1:], len(names)]
     fields = _record(config, modules, image_shape(data), meta)
-    return Blueprint(
+    return PipelineSpec(
         config=config,
         data=data,
         bounds=tuple(bounds),

@@ -8,7 +8,7 @@ import torch
 
 from dglpipe.config import Config
 from dglpipe.data import DataSet
-from dglpipe.data.batch_schedule import Phase, StreamPlan
+from dglpipe.data.batch_schedule import BatchSchedule, Phase
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.inputs import DataFeed
 
@@ -16,7 +16,7 @@ FEWEST, MOST_BATCHES = 8, 200
 ENOUGH_S = 3.0
 
 
-def loading_seconds(config: Config, data: DataSet, plan: StreamPlan) -> float:
+def loading_seconds(config: Config, data: DataSet, plan: BatchSchedule) -> float:
     """Seconds in which the loader of one replica makes a batch, measured.
 
     Batches are taken as fast as they come; the first half of them, which begins with the start

@@ -1,4 +1,4 @@
-"""What the segments of a network and the heads between them cost, by the clock."""
+"""What the segments of a network and the heads between them cost, by the timer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dglpipe.config import StageConfig
 from dglpipe.partition.flops import HeadAt
 from dglpipe.partition.fx.signature import module_signature
-from dglpipe.partition.segments import Traced
+from dglpipe.partition.segments import TracedNetwork
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.optim import build_optimizer
 
@@ -35,7 +35,7 @@ class Times:
 
 
 def measure(
-    traced: Traced,
+    traced: TracedNetwork,
     shape: Sequence[int],
     head_at: HeadAt,
     settings: StageConfig,
@@ -46,7 +46,7 @@ def measure(
     and without, and of the head of every cut. Trains nothing: the rate is 0.
 
     A step has a cost of its own, however little it computes: starting backward, the optimizer,
-    the clock. Every piece is measured in a step, and a stage takes one; so that cost is taken off
+    the timer. Every piece is measured in a step, and a stage takes one; so that cost is taken off
     all segments but the last. It stays in the heads, of which each other stage has one.
 
     What does the same work is measured once. The smallest of some rounds over all of them

@@ -30,7 +30,7 @@ from torch.fx.node import Argument, map_arg
 from dglpipe.partition.fx.graph import Operations
 from dglpipe.partition.fx.signature import operations_signature
 from dglpipe.partition.fx.tracing import symbolic_graph
-from dglpipe.partition.fx.validate import admit_network
+from dglpipe.partition.fx.validate import validate_network
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Segment:
 
 
 @dataclass(frozen=True, eq=False)
-class Traced:
+class TracedNetwork:
     """A network and its segments.
 
     Attributes:
@@ -63,7 +63,7 @@ class Traced:
     operations: Operations
     segments: tuple[Segment, ...]
     outputs: dict[tuple[int, ...], list[tuple[int, ...]]] = field(default_factory=dict)
-    """What `check_input` found, by shape of the batch."""
+    """What `propagate_shapes` found, by shape of the batch."""
     _pieces: dict[int, fx.GraphModule] = field(default_factory=dict)
 
     @property
@@ -125,7 +125,7 @@ class Traced:
         ]
 
 
-def trace(network: nn.Module) -> Traced:
+def trace(network: nn.Module) -> TracedNetwork:
     """Finds the segments of `network`, on any device, meta included, without running it.
 
     Only the first argument of its forward is an input; the others keep their defaults.
@@ -134,9 +134,9 @@ def trace(network: nn.Module) -> Traced:
         ConfigError: the network cannot be traced, does other operations in training than in
             evaluation, or has hooks itself.
     """
-    admit_network(network)
+    validate_network(network)
     operations = Operations(network, symbolic_graph(network))
-    return Traced(network, operations, _segments(operations))
+    return TracedNetwork(network, operations, _segments(operations))
 
 
 def _segments(operations: Operations) -> tuple[Segment, ...]:
@@ -209,7 +209,7 @@ def tensors_by_key(module: nn.Module) -> dict[str, Any]:
     return module.state_dict(keep_vars=True)
 
 
-def extract(traced: Traced, first: int, end: int) -> fx.GraphModule:
+def extract(traced: TracedNetwork, first: int, end: int) -> fx.GraphModule:
     """Segments `first` to `end` - 1 as a module of one input."""
     segments = traced.segments
     graph = fx.Graph()

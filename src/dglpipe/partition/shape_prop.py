@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from dglpipe.errors import ConfigError
-from dglpipe.models.meta import ValuesError, example, looking
+from dglpipe.models.meta import NeedsValuesError, example, looking
 from dglpipe.partition.fx.signature import float_type
-from dglpipe.partition.segments import Traced
+from dglpipe.partition.segments import TracedNetwork
 
 
-def check_input(
-    traced: Traced, shape: Sequence[int], dtype: torch.dtype = torch.float32
+def propagate_shapes(
+    traced: TracedNetwork, shape: Sequence[int], dtype: torch.dtype = torch.float32
 ) -> list[tuple[int, ...]]:
     """Sends a batch through the segments where the network is: on meta that takes no memory and
     no arithmetic.
@@ -28,8 +28,8 @@ def check_input(
         Shape of every segment's output, (B, ...); the last one's is that of the logits.
 
     Raises:
-        ValuesError: a segment cannot be looked at on meta.
-        UnfitError: a segment shrinks the image to nothing or fails on it otherwise.
+        NeedsValuesError: a segment cannot be looked at on meta.
+        ImageSizeError: a segment shrinks the image to nothing or fails on it otherwise.
         ConfigError: one gives something else than one tensor with a row for each row of the
             batch.
     """
@@ -44,7 +44,7 @@ def check_input(
     return shapes
 
 
-def _seen(traced: Traced, shape: Sequence[int], dtype: torch.dtype) -> list[tuple[int, ...]]:
+def _seen(traced: TracedNetwork, shape: Sequence[int], dtype: torch.dtype) -> list[tuple[int, ...]]:
     batch = example(shape, traced.paper, dtype)
     shapes = []
     seen: dict[tuple[object, ...], Tensor] = {}
@@ -60,7 +60,7 @@ def _seen(traced: Traced, shape: Sequence[int], dtype: torch.dtype) -> list[tupl
                 output = piece(batch)
         except Exception as error:  # shape errors come as RuntimeError, ValueError, IndexError
             if batch.is_meta and "meta tensor" in str(error).lower():
-                raise ValuesError("model", segment.name, "shapes alone", str(error)) from error
+                raise NeedsValuesError("model", segment.name, "shapes alone", str(error)) from error
             raise _unfit(traced, at, batch, shape, str(error)) from error
         if not isinstance(output, Tensor) or output.shape[:1] != batch.shape[:1]:
             got = f"{type(output).__name__} from segment {at} ({segment.name})"
@@ -72,7 +72,7 @@ def _seen(traced: Traced, shape: Sequence[int], dtype: torch.dtype) -> list[tupl
     return shapes
 
 
-class UnfitError(ConfigError):
+class ImageSizeError(ConfigError):
     """Images that a network cannot work on.
 
     Args:
@@ -90,7 +90,7 @@ _PROXY = re.compile(r"Proxy\([^)]*\)")
 
 
 def _unfit(
-    traced: Traced, at: int, batch: Tensor, shape: Sequence[int], reason: str
+    traced: TracedNetwork, at: int, batch: Tensor, shape: Sequence[int], reason: str
 ) -> ConfigError:
     name = traced.segments[at].name
     own = float_type(traced.piece(at).parameters(), batch.dtype)
@@ -108,6 +108,6 @@ def _unfit(
     height, width = shape[-2:]
     if height != width:
         advice = "The images are not square: data.image_size=SIDE makes them so"
-        return UnfitError(f"images of {height}x{width}", allowed, reason, advice)
+        return ImageSizeError(f"images of {height}x{width}", allowed, reason, advice)
     advice = "Some builders take the size: model.args={image_size:SIDE}"
-    return UnfitError(width, allowed, reason, advice)
+    return ImageSizeError(width, allowed, reason, advice)

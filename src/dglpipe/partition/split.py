@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from torch import fx, nn
 
 from dglpipe.errors import ConfigError
-from dglpipe.partition.segments import Traced, extract, tensors_by_key
+from dglpipe.partition.segments import TracedNetwork, extract, tensors_by_key
 
 
 def even_boundaries(segments: int, stages: int) -> list[int]:
@@ -50,7 +50,7 @@ def boundaries(
     return [0, *firsts]
 
 
-def check_stages(traced: Traced, stages: int) -> None:
+def check_stages(traced: TracedNetwork, stages: int) -> None:
     """Refuses more stages than segments, and says which sizes are in the way of more segments.
 
     Raises:
@@ -80,7 +80,7 @@ def _fault(firsts: list[int], segments: int, stages: int) -> str:
     return ""
 
 
-def cut(traced: Traced, boundaries: Sequence[int]) -> list[fx.GraphModule]:
+def cut(traced: TracedNetwork, boundaries: Sequence[int]) -> list[fx.GraphModule]:
     """The stages: run one after the other they are the network, bit for bit.
 
     Each holds the network's own modules, parameters and buffers (shared, not copied) under

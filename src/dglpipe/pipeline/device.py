@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dglpipe.errors import ConfigError, DeviceError
-from dglpipe.host import peak_resident
+from dglpipe.host import peak_resident_bytes
 
 _NOTHING = contextlib.nullcontext()
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,7 +55,7 @@ class Device:
         """High-water mark in bytes: of the process on a CPU, of the allocator on CUDA."""
         if self.is_cuda:
             return torch.cuda.max_memory_allocated(self.torch_device)
-        return peak_resident()
+        return peak_resident_bytes()
 
     def prepare(self, threads: int, deterministic: bool) -> None:
         """Settings of the whole process; before any process group, whose threads inherit."""

@@ -19,7 +19,7 @@ QUEUED = 64
 """Messages that may be under way on a link."""
 
 
-class SlowLine:
+class EmulatedLine:
     """What travels one way between two processes.
 
     Args:
@@ -85,7 +85,7 @@ class _Message:
 class _Slow:
     """A transfer over a slow line."""
 
-    def __init__(self, line: SlowLine, left: float, has_come: threading.Event | None) -> None:
+    def __init__(self, line: EmulatedLine, left: float, has_come: threading.Event | None) -> None:
         self._line = line
         self._left = left
         self._has_come = has_come
@@ -97,7 +97,7 @@ class _Slow:
         self._line.check()
 
 
-class SlowTransport:
+class EmulatedTransport:
     """The transport of a link, slowed at its sending end.
 
     Args:
@@ -111,7 +111,7 @@ class SlowTransport:
         self, transport: Transport, latency: float, rate: float, until_arrival: bool
     ) -> None:
         self._transport = transport
-        self._line = SlowLine(latency, rate)
+        self._line = EmulatedLine(latency, rate)
         self._until_arrival = until_arrival
 
     def isend(self, tensor: Tensor) -> Work:

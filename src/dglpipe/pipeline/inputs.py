@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dglpipe.data import DataSet
-from dglpipe.data.batch_schedule import Item, Phase
+from dglpipe.data.batch_schedule import BatchItem, Phase
 from dglpipe.data.dataset import Request
 from dglpipe.data.sampler import epoch_order
 from dglpipe.pipeline.device import Device
@@ -21,7 +21,7 @@ from dglpipe.pipeline.message import ACTIVATIONS, ENSEMBLE, LABELS
 class Arrival(NamedTuple):
     """One batch for the first stage of a process."""
 
-    item: Item
+    item: BatchItem
     batch: Tensor
     """(rows, ...)"""
     labels: Tensor
@@ -45,15 +45,15 @@ class DataFeed:
     """Feeds stage 0 with the rows of one replica."""
 
     def __init__(
-        self, data: DataSet, size: int, items: Iterable[Item], seed: int, device: Device
+        self, data: DataSet, size: int, items: Iterable[BatchItem], seed: int, device: Device
     ) -> None:
         self._data = data
         self.workers = data.workers
-        self._pending: deque[Item] = deque()
+        self._pending: deque[BatchItem] = deque()
         self._device = device
         self._batches = data.batches(self._requests(items, seed, size))
 
-    def _requests(self, items: Iterable[Item], seed: int, size: int) -> Iterator[Request]:
+    def _requests(self, items: Iterable[BatchItem], seed: int, size: int) -> Iterator[Request]:
         order, epoch = torch.empty(0, dtype=torch.int64), 0
         for item in items:
             self._pending.append(item)

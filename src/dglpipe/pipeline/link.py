@@ -24,16 +24,16 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from dglpipe.data.batch_schedule import Item, Phase
+from dglpipe.data.batch_schedule import BatchItem, Phase
 from dglpipe.errors import LinkError
 from dglpipe.pipeline.message import HEADER
-from dglpipe.pipeline.transport import Layouts, Slot, Transport, Work
+from dglpipe.pipeline.transport import MessageFormats, Slot, Transport, Work
 
 
 class Sender:
     """The end of a link at stage j."""
 
-    def __init__(self, transport: Transport, layouts: Layouts, device: torch.device) -> None:
+    def __init__(self, transport: Transport, layouts: MessageFormats, device: torch.device) -> None:
         self._transport = transport
         self._slot = Slot(layouts, device)
         self._stamped: tuple[int, ...] = (-1, -1, -1)
@@ -45,7 +45,7 @@ class Sender:
             self._work.wait()
             self._work = None
 
-    def send(self, item: Item, parts: Mapping[str, Tensor]) -> None:
+    def send(self, item: BatchItem, parts: Mapping[str, Tensor]) -> None:
         """Copies `parts` (each (rows, ...)) into the slot and issues the transfer."""
         if self._work is not None:
             self.wait()
@@ -75,8 +75,8 @@ class Receiver:
     def __init__(
         self,
         transport: Transport,
-        layouts: Layouts,
-        items: Iterator[Item],
+        layouts: MessageFormats,
+        items: Iterator[BatchItem],
         depth: int,
         device: torch.device,
         name: str,
@@ -84,13 +84,13 @@ class Receiver:
         self._transport = transport
         self._items = items
         self._free = deque(Slot(layouts, device) for _ in range(depth))
-        self._posted: deque[tuple[Item, Slot, Work]] = deque()
+        self._posted: deque[tuple[BatchItem, Slot, Work]] = deque()
         self._in_use: Slot | None = None
         self._headers = HeaderLog(name, device)
         for _ in range(depth - 1):
             self._post()
 
-    def take(self) -> tuple[Item, dict[str, Tensor]]:
+    def take(self) -> tuple[BatchItem, dict[str, Tensor]]:
         """The next message. Its tensors may be read until the next call, which posts a
         receive into their buffer."""
         if self._in_use is not None:
@@ -132,9 +132,9 @@ class HeaderLog:
         self._name = name
         self._came = torch.zeros(self.CAPACITY, 3, dtype=torch.int64, device=device)
         self._rows = self._came.unbind()
-        self._expected: list[Item] = []
+        self._expected: list[BatchItem] = []
 
-    def add(self, transport: Transport, item: Item, header: Tensor) -> None:
+    def add(self, transport: Transport, item: BatchItem, header: Tensor) -> None:
         """Notes `header` (3,) as what came where `item` was expected."""
         if len(self._expected) == self.CAPACITY:
             self.check()

@@ -90,7 +90,7 @@ def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class MessageLayout:
+class MessageFormat:
     """Where each part of a message lies in a buffer for up to `rows` rows."""
 
     rows: int

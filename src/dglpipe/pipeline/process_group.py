@@ -24,12 +24,12 @@ from dglpipe.config import LinkConfig
 from dglpipe.errors import PeerLostError
 from dglpipe.pipeline.checked_transport import CheckedTransport
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.emulated_transport import SlowTransport
+from dglpipe.pipeline.emulated_transport import EmulatedTransport
 from dglpipe.pipeline.p2p import (
     PairTransport,
     first_line,
-    warm_up,
     link_options,
+    warm_up,
 )
 from dglpipe.pipeline.topology import Topology
 from dglpipe.pipeline.transport import Transport
@@ -61,9 +61,9 @@ class ProcessGroup:
         return cls(topology, HashStore())
 
     @classmethod
-    def talking(cls, topology: Topology, store: Store) -> ProcessGroup:
+    def store_only(cls, topology: Topology, store: Store) -> ProcessGroup:
         """The processes before they are connected: they can exchange words, but no tensors."""
-        return cls(topology, PrefixStore("talking", store))
+        return cls(topology, PrefixStore("store_only", store))
 
     @classmethod
     def connect(
@@ -149,8 +149,8 @@ class ProcessGroup:
         sends = place == 1
         warm_up(pair, sends, device)
         transport: Transport = pair
-        if link.is_slow and sends:
-            transport = SlowTransport(transport, link.delay, link.rate, until_arrival=True)
+        if link.is_emulated and sends:
+            transport = EmulatedTransport(transport, link.delay, link.rate, until_arrival=True)
         return CheckedTransport(transport) if checked else transport
 
     def _connect_replicas(self, device: Device, timeout: timedelta) -> None:
@@ -178,7 +178,7 @@ class ProcessGroup:
         """Replaces floating-point `tensors` by their mean over the replicas."""
         if self.replicas is None:
             return
-        with lost_peers():
+        with translate_peer_loss():
             for tensor in tensors:
                 if tensor.is_floating_point():
                     dist.all_reduce(tensor, group=self.replicas)
@@ -198,7 +198,7 @@ class ProcessGroup:
         except RuntimeError as error:
             raise PeerLostError(f"no word from another process: {error}") from error
 
-    def see_off(self, key: str) -> None:
+    def wait_for_departure(self, key: str) -> None:
         """Rank 0 returns when every process has come here, the others at once: rank 0 may be
         the one that holds the store, and they may have to read it before they leave."""
         self.store.set(f"{key}/off/{self.topology.rank}", "")
@@ -217,11 +217,11 @@ class ProcessGroup:
         self.barrier()
         if dist.is_initialized():
             dist.destroy_process_group()
-        self.see_off("close")
+        self.wait_for_departure("close")
 
 
 @contextlib.contextmanager
-def lost_peers() -> Iterator[None]:
+def translate_peer_loss() -> Iterator[None]:
     """Tells errors of the transport as the loss of another process. Replicas meet in the
     middle of a backward, where nobody else would know them from errors of the computation."""
     try:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dglpipe.config import StageConfig
-from dglpipe.monitoring.meters import Counter, Tally
+from dglpipe.monitoring.meters import ExitMeter, Totals
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.lr_schedule import rate_factor
 from dglpipe.pipeline.optim import build_optimizer
@@ -27,7 +27,7 @@ Emit = Callable[[Tensor], None]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-class LocalLearner(nn.Module):
+class StageModule(nn.Module):
     """Segments and head as one module, so that replicas can average their gradients.
 
     Args:
@@ -94,7 +94,7 @@ class Stage:
     def __init__(
         self,
         index: int,
-        learner: LocalLearner,
+        learner: StageModule,
         settings: StageConfig,
         loss: Loss,
         device: Device,
@@ -116,7 +116,7 @@ class Stage:
         # Without copies the learner has no hooks, and the way around them is the shorter one.
         wrapped = self._copies.wrap(self.learner)
         self._forward = self.learner.forward if wrapped is self.learner else wrapped
-        self._counter, self._tested = Counter(), Counter()
+        self._counter, self._tested = ExitMeter(), ExitMeter()
         self.mark: Callable[[str], None] | None = None
         """Is told what part of a step has just ended, if somebody wants to know."""
 
@@ -236,10 +236,10 @@ class Stage:
         """Switches batch norm and dropout to testing or back to training."""
         self.learner.train(not on)
 
-    def tally(self) -> Tally:
+    def totals(self) -> Totals:
         """Loss and hits of training since the last call; waits for the device."""
         return self._counter.take()
 
-    def test_tally(self) -> Tally:
+    def test_totals(self) -> Totals:
         """The same of testing."""
         return self._tested.take()

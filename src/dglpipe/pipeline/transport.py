@@ -8,10 +8,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from dglpipe.data.batch_schedule import Item, Phase
-from dglpipe.pipeline.message import MessageLayout
+from dglpipe.data.batch_schedule import BatchItem, Phase
+from dglpipe.pipeline.message import MessageFormat
 
-Layouts = Mapping[Phase, MessageLayout]
+MessageFormats = Mapping[Phase, MessageFormat]
 
 
 class Header(NamedTuple):
@@ -50,7 +50,7 @@ class Transport(Protocol):
 class Slot:
     """One buffer and its views by phase and number of rows."""
 
-    def __init__(self, layouts: Layouts, device: torch.device) -> None:
+    def __init__(self, layouts: MessageFormats, device: torch.device) -> None:
         size = max(layout.nbytes(layout.rows) for layout in layouts.values())
         self.buffer = torch.empty(size, dtype=torch.uint8, device=device)
         self.words = self.buffer[: 3 * 8].view(torch.int64)
@@ -59,13 +59,13 @@ class Slot:
         self._views: dict[tuple[Phase, int], dict[str, Tensor]] = {}
         self._messages: dict[tuple[Phase, int], Tensor] = {}
 
-    def views(self, item: Item | Header) -> dict[str, Tensor]:
+    def views(self, item: BatchItem | Header) -> dict[str, Tensor]:
         key = item.phase, item.rows
         if key not in self._views:
             self._views[key] = self._layouts[item.phase].views(self.buffer, item.rows)
         return self._views[key]
 
-    def message(self, item: Item) -> Tensor:
+    def message(self, item: BatchItem) -> Tensor:
         """The bytes of a message that carries `item`."""
         key = item.phase, item.rows
         if key not in self._messages:

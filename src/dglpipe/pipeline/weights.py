@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dglpipe.errors import RunDirError
-from dglpipe.pipeline.stage import LocalLearner
+from dglpipe.pipeline.stage import StageModule
 
 HEAD = "head."
 
 
-def named_tensors(learner: LocalLearner) -> dict[str, Tensor]:
+def named_tensors(learner: StageModule) -> dict[str, Tensor]:
     """Parameters and buffers of a stage: the network's under its own keys, the head's under
     `head.` + key; contiguous, on the CPU, no two in the same memory."""
     memory: set[int] = set()
@@ -30,7 +30,7 @@ def named_tensors(learner: LocalLearner) -> dict[str, Tensor]:
     return result
 
 
-def _state(learner: LocalLearner) -> dict[str, Tensor]:
+def _state(learner: StageModule) -> dict[str, Tensor]:
     """The learner's own tensors, under the keys of its file."""
     tensors = dict(learner.segments.state_dict())
     if learner.head is not None:
@@ -38,22 +38,22 @@ def _state(learner: LocalLearner) -> dict[str, Tensor]:
     return tensors
 
 
-def clashes(learner: LocalLearner) -> list[str]:
+def clashes(learner: StageModule) -> list[str]:
     """Keys of the network that are also those of the stage's head, in the stage's file."""
     head = learner.head.state_dict() if learner.head is not None else {}
     return sorted({HEAD + key for key in head} & set(learner.segments.state_dict()))
 
 
-def load_tensors(learner: LocalLearner, tensors: Mapping[str, Tensor]) -> None:
+def load_tensors(learner: StageModule, tensors: Mapping[str, Tensor]) -> None:
     """Puts back what `named_tensors` gave, every key exactly once."""
-    own, head = apart(tensors, set(learner.segments.state_dict()))
+    own, head = split_head(tensors, set(learner.segments.state_dict()))
     learner.segments.load_state_dict(own, strict=True)
     if learner.head is not None or head:
         module = nn.Module() if learner.head is None else learner.head
         module.load_state_dict(head, strict=True)
 
 
-def apart(
+def split_head(
     tensors: Mapping[str, Tensor], network_keys: Set[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The tensors of the network and those of the head, under their own keys.
@@ -80,7 +80,7 @@ def load(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def load_final(path: Path, learner: LocalLearner) -> dict[str, Tensor]:
+def load_final(path: Path, learner: StageModule) -> dict[str, Tensor]:
     """Reads what `save` wrote of a stage of a finished run.
 
     Args:

@@ -9,21 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from dglpipe.config import Config, to_tree
-from dglpipe.data import DataDescription
-from dglpipe.errors import AgreementError
+from dglpipe.data import DataInfo
+from dglpipe.errors import ConsistencyError
 from dglpipe.pipeline.process_group import ProcessGroup
 
 
-def check_agreement(
-    group: ProcessGroup, config: Config, data: DataDescription, backend: str
-) -> None:
+def check_consistency(group: ProcessGroup, config: Config, data: DataInfo, backend: str) -> None:
     """Compares this process with all others.
 
     Args:
         backend: that `pipeline.backend=auto` has become here.
 
     Raises:
-        AgreementError: names the first key that differs, with what each rank has.
+        ConsistencyError: names the first key that differs, with what each rank has.
     """
     mine = {
         **flatten(to_tree(config)),
@@ -32,12 +30,12 @@ def check_agreement(
         "code": code_version(),
     }
     said = [json.loads(text) for text in group.exchange("agreement", json.dumps(mine))]
-    group.see_off("agreement")
+    group.wait_for_departure("agreement")
     compare(said)
 
 
 def compare(said: Sequence[Mapping[str, Any]]) -> None:
-    """Raises AgreementError at the first key on which the ranks, in order, differ."""
+    """Raises ConsistencyError at the first key on which the ranks, in order, differ."""
     for key in sorted(set().union(*said)):
         values = [rank.get(key) for rank in said]
         if any(value != values[0] for value in values):
@@ -45,7 +43,7 @@ def compare(said: Sequence[Mapping[str, Any]]) -> None:
             for rank, value in enumerate(values):
                 who.setdefault(json.dumps(value), []).append(rank)
             parts = "; ".join(f"ranks {ranks} have {value}" for value, ranks in who.items())
-            raise AgreementError(
+            raise ConsistencyError(
                 f"the processes disagree about {key}: {parts}. "
                 "Start all of them with the same command, files and version of dglpipe"
             )

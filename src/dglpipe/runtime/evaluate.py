@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from dglpipe.config import Config
-from dglpipe.data.batch_schedule import plan_stream
+from dglpipe.data.batch_schedule import build_batch_schedule
 from dglpipe.files import write_json
 from dglpipe.methods.dgl import Chain
 from dglpipe.models.losses import build_loss
-from dglpipe.monitoring.timers import Clock
-from dglpipe.partition.pipeline_spec import Blueprint, draw
+from dglpipe.monitoring.timers import Timer
+from dglpipe.partition.pipeline_spec import PipelineSpec, build_spec
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.inputs import DataFeed
 from dglpipe.pipeline.stage import RunLength, Stage
@@ -37,14 +37,14 @@ def evaluate_run(path: Path) -> dict[str, Any]:
     return result
 
 
-def load_stages(blueprint: Blueprint, run_dir: RunDir, length: RunLength) -> list[Stage]:
+def load_stages(spec: PipelineSpec, run_dir: RunDir, length: RunLength) -> list[Stage]:
     """All stages of a run with their final weights."""
-    config = blueprint.config
+    config = spec.config
     loss = build_loss(config.method.loss, config.label_smoothing)
     device = Device(torch.device("cpu"), "gloo")
     stages = []
-    for j in range(len(blueprint.modules)):
-        learner = blueprint.learner(j)
+    for j in range(len(spec.modules)):
+        learner = spec.learner(j)
         load_tensors(learner, load_final(run_dir.final(j), learner))
         stages.append(Stage(j, learner, config.stage(j), loss, device, length, config.seed))
     return stages
@@ -53,11 +53,11 @@ def load_stages(blueprint: Blueprint, run_dir: RunDir, length: RunLength) -> lis
 def _evaluate(config: Config, run_dir: RunDir) -> dict[str, Any]:
     config.pipeline.replicas = 1
     source = open_images(config)
-    plan = plan_stream(config, source)
+    plan = build_batch_schedule(config, source)
     count = config.pipeline.stages or 1
-    blueprint = draw(config, source.description, count)
-    stages = load_stages(blueprint, run_dir, RunLength(plan.steps_per_round, plan.steps_per_epoch))
-    chain = Chain(stages, dict(enumerate(blueprint.fields)), None, Clock(), count)
+    spec = build_spec(config, source.description, count)
+    stages = load_stages(spec, run_dir, RunLength(plan.steps_per_round, plan.steps_per_epoch))
+    chain = Chain(stages, dict(enumerate(spec.fields)), None, Timer(), count)
     items = list(plan.items(done=plan.steps))
     device = Device(torch.device("cpu"), "gloo")
     feed = DataFeed(source.load(), plan.train, items, config.seed, device)
@@ -65,9 +65,11 @@ def _evaluate(config: Config, run_dir: RunDir) -> dict[str, Any]:
     for _ in items:
         chain.evaluate(feed.take())
     feed.close()
-    tallies = [stage.test_tally() if stage.learner.is_exit else None for stage in stages]
+    tests = [stage.test_totals() if stage.learner.is_exit else None for stage in stages]
     return {
-        "accuracy": [tally.correct / tally.rows if tally else None for tally in tallies],
+        "accuracy": [
+            totals.correct / totals.rows if totals else None for totals in totals_by_stage
+        ],
         "ensemble_accuracy": (chain.ensemble_hits() or 0) / plan.test,
-        "loss": [tally.loss / tally.rows if tally else None for tally in tallies],
+        "loss": [test.loss / test.rows if test else None for test in tests],
     }

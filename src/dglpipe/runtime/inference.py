@@ -12,27 +12,27 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dglpipe.config.checks import whole
-from dglpipe.data import DataDescription
+from dglpipe.data import DataInfo
 from dglpipe.errors import ConfigError, RunDirError, UserError
-from dglpipe.partition.pipeline_spec import Blueprint, draw
-from dglpipe.pipeline.stage import LocalLearner, admit
-from dglpipe.pipeline.weights import apart, load_final, load_tensors, save
+from dglpipe.partition.pipeline_spec import PipelineSpec, build_spec
+from dglpipe.pipeline.stage import StageModule, admit
+from dglpipe.pipeline.weights import load_final, load_tensors, save, split_head
 from dglpipe.runtime.run_dir import RunDir
 
 EXITS = "exits."
 
 
-class Trained(nn.Module):
+class TrainedNetwork(nn.Module):
     """All stages of a run, in evaluation mode: logits from any exit.
 
     Attributes:
-        stages: `LocalLearner`s in order, with segments and head each.
+        stages: `StageModule`s in order, with segments and head each.
     """
 
-    def __init__(self, blueprint: Blueprint) -> None:
+    def __init__(self, spec: PipelineSpec) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(blueprint.learner(j) for j in range(len(blueprint.modules)))
-        self._precisions = [blueprint.precision(j) for j in range(len(self.stages))]
+        self.stages = nn.ModuleList(spec.learner(j) for j in range(len(spec.modules)))
+        self._precisions = [spec.precision(j) for j in range(len(self.stages))]
 
     def forward(self, batch: Tensor, exit: int | None = None) -> Tensor:
         """Logits (B, N) of `batch` (B, C, H, W), normalised as in training.
@@ -65,8 +65,8 @@ class Trained(nn.Module):
                 logits.append(None)
         return logits
 
-    def _learner(self, j: int) -> LocalLearner:
-        return cast(LocalLearner, self.stages[j])
+    def _learner(self, j: int) -> StageModule:
+        return cast(StageModule, self.stages[j])
 
     def _admit(self, j: int, batch: Tensor) -> Tensor:
         return admit(batch, self._precisions[j])
@@ -78,16 +78,16 @@ class Trained(nn.Module):
         return torch.stack(parts).sum(dim=0) / sum(weight for weight, _ in found)
 
 
-def load_run(path: Path) -> Trained:
+def load_run(path: Path) -> TrainedNetwork:
     """The network of a finished run with its final weights, on the CPU, in evaluation mode.
 
     Raises:
         RunDirError: `path` is not the directory of a finished run, or has been damaged.
     """
-    blueprint, run_dir = _open(path)
-    trained = Trained(blueprint)
+    spec, run_dir = _open(path)
+    trained = TrainedNetwork(spec)
     for j, stage in enumerate(trained.stages):
-        learner = cast(LocalLearner, stage)
+        learner = cast(StageModule, stage)
         load_tensors(learner, load_final(run_dir.final(j), learner))
     return trained.eval()
 
@@ -106,17 +106,17 @@ def export_run(path: Path, output: Path, exits: bool = False) -> int:
         UserError: the file cannot be written, or would be one of the run's own; keys of the
             network look like those of exits.
     """
-    blueprint, run_dir = _open(path, meta=True)
+    spec, run_dir = _open(path, meta=True)
     folder = run_dir.manifest.parent
     if output.resolve().is_relative_to(folder.resolve()):
         hint = "The weights of the run itself are in there"
         raise ConfigError("output", str(output), f"a file outside of {folder}", hint)
     tensors: dict[str, Tensor] = {}
-    for j, module in enumerate(blueprint.modules):
+    for j, module in enumerate(spec.modules):
         keys = set(module.state_dict())
         if exits:
             _refuse_exits(keys)
-        own, head = apart(load_final(run_dir.final(j), blueprint.learner(j)), keys)
+        own, head = split_head(load_final(run_dir.final(j), spec.learner(j)), keys)
         tensors |= own
         if exits:
             tensors |= {f"{EXITS}{j}.{key}": value for key, value in head.items()}
@@ -135,18 +135,18 @@ def _refuse_exits(keys: Iterable[str]) -> None:
         raise ConfigError("exits", True, allowed, f"It has {own[0]}")
 
 
-def _open(path: Path, meta: bool = False) -> tuple[Blueprint, RunDir]:
+def _open(path: Path, meta: bool = False) -> tuple[PipelineSpec, RunDir]:
     run_dir = RunDir(path)
     config = run_dir.finished_config()
     data = _description(run_dir.manifest)
-    return draw(config, data, config.pipeline.stages or 1, meta=meta), run_dir
+    return build_spec(config, data, config.pipeline.stages or 1, meta=meta), run_dir
 
 
-def _description(manifest: Path) -> DataDescription:
+def _description(manifest: Path) -> DataInfo:
     """The data set that the run was trained on."""
     try:
         known = json.loads(manifest.read_text())["data"]
-        data = DataDescription(**{**known, "classes": tuple(known["classes"])})
+        data = DataInfo(**{**known, "classes": tuple(known["classes"])})
     except KeyError as error:
         raise RunDirError.damaged(manifest, f"it has no {error}") from error
     except (OSError, ValueError, TypeError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from dglpipe.config import Config, CustomModelConfig
-from dglpipe.data import DataDescription, DataSource, open_data
+from dglpipe.data import DataInfo, DataSource, open_data
 from dglpipe.models import build_network, wanted_channels
 from dglpipe.models.meta import building
 
@@ -30,7 +30,7 @@ def open_images(config: Config, loaders: int = 1) -> DataSource:
     return source
 
 
-def _first_channels(config: Config, data: DataDescription) -> int | None:
+def _first_channels(config: Config, data: DataInfo) -> int | None:
     with building(True, 0):
         network = build_network(config.model, data.channels, len(data.classes), data.height)
     convolutions = (one for one in network.modules() if isinstance(one, nn.Conv2d))

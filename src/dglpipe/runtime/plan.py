@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from dglpipe.config import AsyncConfig, Config
 from dglpipe.data import DataSource
-from dglpipe.data.batch_schedule import Phase, plan_stream
+from dglpipe.data.batch_schedule import Phase, build_batch_schedule
 from dglpipe.errors import ConfigError
 from dglpipe.host import cores
 from dglpipe.methods.backprop import check_microbatches
@@ -18,7 +18,7 @@ from dglpipe.models.losses import build_loss
 from dglpipe.partition.auto_split import measure_times, timed_costs
 from dglpipe.partition.balance import stage_costs
 from dglpipe.partition.estimate import estimate
-from dglpipe.partition.pipeline_spec import Blueprint, check_per_stage, draw
+from dglpipe.partition.pipeline_spec import PipelineSpec, build_spec, check_per_stage
 from dglpipe.partition.profile_loader import loading_seconds
 from dglpipe.partition.profiling import Times, threads
 from dglpipe.partition.throughput_model import LoaderEstimate, Node, Plan, predict
@@ -39,19 +39,19 @@ def check(config: Config, layout: Layout, local: int) -> list[int]:
         UserError: with the key, what came, what is allowed and what to do.
     """
     source = open_images(config)
-    blueprint, _ = _draw(config, source, layout, local, config.pipeline.split == "auto")
+    spec, _ = _draw(config, source, layout, local, config.pipeline.split == "auto")
     if config.pipeline.split == "auto":
-        config.pipeline.split = list(blueprint.bounds[1:])
+        config.pipeline.split = list(spec.bounds[1:])
     build_loss(config.method.loss, config.label_smoothing)
     backend = choose_backend(config.pipeline.backend, local)
-    if config.link.is_slow and (backend == "nccl" or layout.is_pipelined):
+    if config.link.is_emulated and (backend == "nccl" or layout.is_pipelined):
         got = "nccl" if backend == "nccl" else "a pipeline of backprop"
         raise ConfigError("link", f"slow links with {got}", "slow links of a chain over gloo")
     if isinstance(config.method, AsyncConfig):
         _check_async(config, config.method, layout)
     _check_precisions(config, layout.stages, backend)
     _warn_of_crowd(layout, local)
-    return [blueprint.flops(j) for j in range(layout.stages)]
+    return [spec.flops(j) for j in range(layout.stages)]
 
 
 def _check_precisions(config: Config, stages: int, backend: str) -> None:
@@ -90,16 +90,16 @@ def plan(config: Config) -> Plan:
     layout = plan_layout(config.pipeline, config.method, cores())
     _warn_of_crowd(layout, layout.world_size)
     source = open_images(config, layout.replicas)
-    blueprint, rows = _draw(config, source, layout, layout.world_size, True)
-    image = blueprint.input_shape(0)
+    spec, rows = _draw(config, source, layout, layout.world_size, True)
+    image = spec.input_shape(0)
     if config.pipeline.cost == "flops" or not config.pipeline.times:
         # Work by FLOPs is that of any machine: its cores are not looked at.
         loader = LoaderEstimate(image)
-        return predict(estimate(blueprint, rows), rows, layout, config.method, loader)
-    seconds = stage_costs(timed_costs(config, layout.stages), blueprint.bounds)
+        return predict(estimate(spec, rows), rows, layout, config.method, loader)
+    seconds = stage_costs(timed_costs(config, layout.stages), spec.bounds)
     loader = _measure_loader(config, source, layout, image)
     computes = choose_backend(config.pipeline.backend, layout.world_size) != "nccl"
-    stages = estimate(blueprint, rows, seconds)
+    stages = estimate(spec, rows, seconds)
     return predict(stages, rows, layout, config.method, loader, Node(cores(), computes))
 
 
@@ -109,7 +109,7 @@ def _measure_loader(
     """The loader of one replica, while nothing else works."""
     data = source.load()
     with threads(layout.threads):
-        seconds = loading_seconds(config, data, plan_stream(config, source, layout.stages))
+        seconds = loading_seconds(config, data, build_batch_schedule(config, source, layout.stages))
     return LoaderEstimate(image, seconds, data.workers or 0)
 
 
@@ -120,14 +120,14 @@ def _written(times: Times) -> dict[str, list[float]]:
 
 def _draw(
     config: Config, source: DataSource, layout: Layout, local: int, timed: bool
-) -> tuple[Blueprint, int]:
+) -> tuple[PipelineSpec, int]:
     """The stages on paper, and the rows of a step on one replica.
 
     Args:
         timed: whether `pipeline.cost=time` is to be measured; `pipeline.times` gets it.
     """
     check_per_stage(config, layout.stages)
-    stream = plan_stream(config, source, layout.stages)
+    stream = build_batch_schedule(config, source, layout.stages)
     check_microbatches(config, layout, stream)
     rows = stream.largest_rows(Phase.TRAIN)
     data, pipeline = source.description, config.pipeline
@@ -137,11 +137,11 @@ def _draw(
         # What is wrong is found before anything is measured.
         by_flops = copy.deepcopy(config)
         by_flops.pipeline.cost = "flops"
-        draw(by_flops, data, layout.stages, meta=True).check_logits()
+        build_spec(by_flops, data, layout.stages, meta=True).check_logits()
         device = select(backend, 0)
         times = measure_times(config, data, device, layout.threads, rows, layout.stages)
         alike = all(one is times[0] for one in times)
         pipeline.times = _written(times[0]) if alike else [_written(one) for one in times]
-    blueprint = draw(config, data, layout.stages, meta=True, rows=rows)
-    blueprint.check_logits()
-    return blueprint, rows
+    spec = build_spec(config, data, layout.stages, meta=True, rows=rows)
+    spec.check_logits()
+    return spec, rows

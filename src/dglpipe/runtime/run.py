@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dglpipe.config import Config, from_yaml, to_tree, to_yaml
-from dglpipe.errors import AgreementError, ConfigError, RunDirError, RunFailedError, UserError
+from dglpipe.errors import ConfigError, ConsistencyError, RunDirError, RunFailedError, UserError
 from dglpipe.files import write_json, write_whole
 from dglpipe.host import cores
 from dglpipe.pipeline.process_group import ProcessGroup, Store, rendezvous, world_of_launcher
@@ -79,10 +79,10 @@ def train_under_launcher(config: Config) -> None:
         _adopt_cut(config, layout)
         flops = check(config, layout, local)
     store = rendezvous(config.timeout_s)
-    group = ProcessGroup.talking(layout.at(rank), store)
+    group = ProcessGroup.store_only(layout.at(rank), store)
     if rank:
         said = json.loads(store.get("dglpipe/run_dir"))
-        group.see_off("run_dir")
+        group.wait_for_departure("run_dir")
         if "error" in said:
             raise RunDirError(said["error"])
         run_dir = RunDir(Path(said["path"]))
@@ -99,7 +99,7 @@ def train_under_launcher(config: Config) -> None:
         _settle(config, layout, run_dir)
     except UserError as error:
         store.set("dglpipe/run_dir", json.dumps({"error": str(error)}))
-        group.see_off("run_dir")
+        group.wait_for_departure("run_dir")
         raise
     said = {
         "path": os.fspath(run_dir.path),
@@ -139,7 +139,7 @@ def _run_worker(
         if is_new:
             run_dir.discard()
         raise
-    except AgreementError:
+    except ConsistencyError:
         if is_new:
             run_dir.discard()
         raise

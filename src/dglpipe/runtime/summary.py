@@ -15,8 +15,8 @@ import torch
 
 import dglpipe
 from dglpipe.config import Config
-from dglpipe.data import DataDescription
-from dglpipe.data.batch_schedule import StreamPlan
+from dglpipe.data import DataInfo
+from dglpipe.data.batch_schedule import BatchSchedule
 from dglpipe.monitoring.metrics import ENSEMBLE, Line
 from dglpipe.pipeline.device import Device, choose_backend
 from dglpipe.pipeline.topology import Layout
@@ -25,7 +25,7 @@ from dglpipe.pipeline.topology import Layout
 class Summary:
     """Gathers the last test lines and the last words of all processes."""
 
-    def __init__(self, config: Config, layout: Layout, device: Device, plan: StreamPlan) -> None:
+    def __init__(self, config: Config, layout: Layout, device: Device, plan: BatchSchedule) -> None:
         self._config = config
         self._layout = layout
         self._device = device
@@ -70,7 +70,7 @@ class Summary:
             **_told_apart(_per_stage(finals, layout)),
         }
 
-    def manifest(self, finals: Sequence[dict[str, Any]], data: DataDescription) -> dict[str, Any]:
+    def manifest(self, finals: Sequence[dict[str, Any]], data: DataInfo) -> dict[str, Any]:
         """What `final/` holds, and what the network was made for."""
         keys = ("stage", "segments", "weights_sha256")
         stages = _per_stage(finals, self._layout)

@@ -9,23 +9,23 @@ from typing import Any
 
 from dglpipe.config import Config
 from dglpipe.data import DataSource
-from dglpipe.data.batch_schedule import Item, Phase, plan_stream
+from dglpipe.data.batch_schedule import BatchItem, Phase, build_batch_schedule
 from dglpipe.methods.backprop import Pipelined
 from dglpipe.methods.dgl import Chain
 from dglpipe.methods.sequential import SequentialChain
 from dglpipe.models.losses import build_loss
 from dglpipe.monitoring import timers
-from dglpipe.monitoring.cuda_timers import DeviceClock
+from dglpipe.monitoring.cuda_timers import CudaTimer
 from dglpipe.monitoring.metrics import ENSEMBLE, Reporter, Sums
-from dglpipe.monitoring.timers import Clock, Kind
-from dglpipe.monitoring.trace import TracingClock, write_part
-from dglpipe.partition.pipeline_spec import draw
+from dglpipe.monitoring.timers import Kind, Timer
+from dglpipe.monitoring.trace import TracingTimer, write_part
+from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.inputs import DataFeed, Feed, LinkFeed
 from dglpipe.pipeline.link import Receiver, Sender
-from dglpipe.pipeline.process_group import ProcessGroup, lost_peers
+from dglpipe.pipeline.process_group import ProcessGroup, translate_peer_loss
 from dglpipe.pipeline.stage import Copies, RunLength, Stage
-from dglpipe.pipeline.transport import Layouts
+from dglpipe.pipeline.transport import MessageFormats
 from dglpipe.pipeline.weights import named_tensors, save, sha256
 from dglpipe.runtime.checkpoint import Checkpoints
 from dglpipe.runtime.run_dir import RunDir
@@ -36,7 +36,7 @@ FEWEST_STEPS = 10
 
 def count_by_stage(config: Config, source: DataSource, stages: int) -> list[int]:
     """FLOPs of forward and backward of every stage with its head, for one sample."""
-    on_paper = draw(config, source.description, stages, meta=True)
+    on_paper = build_spec(config, source.description, stages, meta=True)
     return [on_paper.flops(j) for j in range(stages)]
 
 
@@ -58,7 +58,7 @@ class Worker:
         flops: Sequence[int] | None = None,
     ) -> None:
         self.config = config
-        self.plan = plan_stream(config, source, group.topology.layout.stages)
+        self.plan = build_batch_schedule(config, source, group.topology.layout.stages)
         self.step = 0
         self.topology = group.topology
         self._first = self.topology.stages[0]
@@ -66,12 +66,12 @@ class Worker:
         self._device = device
         self._group = group
         self._run_dir = run_dir
-        self._clock = _clock(config, device)
+        self._timer = _timer(config, device)
         self._reporter = Reporter(group.store, group.topology.rank)
-        self._blueprint = draw(config, source.description, group.topology.layout.stages)
+        self._spec = build_spec(config, source.description, group.topology.layout.stages)
         stages = [self._stage(j) for j in self.topology.stages]
         # The weights of the other processes' stages are of no use from here on.
-        self._blueprint = replace(self._blueprint, modules=())
+        self._spec = replace(self._spec, modules=())
         self._checkpoints = self._open_checkpoints(stages)
         self._restored: dict[int, Any] = {}
         self.done = self._resume(stages)
@@ -102,7 +102,7 @@ class Worker:
             LinkError: a neighbour sent something else than the plan says.
             PeerLostError: a neighbour is gone.
         """
-        with lost_peers():
+        with translate_peer_loss():
             self._run()
             self.chain.flush()
         self._feed.check()
@@ -110,8 +110,8 @@ class Worker:
 
     def _begin(self) -> None:
         # Building the network and decoding the images are no part of any step.
-        self._clock.lap(self._first, Kind.OTHER)
-        self._opened = self._clock.snapshot()
+        self._timer.lap(self._first, Kind.OTHER)
+        self._opened = self._timer.snapshot()
         self._logged = timers.seconds(self._opened)
 
     def _run(self) -> None:
@@ -126,10 +126,10 @@ class Worker:
     def _watch(self, step: int) -> None:
         """Opens and closes the window of throughput."""
         if step == self.plan.warm_after(self._begun):
-            self._opened = self._clock.snapshot()
+            self._opened = self._timer.snapshot()
             self._window_rows = 0
         elif step == self.plan.steps:
-            self._window = self._opened, self._clock.snapshot()
+            self._window = self._opened, self._timer.snapshot()
 
     @property
     def _begun(self) -> int:
@@ -146,7 +146,7 @@ class Worker:
             finals.append(self._final(stage, sha256(tensors)))
         if self.config.timeline and self._run_dir is not None:
             part = self._run_dir.timeline_part(self.topology.rank)
-            write_part(part, self.topology.rank, self.topology.name(), self._clock.spans())
+            write_part(part, self.topology.rank, self.topology.name(), self._timer.spans())
         rows, spent = self._window_rows, self._spent()
         is_long = self.plan.steps - self._begun >= FEWEST_STEPS
         rate = rows / timers.seconds(spent) if spent and rows and is_long else None
@@ -156,7 +156,7 @@ class Worker:
         config = self.config
         return Stage(
             j,
-            self._blueprint.learner(j),
+            self._spec.learner(j),
             config.stage(j),
             build_loss(config.method.loss, config.label_smoothing),
             self._device,
@@ -165,34 +165,34 @@ class Worker:
             Copies(self.topology.replica, config.pipeline.replicas, self._group.replicate),
         )
 
-    def _layouts(self, below: int) -> Layouts:
+    def _layouts(self, below: int) -> MessageFormats:
         """The messages from stage `below`, or from its process, upward."""
         if self.topology.layout.is_pipelined:
-            return self._blueprint.label_layouts(self.plan)
-        return self._blueprint.layouts(below, self.plan)
+            return self._spec.label_layouts(self.plan)
+        return self._spec.layouts(below, self.plan)
 
     def _chain(self, stages: list[Stage]) -> Chain:
-        blueprint, last = self._blueprint, self.topology.stages[-1]
+        spec, last = self._spec, self.topology.stages[-1]
         sender = None
         if self._group.following is not None:
             layouts = self._layouts(last)
             sender = Sender(self._group.following, layouts, self._device.torch_device)
         if self.topology.layout.is_pipelined:
-            return Pipelined(stages, blueprint, sender, self._clock, self._group, self._device)
-        fields = dict(enumerate(blueprint.fields))
+            return Pipelined(stages, spec, sender, self._timer, self._group, self._device)
+        fields = dict(enumerate(spec.fields))
         chain = SequentialChain if self.config.method.name == "sequential" else Chain
-        return chain(stages, fields, sender, self._clock, self.topology.layout.stages)
+        return chain(stages, fields, sender, self._timer, self.topology.layout.stages)
 
     def _ordered(self) -> Iterator[Any]:
         """What this process does, one after the other."""
         return self.plan.items(self.topology.replica, self.done)
 
-    def _wanted(self, order: Iterator[Any]) -> Iterator[Item]:
+    def _wanted(self, order: Iterator[Any]) -> Iterator[BatchItem]:
         """The batches that it needs for that."""
         # A replica has no rows in a last test batch that is too small.
         return (item for item in order if item.rows)
 
-    def _open_feed(self, source: DataSource, items: Iterator[Item]) -> Feed:
+    def _open_feed(self, source: DataSource, items: Iterator[BatchItem]) -> Feed:
         if self._group.previous is None:
             size = source.description.train
             return DataFeed(source.load(), size, items, self.config.seed, self._device)
@@ -232,11 +232,11 @@ class Worker:
             self._restored = self._checkpoints.restore(step, stages)
         return step
 
-    def _train(self, item: Item) -> None:
-        self._clock.lap(self._first, Kind.OTHER)
-        self._clock.steps_to(item.step)
+    def _train(self, item: BatchItem) -> None:
+        self._timer.lap(self._first, Kind.OTHER)
+        self._timer.steps_to(item.step)
         arrival = self._feed.take()
-        self._clock.lap(self._first, self._arriving)
+        self._timer.lap(self._first, self._arriving)
         self.step = item.step
         self.chain.train(arrival)
         self._window_rows += item.rows
@@ -250,15 +250,15 @@ class Worker:
         if self._checkpoints is not None and every and step % every == 0:
             self._feed.check()
             self._checkpoints.save(step, stages, self._more(stages))
-            self._clock.lap(stages[0].index, Kind.LOGGING)
+            self._timer.lap(stages[0].index, Kind.LOGGING)
 
     def _more(self, stages: Sequence[Stage]) -> dict[int, Any] | None:
         """What a checkpoint keeps of every stage besides weights, optimizer and loss scaler."""
         del stages
         return None
 
-    def _evaluate(self, item: Item) -> None:
-        self._clock.lap(self._first, Kind.OTHER)
+    def _evaluate(self, item: BatchItem) -> None:
+        self._timer.lap(self._first, Kind.OTHER)
         if not self._testing:
             self._testing = True
             self.chain.eval_mode(True)
@@ -270,11 +270,11 @@ class Worker:
             self._log_test(item)
             self.chain.eval_mode(False)
             self._testing = False
-        self._clock.lap(self._first, Kind.EVALUATING)
+        self._timer.lap(self._first, Kind.EVALUATING)
 
-    def _log(self, item: Item) -> None:
+    def _log(self, item: BatchItem) -> None:
         self._feed.check()
-        now = timers.seconds(self._clock.snapshot())
+        now = timers.seconds(self._timer.snapshot())
         for stage in self.chain.learners(item):
             self._log_stage(stage, item.epoch, item.step, item.round_step, now - self._logged)
         self._logged = now
@@ -282,34 +282,34 @@ class Worker:
     def _log_stage(
         self, stage: Stage, epoch: int, step: int, round_step: int, seconds: float
     ) -> None:
-        tally = stage.tally()
+        totals = stage.totals()
         sums = Sums(
             kind="train",
             epoch=epoch,
             step=step,
             stage=stage.index,
-            rows=tally.rows,
-            loss=tally.loss if stage.learner.is_exit else None,
-            correct=tally.correct if stage.learner.is_exit else None,
+            rows=totals.rows,
+            loss=totals.loss if stage.learner.is_exit else None,
+            correct=totals.correct if stage.learner.is_exit else None,
             learning_rate=stage.learning_rate(round_step),
             seconds=seconds,
         )
         self._reporter.send(sums)
-        self._clock.lap(stage.index, Kind.LOGGING)
+        self._timer.lap(stage.index, Kind.LOGGING)
 
-    def _log_test(self, item: Item) -> None:
+    def _log_test(self, item: BatchItem) -> None:
         rows = 0
         for stage in self.chain.stages:
             if stage.learner.is_exit:
-                tally = stage.test_tally()
-                rows = tally.rows
-                self._send_test(item, stage.index, rows, tally.loss, tally.correct)
+                totals = stage.test_totals()
+                rows = totals.rows
+                self._send_test(item, stage.index, rows, totals.loss, totals.correct)
         hits = self.chain.ensemble_hits()
         if hits is not None:
             self._send_test(item, ENSEMBLE, rows, None, hits)
 
     def _send_test(
-        self, item: Item, stage: int | str, rows: int, loss: float | None, correct: int
+        self, item: BatchItem, stage: int | str, rows: int, loss: float | None, correct: int
     ) -> None:
         self._reporter.send(Sums("test", item.epoch, item.step, stage, rows, loss, correct))
 
@@ -318,16 +318,16 @@ class Worker:
 
     def _final(self, stage: Stage, digest: str) -> dict[str, Any]:
         """The entry of `per_stage` in `summary.json`."""
-        j, blueprint, spent = stage.index, self._blueprint, self._spent()
+        j, spec, spent = stage.index, self._spec, self._spent()
         head = stage.learner.head
         return {
             "stage": j,
             "process": self.topology.process,
-            "segments": list(blueprint.segments[j]),
+            "segments": list(spec.segments[j]),
             "parameters": _count(stage.learner.segments),
             "head_parameters": 0 if head is None else _count(head),
             "flops_per_sample": self._flops[j],
-            "link_bytes_per_sample": blueprint.row_bytes(j),
+            "link_bytes_per_sample": spec.row_bytes(j),
             **(timers.shares(spent, j) if spent else dict.fromkeys(timers.SHARE_NAMES)),
             "peak_memory_bytes": self._device.peak_memory(),
             "weights_sha256": digest,
@@ -338,6 +338,6 @@ def _count(module: Any) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _clock(config: Config, device: Device) -> Clock:
-    own = TracingClock() if config.timeline else Clock()
-    return DeviceClock(device.torch_device, own) if device.is_cuda else own
+def _timer(config: Config, device: Device) -> Timer:
+    own = TracingTimer() if config.timeline else Timer()
+    return CudaTimer(device.torch_device, own) if device.is_cuda else own

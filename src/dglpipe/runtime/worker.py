@@ -17,10 +17,10 @@ import torch
 from dglpipe.config import AsyncConfig, Config
 from dglpipe.data import DataSource
 from dglpipe.files import write_json
-from dglpipe.host import keep_memory
+from dglpipe.host import keep_freed_memory
 from dglpipe.methods.dgl_async.distributed import AsyncWorker
 from dglpipe.methods.dgl_async.simulation import SimulatedWorker
-from dglpipe.methods.dgl_async.staleness import draw
+from dglpipe.methods.dgl_async.staleness import draw_staleness
 from dglpipe.monitoring.metrics import Collector, JsonLines, Sink
 from dglpipe.monitoring.progress import open_progress
 from dglpipe.monitoring.tensorboard import TensorBoard
@@ -30,7 +30,7 @@ from dglpipe.pipeline.process_group import ProcessGroup, Store, rendezvous
 from dglpipe.pipeline.topology import Layout, Topology
 from dglpipe.runtime import failure
 from dglpipe.runtime.closing_table import closing_table
-from dglpipe.runtime.config_consistency import check_agreement
+from dglpipe.runtime.config_consistency import check_consistency
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.run_dir import RunDir
 from dglpipe.runtime.signals import watch_parent
@@ -63,7 +63,7 @@ def run_process(
     rank = int(os.environ["RANK"])
     topology = layout.at(rank)
     watch_parent()
-    keep_memory()
+    keep_freed_memory()
     _log_to_file(run_dir, topology)
     worker: list[Worker] = []
     try:
@@ -90,8 +90,8 @@ def _run(
     device = open_device(config, topology.layout)
     source = open_images(config, _loaders(topology))
     # First of all: processes that mean different layouts would wait for each other.
-    talking = ProcessGroup.talking(topology, store)
-    check_agreement(talking, config, source.description, device.backend)
+    store_only = ProcessGroup.store_only(topology, store)
+    check_consistency(store_only, config, source.description, device.backend)
     checked, slow = config.pipeline.checked, config.link
     group = ProcessGroup.connect(topology, device, store, config.timeout_s, checked, slow)
     _write_workers(group, run_dir)
@@ -114,7 +114,7 @@ def _run(
         write_json(run_dir.manifest, summary.manifest(finals, source.description))
         write_json(run_dir.summary, result)
         closing_table(result, run_dir.path, worker.decoders)
-        draw(result["staleness"] or [], run_dir.staleness)
+        draw_staleness(result["staleness"] or [], run_dir.staleness)
         if config.timeline:
             ranks = range(topology.layout.world_size)
             parts = [run_dir.timeline_part(rank) for rank in ranks]

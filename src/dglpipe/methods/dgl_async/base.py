@@ -7,9 +7,9 @@ from typing import Any
 
 from dglpipe.config import AsyncConfig
 from dglpipe.methods.dgl import Chain, Outgoing
-from dglpipe.methods.dgl_async.updates import OwnPace
+from dglpipe.methods.dgl_async.updates import StageUpdates
 from dglpipe.monitoring import timers
-from dglpipe.monitoring.timers import Clock
+from dglpipe.monitoring.timers import Timer
 from dglpipe.pipeline.message import Field
 from dglpipe.pipeline.stage import Stage
 from dglpipe.runtime.trainer import Worker
@@ -27,11 +27,11 @@ class PacedChain(Chain):
         stages: Sequence[Stage],
         fields: Mapping[int, Field],
         sender: Outgoing | None,
-        clock: Clock,
+        timer: Timer,
         count: int,
-        paces: Sequence[OwnPace],
+        paces: Sequence[StageUpdates],
     ) -> None:
-        super().__init__(stages, fields, sender, clock, count)
+        super().__init__(stages, fields, sender, timer, count)
         self._paces = paces
 
     def eval_mode(self, on: bool) -> None:
@@ -42,30 +42,30 @@ class PacedChain(Chain):
 class PacedWorker(Worker):
     """What simulated and real asynchronous learning have in common."""
 
-    _paces: Sequence[OwnPace]
+    _paces: Sequence[StageUpdates]
 
     @property
     def _method(self) -> AsyncConfig:
         assert isinstance(self.config.method, AsyncConfig)
         return self.config.method
 
-    def _set_out(self, stages: Sequence[Stage]) -> Sequence[OwnPace]:
+    def _set_out(self, stages: Sequence[Stage]) -> Sequence[StageUpdates]:
         reset, steps = self._method.reset_optimizer, self.plan.steps
         done = self.done_by()
         self._paces = [
-            OwnPace(stage, steps, reset, done.get(stage.index, self.done)) for stage in stages
+            StageUpdates(stage, steps, reset, done.get(stage.index, self.done)) for stage in stages
         ]
         self._told = dict.fromkeys((stage.index for stage in stages), 0.0)
         return self._paces
 
-    def _updated(self, pace: OwnPace, rows: int) -> None:
+    def _updated(self, pace: StageUpdates, rows: int) -> None:
         """Follows an update of a stage from so many rows."""
         stage, step = pace.stage, pace.updates
         if pace is self._paces[-1]:
             self._window_rows += rows
         if step % self.config.log_every == 0 or self.plan.ends_epoch(step):
             self._feed.check()
-            now = timers.seconds(self._clock.snapshot())
+            now = timers.seconds(self._timer.snapshot())
             since = now - max(self._logged, self._told[stage.index])
             self._log_stage(stage, self.plan.fed(step).epoch, step, step, since)
             self._told[stage.index] = now

@@ -18,16 +18,20 @@ from torch import Tensor
 
 from dglpipe.config import SPARE
 from dglpipe.data import DataSource
-from dglpipe.data.batch_schedule import Item, Phase
+from dglpipe.data.batch_schedule import BatchItem, Phase
 from dglpipe.errors import LinkError
 from dglpipe.methods.dgl import Chain
 from dglpipe.methods.dgl_async.base import PacedChain, PacedWorker
-from dglpipe.methods.dgl_async.progress_engine import EventFerry, Ferry, ThreadFerry
-from dglpipe.methods.dgl_async.receiver import Buffer, Inbox
+from dglpipe.methods.dgl_async.progress_engine import (
+    EventProgressEngine,
+    ProgressEngine,
+    ThreadProgressEngine,
+)
+from dglpipe.methods.dgl_async.receiver import AsyncReceiver, Buffer
 from dglpipe.methods.dgl_async.replay import InOrder, Replay
-from dglpipe.methods.dgl_async.sender import Outbox
-from dglpipe.methods.dgl_async.staleness import ages, told
-from dglpipe.methods.dgl_async.storage import Batch, Keeping
+from dglpipe.methods.dgl_async.sender import AsyncSender
+from dglpipe.methods.dgl_async.staleness import ages, summarize
+from dglpipe.methods.dgl_async.storage import Batch, StorageFormat
 from dglpipe.monitoring.timers import Kind
 from dglpipe.pipeline.inputs import Arrival, DataFeed, Feed
 from dglpipe.pipeline.message import ACTIVATIONS, ENSEMBLE, LABELS
@@ -42,7 +46,7 @@ class InboxFeed:
         items: of the test batches, in order.
     """
 
-    def __init__(self, inbox: Inbox, items: Iterator[Item]) -> None:
+    def __init__(self, inbox: AsyncReceiver, items: Iterator[BatchItem]) -> None:
         self._inbox = inbox
         self._items = items
 
@@ -61,20 +65,20 @@ class InboxFeed:
 class AsyncWorker(PacedWorker):
     """The process of one stage."""
 
-    _outbox: Outbox | None = None
-    _inbox: Inbox | None = None
+    _outbox: AsyncSender | None = None
+    _inbox: AsyncReceiver | None = None
 
     def _chain(self, stages: list[Stage]) -> Chain:
         (stage,) = stages
         j, device = stage.index, self._device.torch_device
-        self._fields = dict(enumerate(self._blueprint.fields))
+        self._fields = dict(enumerate(self._spec.fields))
         self._outputs = self._waits = 0
         # When each output was made, and when each batch was read: times of this machine.
         self._made, self._read = array("q"), array("q")
         self._has_told = False
         if self._group.following is not None:
             drops = self._method.policy_of(j) == "overwrite"
-            self._outbox = Outbox(
+            self._outbox = AsyncSender(
                 self._group.following,
                 self._layouts(j),
                 device,
@@ -83,14 +87,14 @@ class AsyncWorker(PacedWorker):
                 self._ferry(f"to stage {j + 1}"),
             )
         count, own = self.topology.layout.stages, self._set_out(stages)
-        return PacedChain(stages, self._fields, self._outbox, self._clock, count, own)
+        return PacedChain(stages, self._fields, self._outbox, self._timer, count, own)
 
-    def _ferry(self, name: str) -> Ferry:
+    def _ferry(self, name: str) -> ProgressEngine:
         if self._device.is_cuda:
-            return EventFerry(self._device.torch_device)
-        return ThreadFerry(name)
+            return EventProgressEngine(self._device.torch_device)
+        return ThreadProgressEngine(name)
 
-    def _ordered(self) -> Iterator[Item]:
+    def _ordered(self) -> Iterator[BatchItem]:
         """Of stage 0: all batches, and more of them while other stages are not done; then the last
         evaluation. Of others: the test batches, for the batches of training come as they may."""
         if self._group.previous is not None:
@@ -111,20 +115,20 @@ class AsyncWorker(PacedWorker):
         ranks = range(self.topology.layout.world_size)
         return self._group.store.check([_done(rank) for rank in ranks])
 
-    def _open_feed(self, source: DataSource, items: Iterator[Item]) -> Feed:
+    def _open_feed(self, source: DataSource, items: Iterator[BatchItem]) -> Feed:
         if self._group.previous is None:
             size = source.description.train
             return DataFeed(source.load(), size, items, self.config.seed, self._device)
         below = self._first - 1
         method, depth = self._method, self.config.pipeline.depth
-        keeping = Keeping(method, self._device, self._fields[below].dtype)
+        keeping = StorageFormat(method, self._device, self._fields[below].dtype)
         slots = depth
         self._replay: Buffer = InOrder()
         if method.policy_of(below) == "overwrite":
             self._replay = Replay(method.buffer, method.read_rule, method.max_reuse, method.max_age)
             slots = SPARE + (0 if keeping.changes else method.buffer)
         layouts = self._layouts(below)
-        self._inbox = Inbox(
+        self._inbox = AsyncReceiver(
             self._group.previous,
             layouts,
             self._device.torch_device,
@@ -154,18 +158,18 @@ class AsyncWorker(PacedWorker):
             if item.phase is Phase.TEST:
                 self._evaluate(item)
                 continue
-            self._clock.lap(self._first, Kind.OTHER)
+            self._timer.lap(self._first, Kind.OTHER)
             arrival = self._feed.take()
-            self._clock.lap(self._first, Kind.LOADING)
+            self._timer.lap(self._first, Kind.LOADING)
             self._turn(Batch(arrival.batch, arrival.labels))
 
-    def _follow(self, inbox: Inbox) -> None:
+    def _follow(self, inbox: AsyncReceiver) -> None:
         """The loop of another stage."""
         pace, since = self._paces[0], time.monotonic()
         for item in self._order:
             # Between two evaluations, and not inside one.
             while self._testing is False and not inbox.has_test:
-                self._clock.lap(self._first, Kind.OTHER)
+                self._timer.lap(self._first, Kind.OTHER)
                 # Behind a link that blocks, what is not taken would hold up the stage below.
                 idle = pace.is_done and self._outbox is None and self._replay.keeps
                 if self._bounds_age:
@@ -177,7 +181,7 @@ class AsyncWorker(PacedWorker):
                         since = time.monotonic()
                     self._refuse_to_starve(since)
                     inbox.wait()
-                    self._clock.lap(self._first, Kind.WAIT_INPUT)
+                    self._timer.lap(self._first, Kind.WAIT_INPUT)
                 else:
                     if not pace.is_done:
                         self._read.append(time.time_ns())
@@ -204,13 +208,13 @@ class AsyncWorker(PacedWorker):
         pace, outbox = self._paces[0], self._outbox
         learns = not pace.is_done
         self.step = pace.updates + learns
-        self._clock.steps_to(pace.updates + 1)
+        self._timer.steps_to(pace.updates + 1)
         start, waited = time.perf_counter(), 0.0
 
         def emit(features: Tensor) -> None:
             nonlocal waited
             assert outbox is not None
-            self._clock.lap(self._first, Kind.BUSY, "forward")
+            self._timer.lap(self._first, Kind.BUSY, "forward")
             before = time.perf_counter()
             self._outputs += 1
             self._made.append(time.time_ns())
@@ -218,14 +222,14 @@ class AsyncWorker(PacedWorker):
                 self._group.store.add(_outputs(self._first), 1)
             header = Header(Phase.TRAIN, self._outputs, len(batch.labels))
             outbox.send(header, {LABELS: batch.labels, ACTIVATIONS: features.detach()})
-            self._clock.lap(self._first, Kind.WAIT_OUTPUT, "send")
+            self._timer.lap(self._first, Kind.WAIT_OUTPUT, "send")
             waited = time.perf_counter() - before
 
         pace.turn(*batch, emit if outbox is not None else None)
         slower = self._method.slowdown_of(self._first) - 1
         if slower > 0:
             time.sleep(slower * (time.perf_counter() - start - waited))
-        self._clock.lap(self._first, Kind.BUSY, "step")
+        self._timer.lap(self._first, Kind.BUSY, "step")
         if learns:
             self._updated(pace, len(batch.labels))
             self._say_when_done()
@@ -240,14 +244,14 @@ class AsyncWorker(PacedWorker):
         dropped = 0 if self._outbox is None else self._outbox.dropped
         replay = None if self._inbox is None else self._replay
         if replay is None:
-            return told(None, updates, self._outputs, dropped)
+            return summarize(None, updates, self._outputs, dropped)
         if not self._bounds_age:  # which counts them as it reads
             made = array("q", b64decode(self._group.store.get(_made(stage.index - 1))))
             replay.usage.ages = ages(made, self._read, replay.usage.numbers)
         below, depth = self._fields[stage.index - 1], self.config.pipeline.depth
         row = self._method.receives(stage.index - 1, depth, below.row_bytes, below.dtype.itemsize)
         size = row * self.plan.largest_rows(Phase.TRAIN)
-        return told(replay, updates, self._outputs, dropped, self._waits, size)
+        return summarize(replay, updates, self._outputs, dropped, self._waits, size)
 
 
 def _done(rank: int) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from dglpipe.config import AsyncConfig
-from dglpipe.data.batch_schedule import Item, StreamPlan
+from dglpipe.data.batch_schedule import BatchItem, BatchSchedule
 from dglpipe.methods.dgl_async.replay import Replay
 from dglpipe.seeds import derive
 
@@ -44,7 +44,7 @@ class Turns:
     """
 
     def __init__(
-        self, method: AsyncConfig, stages: int, plan: StreamPlan, seed: int, after: int = 0
+        self, method: AsyncConfig, stages: int, plan: BatchSchedule, seed: int, after: int = 0
     ) -> None:
         self.replays = [
             Replay[int](method.buffer, method.read_rule, method.max_reuse, method.max_age)
@@ -59,7 +59,7 @@ class Turns:
         self._fed = 0
         self._generator = random.Random(derive(seed, "turns"))
 
-    def __iter__(self) -> Iterator[Turn | Item]:
+    def __iter__(self) -> Iterator[Turn | BatchItem]:
         """Every turn of the run, with an evaluation whenever all stages have come to one.
 
         A stage that has made its updates still has turns, in which it feeds the next one. Of a run
@@ -71,7 +71,7 @@ class Turns:
                 yield event
             turns += isinstance(event, Turn)
 
-    def _events(self) -> Iterator[Turn | Item]:
+    def _events(self) -> Iterator[Turn | BatchItem]:
         """The same, from the start."""
         through = 0
         for stage in self._stages():

@@ -37,7 +37,7 @@ class End(Protocol):
         """Whether no other transfer will come."""
 
 
-class Ferry(Protocol):
+class ProgressEngine(Protocol):
     """Carries the messages of one end."""
 
     def start(self, end: End) -> None: ...
@@ -57,7 +57,7 @@ class Ferry(Protocol):
         """Returns when the end is over."""
 
 
-class ThreadFerry:
+class ThreadProgressEngine:
     """A thread that waits for each transfer.
 
     Args:
@@ -123,7 +123,7 @@ class ThreadFerry:
                 self._changed.notify_all()
 
 
-class EventFerry:
+class EventProgressEngine:
     """Sees by events of a device what is through; nobody waits for the device.
 
     The header is copied to the host behind the transfer, on a stream of its own, so that reading it

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dglpipe.data.batch_schedule import Item, Phase
+from dglpipe.data.batch_schedule import BatchItem, Phase
 from dglpipe.errors import LinkError
-from dglpipe.methods.dgl_async.progress_engine import Ferry, Words
+from dglpipe.methods.dgl_async.progress_engine import ProgressEngine, Words
 from dglpipe.methods.dgl_async.replay import InOrder, Replay
-from dglpipe.methods.dgl_async.storage import Batch, Keeping
+from dglpipe.methods.dgl_async.storage import Batch, StorageFormat
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS
-from dglpipe.pipeline.transport import Header, Layouts, Slot, Transport, Work
+from dglpipe.pipeline.transport import Header, MessageFormats, Slot, Transport, Work
 
 
 @dataclass(slots=True, eq=False)
@@ -32,7 +32,7 @@ class Held:
 Buffer = Replay[Held] | InOrder[Held]
 
 
-class Inbox:
+class AsyncReceiver:
     """Takes in what comes, and has it ready to be read.
 
     Args:
@@ -46,14 +46,14 @@ class Inbox:
     def __init__(
         self,
         transport: Transport,
-        layouts: Layouts,
+        layouts: MessageFormats,
         device: torch.device,
         replay: Buffer,
         slots: int,
-        keeping: Keeping,
+        keeping: StorageFormat,
         last_test: int,
         name: str,
-        ferry: Ferry,
+        ferry: ProgressEngine,
     ) -> None:
         self.is_over = False
         self._name = name
@@ -109,7 +109,7 @@ class Inbox:
         usage = self._replay.usage
         return usage.reads + usage.handed_on >= self._tests[0][2]
 
-    def test(self, item: Item) -> Mapping[str, Tensor]:
+    def test(self, item: BatchItem) -> Mapping[str, Tensor]:
         """The parts of the test batch `item`, when it has come; they may be read until the next
         call.
 

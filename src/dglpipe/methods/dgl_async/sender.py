@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dglpipe.data.batch_schedule import Item, Phase
-from dglpipe.methods.dgl_async.progress_engine import Ferry, Words
-from dglpipe.pipeline.transport import Header, Layouts, Slot, Transport, Work
+from dglpipe.data.batch_schedule import BatchItem, Phase
+from dglpipe.methods.dgl_async.progress_engine import ProgressEngine, Words
+from dglpipe.pipeline.transport import Header, MessageFormats, Slot, Transport, Work
 
 
-class Outbox:
+class AsyncSender:
     """Holds messages until they are sent.
 
         stage j          outbox: up to D messages
@@ -33,11 +33,11 @@ class Outbox:
     def __init__(
         self,
         transport: Transport,
-        layouts: Layouts,
+        layouts: MessageFormats,
         device: torch.device,
         slots: int,
         drops: bool,
-        ferry: Ferry,
+        ferry: ProgressEngine,
     ) -> None:
         self.dropped = 0
         self._transport = transport
@@ -49,7 +49,7 @@ class Outbox:
         self._ferry = ferry
         ferry.start(self)
 
-    def send(self, item: Item | Header, parts: Mapping[str, Tensor]) -> None:
+    def send(self, item: BatchItem | Header, parts: Mapping[str, Tensor]) -> None:
         """Takes a copy of `parts`, each (rows, ...), to be sent; waits for a place where nothing
         may be dropped."""
         slot = self._place(item.phase)

@@ -16,7 +16,7 @@ def ages(made: Sequence[int], read: Sequence[int], numbers: Sequence[int]) -> Co
 
     Args:
         made: when it made its outputs, rising.
-        read: when each read was, by the same clock.
+        read: when each read was, by the same timer.
         numbers: of the outputs that were read, from 1.
     """
     pairs = zip(read, numbers, strict=True)
@@ -24,7 +24,7 @@ def ages(made: Sequence[int], read: Sequence[int], numbers: Sequence[int]) -> Co
     return Counter(max(0, bisect_right(made, when) - number) for when, number in pairs)
 
 
-def told(
+def summarize(
     replay: Replay[Any] | InOrder[Any] | None,
     updates: int,
     outputs: int,
@@ -63,7 +63,7 @@ def told(
     }
 
 
-def draw(entries: Sequence[dict[str, Any] | None], picture: Path) -> None:
+def draw_staleness(entries: Sequence[dict[str, Any] | None], picture: Path) -> None:
     """Histograms of the age of what each stage read, and of how often a batch was read."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -26,7 +26,7 @@ class Batch(NamedTuple):
         return self.features.nbytes + self.labels.nbytes
 
 
-class Keeping:
+class StorageFormat:
     """Takes batches away and brings them back, as `method.storage` and `storage_precision` say.
 
     Args:
@@ -72,10 +72,10 @@ class Keeping:
         return kept.copy_(tensor, non_blocking=self._away)
 
 
-class Shelf:
+class BatchStore:
     """The batches of a buffer in one process, by number."""
 
-    def __init__(self, keeping: Keeping) -> None:
+    def __init__(self, keeping: StorageFormat) -> None:
         self._keeping = keeping
         self._batches: dict[int, Batch] = {}
         self.most_bytes = 0

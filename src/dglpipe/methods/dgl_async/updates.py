@@ -9,7 +9,7 @@ from dglpipe.errors import ConfigError
 from dglpipe.pipeline.stage import Emit, Stage
 
 
-class OwnPace:
+class StageUpdates:
     """Counts the updates of a stage, which has a learning rate by its own count.
 
     Once it has made all of them it learns no more and goes on handing on, in evaluation mode, so

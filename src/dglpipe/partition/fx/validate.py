@@ -17,7 +17,7 @@ _HOOKS = {
 }
 
 
-def admit_network(network: nn.Module) -> None:
+def validate_network(network: nn.Module) -> None:
     """Refuses what would be lost, or fail later with another message.
 
     Raises:
