@@ -67,9 +67,7 @@ def _evaluate(config: Config, run_dir: RunDir) -> dict[str, Any]:
     feed.close()
     tests = [stage.test_totals() if stage.learner.is_exit else None for stage in stages]
     return {
-        "accuracy": [
-            totals.correct / totals.rows if totals else None for totals in totals_by_stage
-        ],
+        "accuracy": [test.correct / test.rows if test else None for test in tests],
         "ensemble_accuracy": (chain.ensemble_hits() or 0) / plan.test,
         "loss": [test.loss / test.rows if test else None for test in tests],
     }
