@@ -16,7 +16,8 @@ OTHER := $(filter-out $(CURDIR),$(shell cat $(VENV)/.dglpipe-checkout 2>/dev/nul
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: quickstart test test-all lint gpu-check install clean help FORCE
+.PHONY: quickstart test test-all lint lint-style lint-types lint-workflows wheel gpu-check install \
+  clean help FORCE
 
 quickstart: $(VENV)/.dglpipe-run ## train on the embedded data set in two processes
 	$(BIN)/dglpipe train $(ARGS)
@@ -27,10 +28,30 @@ test: $(VENV)/.dglpipe-test ## the test suite, without what takes longer than a 
 test-all: $(VENV)/.dglpipe-test ## the whole test suite
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
-lint: $(VENV)/.dglpipe-dev ## style, format and types
+lint: lint-style lint-types lint-workflows ## style, format, types and workflows
+
+lint-style: $(VENV)/.dglpipe-dev ## style and format
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+
+lint-types: $(VENV)/.dglpipe-dev ## types
 	$(BIN)/python -m mypy
+
+# The schemas are part of the package check-jsonschema: nothing is downloaded.
+SCHEMA := $(BIN)/python -m check_jsonschema --force-filetype yaml --builtin-schema
+FORMS := $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+lint-workflows: $(VENV)/.dglpipe-dev ## workflows and issue forms of .github, CITATION.cff
+	$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
+	$(SCHEMA) custom.github-workflows-require-timeout .github/workflows/*.yml
+	$(SCHEMA) vendor.github-issue-forms $(FORMS)
+	$(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(SCHEMA) vendor.citation-file-format CITATION.cff
+	$(BIN)/zizmor --offline --quiet .github
+
+wheel: $(VENV)/.dglpipe-dev ## source distribution and wheel in dist/, checked
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 gpu-check: $(VENV)/.dglpipe-run ## what can only be checked with CUDA devices
 	$(BIN)/python benchmarks/gpu_check/gpu_check.py $(ARGS)
@@ -43,7 +64,7 @@ clean: ## remove .venv, build outputs and caches; runs/ stays
 	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 # What is installed, one stamp an extra. Packages that are there already stay as they are.
 EXTRA :=

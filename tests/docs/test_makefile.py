@@ -20,7 +20,7 @@ case "$*" in
   *"version_info < (3, 10)"*) exit "${TOO_OLD:-0}" ;;
   *"import dglpipe"*) echo "${INSTALLED_FROM:-$PWD}/src/dglpipe" ;;
   *"import sys"*) echo "3.${MINOR:-11}" ;;
-  "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; cp "$0" "$3/bin/dglpipe" ;;
+  "-m venv "*) mkdir -p "$3/bin"; for it in python dglpipe zizmor; do cp "$0" "$3/bin/$it"; done ;;
   *"pip install"*) exit "${NO_INSTALL:-0}" ;;
   *mypy*) exit "${BAD_TYPES:-0}" ;;
 esac
@@ -136,9 +136,30 @@ def test_python_that_is_too_old(checkout):
     assert not checkout.asked("-m venv")
 
 
+def test_wheel_is_built_from_scratch_and_checked(checkout):
+    old = checkout.folder / "dist" / "dglpipe-0.0.1.tar.gz"
+    old.parent.mkdir()
+    old.write_text("")
+    assert checkout.make("wheel").returncode == 0
+    assert checkout.asked("pip install") == ["-m pip install --editable .[dev]"]
+    assert checkout.asked("-m build")
+    assert checkout.asked("-m twine check --strict")
+    assert not old.exists()
+
+
+def test_parts_of_lint_run_alone(checkout):
+    assert checkout.make("lint-style").returncode == 0
+    assert checkout.asked("-m ruff")
+    assert not checkout.asked("-m mypy") + checkout.asked("-m check_jsonschema")
+
+
+TARGETS = ("quickstart", "test", "test-all", "lint", "wheel", "gpu-check", "clean", "help")
+LINTERS = ("lint-style", "lint-types", "lint-workflows")
+
+
 def test_help_lists_every_target(checkout):
     said = checkout.make().stdout
-    for target in ("quickstart", "test", "test-all", "lint", "gpu-check", "clean", "help"):
+    for target in TARGETS + LINTERS:
         assert f"make {target} " in said
     assert not checkout.asked("")
 
@@ -146,8 +167,9 @@ def test_help_lists_every_target(checkout):
 def test_ci_runs_linters_and_tests_and_keeps_its_environment(checkout):
     done = checkout.ci()
     assert done.returncode == 0, done.stderr
-    for tool in ("ruff check", "ruff format --check", "mypy", "pytest"):
+    for tool in ("ruff check", "ruff format --check", "mypy", "check_jsonschema", "pytest"):
         assert checkout.asked(f"-m {tool}"), tool
+    assert checkout.asked("--offline --quiet .github")
     assert len(checkout.environments()) == 1
     assert checkout.ci().returncode == 0
     assert checkout.asked("-m pytest")

@@ -83,6 +83,11 @@ def test_wheel_says_what_it_is_and_needs(wheel):
     archive = zipfile.ZipFile(wheel)
     (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
     metadata = archive.read(name).decode()
+    assert "\nLicense-Expression: MIT\n" in metadata
+    assert "\nLicense-File: LICENSE\n" in metadata
+    assert "\nLicense: " not in metadata, "the field that License-Expression replaces"
+    (text,) = [name for name in archive.namelist() if name.endswith("/licenses/LICENSE")]
+    assert archive.read(text).decode() == (ROOT / "LICENSE").read_text()
     assert "\nRequires-Python: >=3.10\n" in metadata
     assert "\nRequires-Dist: torch>=" in metadata
     assert "# dglpipe" in metadata, "the README is not its description"
