@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
@@ -38,8 +37,7 @@ def train(config: Config | Mapping[str, Any]) -> dict[str, Any]:
         UserError: nothing was trained.
         RunFailedError: a process failed.
     """
-    # Training writes into its configuration what it has chosen.
-    return train_config(copy.deepcopy(config) if isinstance(config, Config) else parse(config))
+    return train_config(config if isinstance(config, Config) else parse(config))
 
 
 def load(run_dir: str | os.PathLike[str]) -> TrainedNetwork:

@@ -11,7 +11,7 @@ from typing import Any
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.cli.plan_table import plan_table
 from dglpipe.errors import UserError
-from dglpipe.runtime.plan import plan as plan_run
+from dglpipe.runtime.plan import plan_run
 
 
 def plan(arguments: Sequence[str]) -> int:

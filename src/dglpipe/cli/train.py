@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -18,10 +19,11 @@ from dglpipe.config import Config, parse
 from dglpipe.errors import DglpipeError, UserError
 from dglpipe.pipeline.process_group import record, world_of_launcher
 from dglpipe.runtime.run import train as train_here
-from dglpipe.runtime.run import train_under_launcher
 from dglpipe.runtime.run_dir import default_path
+from dglpipe.runtime.torchrun import train_under_launcher
 
 PEER_PAUSE_S = 2.0
+"""Seconds after which another rank than 0 reports a mistake that rank 0 has reported too."""
 HELP = {"--help", "-h", "--hydra-help"}
 ANSWERED = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--resolve", "--package", "-p", "--info")
 """Hydra's flags that show something."""
@@ -81,9 +83,8 @@ def _sweep(parts: Arguments) -> int:
     def job(tree: DictConfig) -> None:
         number = HydraConfig.get().job.num
         try:
-            config = _config(tree)
-            config.run_dir = HydraConfig.get().runtime.output_dir
-            train_here(config)
+            output = HydraConfig.get().runtime.output_dir
+            train_here(replace(_config(tree), run_dir=output))
         except DglpipeError as error:
             sys.stderr.write(f"job {number}: {error}\n")
             failed.append(number)

@@ -226,15 +226,12 @@ def _share(total: int, replicas: int, replica: int) -> tuple[int, int]:
     return sum(sizes[:replica]), sizes[replica]
 
 
-def build_batch_schedule(
-    config: Config, source: DataSource, stages: int | None = None
-) -> BatchSchedule:
-    """The stream plan that `config` and the sizes of the data set determine.
+def build_batch_schedule(config: Config, source: DataSource, rounds: int = 1) -> BatchSchedule:
+    """The batch schedule that `config` and the sizes of the data set determine.
 
     Args:
-        stages: K; None: what `config` says.
+        rounds: how often the run goes through its epochs.
     """
-    count = stages or config.pipeline.stages or 1
     return BatchSchedule(
         train=source.description.train,
         test=source.description.test,
@@ -244,11 +241,5 @@ def build_batch_schedule(
         epochs=config.epochs,
         max_steps=config.max_steps,
         evaluate_every=config.evaluate.every,
-        rounds=config.method.rounds(count),
+        rounds=rounds,
     )
-
-
-def spread(count: int, parts: int) -> list[int]:
-    """Sizes of `parts` shares of `count` that differ by at most 1, the larger first."""
-    small, larger = divmod(count, parts)
-    return [small + 1] * larger + [small] * (parts - larger)
