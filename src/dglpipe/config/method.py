@@ -31,6 +31,7 @@ POLICIES = ("overwrite", "block")
 STORAGES = ("device", "host")
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
+
 @dataclass(kw_only=True, slots=True)
 class AsyncConfig(MethodConfig):
     """Asynchronous decoupled greedy learning (Algorithm 2): no stage waits for another. Each

@@ -117,7 +117,11 @@ class EvaluationPass:
         self.is_open = False
 
     def step(
-        self, item: BatchItem, inputs: Inputs, evaluate: Callable[[Arrival], None], exits: ExitEvaluator
+        self,
+        item: BatchItem,
+        inputs: Inputs,
+        evaluate: Callable[[Arrival], None],
+        exits: ExitEvaluator,
     ) -> Iterator[Evaluation]:
         """Evaluates one batch; yields after the last batch of the evaluation."""
         context = self._context

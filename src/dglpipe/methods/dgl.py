@@ -36,9 +36,7 @@ class DglRunner(ChainRunner):
         total = item.total if item.total != item.rows else None
         for stage in self.stages:
             emit = self._emit(stage, arrival)
-            stage.learn(
-                arrival.batch, arrival.labels, item.round_step, emit, total, arrival.extras
-            )
+            stage.learn(arrival.batch, arrival.labels, item.round_step, emit, total, arrival.extras)
             self.timer.lap(stage.index, Kind.BUSY, "step")
             if self._next is not None:
                 arrival, self._next = self._next, None

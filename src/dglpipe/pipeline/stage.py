@@ -124,9 +124,7 @@ class LocalStep(nn.Module):
         if emit is not None:
             emit(features)
         logits = self.module.logits(features)
-        batch = LocalBatch(
-            inputs, features, logits, labels, extras, self.module.auxiliary, loss
-        )
+        batch = LocalBatch(inputs, features, logits, labels, extras, self.module.auxiliary, loss)
         return objective(batch), logits
 
 

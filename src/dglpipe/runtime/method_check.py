@@ -37,9 +37,7 @@ def check_messages(method: Method, plan: RunPlan) -> None:
         return
     for link in range(len(plan.messages)):
         _check_declared(method, plan, link)
-    modules = build_own_stages(
-        plan.config, method, plan.data, plan.spec, range(plan.layout.stages)
-    )
+    modules = build_own_stages(plan.config, method, plan.data, plan.spec, range(plan.layout.stages))
     inputs = torch.rand(ROWS, *plan.spec.image_shape, generator=torch.Generator().manual_seed(0))
     inputs = inputs.to(memory_format=torch.channels_last)
     labels = torch.arange(ROWS) % plan.spec.classes

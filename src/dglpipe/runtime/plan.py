@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-
 from dglpipe.config import Config, PipelineConfig
 from dglpipe.data import DataSource
 from dglpipe.data.batch_schedule import BatchSchedule, Phase, build_batch_schedule
@@ -19,13 +18,13 @@ from dglpipe.methods.run_plan import RunPlan
 from dglpipe.partition.auto_split import measure_times, timed_costs
 from dglpipe.partition.balance import stage_costs
 from dglpipe.partition.estimate import estimate
+from dglpipe.partition.profile_loader import loading_seconds
+from dglpipe.partition.profiling import Times, threads
 from dglpipe.partition.staged_network import (
     StagedNetwork,
     build_staged_network,
     check_per_stage,
 )
-from dglpipe.partition.profile_loader import loading_seconds
-from dglpipe.partition.profiling import Times, threads
 from dglpipe.partition.throughput_model import LoaderEstimate, Node, Plan, predict
 from dglpipe.pipeline.device import check_precision, choose_backend, select
 from dglpipe.pipeline.topology import Layout

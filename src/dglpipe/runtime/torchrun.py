@@ -82,9 +82,7 @@ def _follow(config: Config, layout: Layout, rank: int, local: int) -> None:
         raise RunDirError(choice["error"])
     chosen = with_cut(config, choice["split"], choice["times"])
     if choice["split"] == plan.config.pipeline.split:
-        pipeline = replace(
-            plan.config.pipeline, cost=config.pipeline.cost, times=choice["times"]
-        )
+        pipeline = replace(plan.config.pipeline, cost=config.pipeline.cost, times=choice["times"])
         plan = replace(plan, config=replace(plan.config, pipeline=pipeline))
     else:
         plan = make_plan(chosen, layout, local)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dglpipe.data import DataSource
+from dglpipe.files import write_json
 from dglpipe.host import keep_freed_memory
 from dglpipe.methods.base import Method, RunContext
 from dglpipe.methods.dgl_async.staleness import draw_staleness
@@ -30,7 +31,6 @@ from dglpipe.pipeline.device import Device, select
 from dglpipe.pipeline.process_group import ProcessGroup, Store, rendezvous
 from dglpipe.pipeline.stage import Copies, RunLength, Stage
 from dglpipe.pipeline.topology import Topology
-from dglpipe.files import write_json
 from dglpipe.runtime import failure
 from dglpipe.runtime.checkpoint import Checkpoints
 from dglpipe.runtime.closing_table import closing_table
@@ -44,9 +44,7 @@ from dglpipe.runtime.trainer import Trainer
 logger = logging.getLogger("dglpipe")
 
 
-def run_worker(
-    plan: RunPlan, run_dir: RunDir, store: Store | None = None
-) -> dict[str, Any] | None:
+def run_worker(plan: RunPlan, run_dir: RunDir, store: Store | None = None) -> dict[str, Any] | None:
     """Runs this process to its end, under any launcher that sets RANK and its companions.
 
     Args:

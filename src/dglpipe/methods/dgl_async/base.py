@@ -85,9 +85,7 @@ class AsyncRunner:
 
     def extras(self, stage: int, batch: Batch, features: Tensor) -> dict[str, Tensor]:
         """The extras of the message that `stage` sends for `batch`."""
-        emission = Emission(
-            stage, batch.features, features.detach(), batch.labels, batch.extras
-        )
+        emission = Emission(stage, batch.features, features.detach(), batch.labels, batch.extras)
         return self.context.extras(emission)
 
     def check(self) -> None:
