@@ -233,8 +233,8 @@ def build_batch_schedule(config: Config, source: DataSource, rounds: int = 1) ->
         rounds: how often the run goes through its epochs.
     """
     return BatchSchedule(
-        train=source.description.train,
-        test=source.description.test,
+        train=source.info.train,
+        test=source.info.test,
         batch_size=config.batch_size,
         test_batch_size=config.evaluate.batch_size or config.batch_size,
         replicas=config.pipeline.replicas,
@@ -243,3 +243,9 @@ def build_batch_schedule(config: Config, source: DataSource, rounds: int = 1) ->
         evaluate_every=config.evaluate.every,
         rounds=rounds,
     )
+
+
+def spread(count: int, parts: int) -> list[int]:
+    """Sizes of `parts` shares of `count` that differ by at most 1, the larger first."""
+    small, larger = divmod(count, parts)
+    return [small + 1] * larger + [small] * (parts - larger)

@@ -278,6 +278,7 @@ class Method(ABC):
         Raises:
             ConfigError: with the key, what was given, what is allowed.
         """
+        del config, layout, schedule
 
     def auxiliary(self, boundary: Boundary) -> Mapping[str, Callable[[], nn.Module]]:
         """Builders of the auxiliary modules of the stage below `boundary`, by name.

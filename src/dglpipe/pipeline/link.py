@@ -27,8 +27,8 @@ from torch import Tensor
 
 from dglpipe.data.batch_schedule import BatchItem, Phase
 from dglpipe.errors import LinkError
-from dglpipe.pipeline.message import HEADER
-from dglpipe.pipeline.transport import MessageFormats, Slot, Transport, Work
+from dglpipe.pipeline.message import HEADER, MessageFormats
+from dglpipe.pipeline.transport import Slot, Transport, Work
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from dglpipe.partition.auto_split import measure_times, timed_costs
 from dglpipe.partition.balance import stage_costs
 from dglpipe.partition.estimate import estimate
 from dglpipe.partition.profile_loader import loading_seconds
-from dglpipe.partition.profiling import Times, threads
+from dglpipe.partition.profiling import Times, cpu_threads
 from dglpipe.partition.staged_network import (
     StagedNetwork,
     build_staged_network,
@@ -176,7 +176,7 @@ def _measure_loader(
 ) -> LoaderEstimate:
     """The loader of one replica, measured while nothing else runs."""
     data = source.load()
-    with threads(layout.threads):
+    with cpu_threads(layout.threads):
         seconds = loading_seconds(config, data, schedule)
     return LoaderEstimate(image, seconds, data.workers or 0)
 
