@@ -14,7 +14,7 @@ from dglpipe.errors import ConfigError
 from dglpipe.models import build_network, catalogue, wanted_channels
 
 torch.set_num_threads(1)
-CONF = Path(__file__).parents[2] / "conf" / "model"
+CONF = Path(__file__).parents[3] / "conf" / "model"
 
 
 def build(config, channels=3, classes=7, image_size=32, meta=False):

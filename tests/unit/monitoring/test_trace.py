@@ -9,7 +9,15 @@ import pytest
 from torchvision.io import decode_image
 
 from dglpipe.monitoring.timers import Kind, Span, Timer
-from dglpipe.monitoring.trace import COLOURS, NAMES, TracingTimer, _middle, draw, merge, write_part
+from dglpipe.monitoring.trace import (
+    COLOURS,
+    NAMES,
+    TracingTimer,
+    _middle,
+    draw_timeline,
+    merge,
+    write_part,
+)
 from dglpipe.pipeline.process_group import ProcessGroup
 from dglpipe.pipeline.topology import Layout
 from harness import layout, make_config, make_worker, run_world, train_world
@@ -112,7 +120,7 @@ def test_a_picture_has_one_collection_a_kind_and_row(tmp_path, monkeypatch):
         return draw_bars(self, *args, **kwargs)
 
     monkeypatch.setattr(Axes, "broken_barh", count)
-    draw([*steps_of(0, 100, 4000), *steps_of(1, 1000, 400)], tmp_path / "t.png")
+    draw_timeline([*steps_of(0, 100, 4000), *steps_of(1, 1000, 400)], tmp_path / "t.png")
     assert len(calls) == 4
 
 

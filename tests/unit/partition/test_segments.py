@@ -629,7 +629,7 @@ def test_a_decision_on_values_is_refused():
     network = Net(branching, a=conv()).eval()
     text = error(lambda: trace(network), "model")
     assert "Net: if x.sum() > 0: (" in text
-    assert "test_partition.py:" in text
+    assert "test_segments.py:" in text
     assert "boundaries by hand: a builder (model=custom) of an nn.Sequential" in text
     assert "TraceError: symbolically traced variables" in text
     assert not network.training
@@ -728,7 +728,7 @@ def test_a_mode_that_the_network_enters_is_refused(forward, outside):
         assert torch.is_grad_enabled() == before
     assert "allowed: a network whose operations all run in the mode in which it is called" in text
     assert "torch.no_grad, torch.inference_mode, torch.autocast and the forward of a torch" in text
-    assert "test_partition.py:" in text
+    assert "test_segments.py:" in text
 
 
 def test_a_mode_without_operations_is_no_obstacle():

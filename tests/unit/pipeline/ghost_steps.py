@@ -10,7 +10,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from ghost import ghost_mode, to_ghost
 from torch import Tensor
 
 from dglpipe.data import open_data
@@ -26,6 +25,7 @@ from dglpipe.pipeline.p2p import PairTransport
 from dglpipe.pipeline.stage import Loss, RunLength, Stage
 from dglpipe.pipeline.transport import Work
 from harness import make_config
+from unit.pipeline.ghost import ghost_mode, to_ghost
 
 STAGES, OWN = 4, (1, 2)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
-import ghost
 import pytest
-from ghost_steps import FAULTY_LOSSES, run_steps
 
 from harness import PRELOAD
+from unit.pipeline import ghost
+from unit.pipeline.ghost_steps import FAULTY_LOSSES, run_steps
 
 CLIP = "optimizer.clip=1"
 LINEAR = "head=linear"
