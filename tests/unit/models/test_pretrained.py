@@ -16,7 +16,7 @@ from dglpipe.models import build_network
 from dglpipe.models.meta import building
 from dglpipe.models.pretrained import initialise
 from dglpipe.runtime.run_dir import RunDir
-from harness import make_config
+from harness.configs import make_config
 
 
 def network(seed=0, meta=False, width=4):

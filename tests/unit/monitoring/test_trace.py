@@ -20,7 +20,9 @@ from dglpipe.monitoring.trace import (
 )
 from dglpipe.pipeline.process_group import ProcessGroup
 from dglpipe.pipeline.topology import Layout
-from harness import layout, make_config, make_worker, run_world, train_world
+from harness.configs import layout, make_config
+from harness.training import make_worker, train_world
+from harness.worlds import run_world
 
 
 def test_spans_lie_one_behind_the_other_and_add_up_to_the_shares():

@@ -33,7 +33,7 @@ from dglpipe.partition.segments import trace
 from dglpipe.pipeline.device import Device
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.plan import plan
-from harness import make_config
+from harness.configs import make_config
 
 CPU = Device(torch.device("cpu"), "gloo")
 ROWS = 16
@@ -124,7 +124,7 @@ def test_a_limit_that_cannot_be_met_says_by_how_much(split, at):
 
 def test_a_limit_with_tensors_that_segments_share():
     config, data, _ = on_paper("model=custom", "pipeline.memory_limit=1024")
-    config.model.target, config.model.args = "plug_ins:sharing_network", {}
+    config.model.target, config.model.args = "harness.plug_ins:sharing_network", {}
     config.pipeline.split = "auto"
     with pytest.raises(ConfigError) as caught:
         build_spec(config, data, 2, meta=True, rows=ROWS)

@@ -9,7 +9,7 @@ from torch import nn
 from dglpipe.data import open_data
 from dglpipe.errors import ConfigError
 from dglpipe.partition.pipeline_spec import build_spec
-from harness import make_config
+from harness.configs import make_config
 
 
 def wrong_head(channels, classes):

@@ -10,7 +10,7 @@ import torch
 from dglpipe.data import open_data
 from dglpipe.data.batch_schedule import build_batch_schedule
 from dglpipe.partition.profile_loader import loading_seconds
-from harness import make_config
+from harness.configs import make_config
 
 
 class SlowStart:

@@ -14,7 +14,7 @@ from dglpipe.pipeline.topology import Layout
 from dglpipe.runtime import plan as plan_module
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.plan import plan
-from harness import make_config
+from harness.configs import make_config
 
 ROWS = 16
 DGL = MethodConfig()

@@ -24,7 +24,7 @@ from dglpipe.pipeline.link import Receiver, Sender
 from dglpipe.pipeline.p2p import PairTransport
 from dglpipe.pipeline.stage import Loss, RunLength, Stage
 from dglpipe.pipeline.transport import Work
-from harness import make_config
+from harness.configs import make_config
 from unit.pipeline.ghost import ghost_mode, to_ghost
 
 STAGES, OWN = 4, (1, 2)

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from harness import PRELOAD
+from harness.worlds import PRELOAD
 from unit.pipeline import ghost
 from unit.pipeline.ghost_steps import FAULTY_LOSSES, run_steps
 

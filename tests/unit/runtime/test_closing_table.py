@@ -13,7 +13,7 @@ from dglpipe.partition.throughput_model import LoaderEstimate
 from dglpipe.runtime import closing_table as closing_table_module
 from dglpipe.runtime.closing_table import closing_table
 from dglpipe.runtime.plan import plan
-from harness import make_config
+from harness.configs import make_config
 
 PLAN = BatchSchedule(8, 4, 4, 4, 1, 2, None, 1)
 LINES = [

@@ -15,7 +15,7 @@ from dglpipe.errors import DataError
 from dglpipe.pipeline.topology import Layout
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.worker import _loaders
-from harness import make_config
+from harness.configs import make_config
 
 
 def three_channels():
@@ -33,7 +33,7 @@ def no_convolution():
 @pytest.mark.parametrize(
     ("target", "channels"),
     [
-        ("plug_ins:plain_network", 1),  # asks for `channels`
+        ("harness.plug_ins:plain_network", 1),  # asks for `channels`
         (f"{__name__}:three_channels", 3),
         (f"{__name__}:two_channels", 2),
         (f"{__name__}:no_convolution", 1),

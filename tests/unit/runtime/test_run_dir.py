@@ -6,7 +6,7 @@ from dglpipe.config import to_yaml
 from dglpipe.errors import RunDirError
 from dglpipe.files import write_json, write_whole
 from dglpipe.runtime.run_dir import RunDir, default_path
-from harness import make_config
+from harness.configs import make_config
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from dglpipe.errors import ConfigError
 from dglpipe.methods.dgl_async.updates import StageUpdates, check_drops
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.stage import RunLength, Stage, StageModule
-from harness import make_config
+from harness.configs import make_config
 
 CPU = Device(torch.device("cpu"), "gloo")
 
