@@ -1,11 +1,25 @@
+"""The schedule of batches: training, evaluation, replicas, resumed runs."""
+
+from __future__ import annotations
+
 import itertools
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dglpipe.data.batch_schedule import BatchSchedule, Phase
+from dglpipe.data.batch_schedule import BatchSchedule, Phase, spread
 from dglpipe.errors import ConfigError
+
+
+@given(st.integers(0, 200), st.integers(1, 40))
+def test_shares_differ_by_at_most_one_and_the_larger_come_first(count, parts):
+    sizes = spread(count, parts)
+    assert sum(sizes) == count
+    assert len(sizes) == parts
+    assert max(sizes) - min(sizes) <= 1
+    assert sizes == sorted(sizes, reverse=True)
+
 
 DEFAULTS = {
     "train": 10,

@@ -1,20 +1,14 @@
+"""Which process runs which stages."""
+
+from __future__ import annotations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dglpipe.config import BackpropConfig, MethodConfig, PipelineConfig
-from dglpipe.data.batch_schedule import spread
 from dglpipe.errors import ConfigError
 from dglpipe.pipeline.topology import Layout, plan_layout
-
-
-@given(st.integers(0, 200), st.integers(1, 40))
-def test_shares_differ_by_at_most_one_and_the_larger_come_first(count, parts):
-    sizes = spread(count, parts)
-    assert sum(sizes) == count
-    assert len(sizes) == parts
-    assert max(sizes) - min(sizes) <= 1
-    assert sizes == sorted(sizes, reverse=True)
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 3))

@@ -1,3 +1,7 @@
+"""Run directories: which may be used, and what a run finds in them."""
+
+from __future__ import annotations
+
 import json
 
 import pytest
@@ -89,12 +93,6 @@ def test_a_summary_of_something_else_is_no_end(run_dir, text):
     assert run_dir.status() is None
 
 
-def test_json_has_null_where_a_number_is_none(tmp_path):
-    write_json(tmp_path / "a.json", {"loss": [float("nan"), 1.0, (float("inf"), "nan", 3)]})
-    text = (tmp_path / "a.json").read_text()
-    assert json.loads(text) == {"loss": [None, 1.0, [None, "nan", 3]]}
-
-
 @pytest.mark.parametrize("resume", ["never", "auto"])
 def test_a_finished_run_is_refused(run_dir, resume):
     run_dir.claim("never").close()
@@ -133,13 +131,6 @@ def test_what_a_resumed_run_writes_anew_is_forgotten(run_dir):
         *(("train", 10, 0), ("train", 10, 1)),
         ("train", 15, 1),
     ]
-
-
-def test_a_file_is_replaced_as_a_whole(tmp_path):
-    write_whole(tmp_path / "a.txt", "one")
-    write_whole(tmp_path / "a.txt", "two")
-    assert (tmp_path / "a.txt").read_text() == "two"
-    assert [item.name for item in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_default_paths_do_not_collide(tmp_path, monkeypatch):
