@@ -9,7 +9,8 @@ import pytest
 from dglpipe.data import open_data
 from dglpipe.errors import ConsistencyError
 from dglpipe.runtime.config_consistency import check_consistency
-from harness import layout, make_config, run_world
+from harness.configs import layout, make_config
+from harness.worlds import run_world
 
 
 def agree(group, configs, other_data=None):

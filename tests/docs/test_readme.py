@@ -18,7 +18,7 @@ from documents import DOCUMENTS, ROOT, Block, blocks
 from torchvision.io import write_png
 
 from dglpipe.cli.compose import compose, take_apart
-from harness import Command
+from harness.commands import Command
 
 OWN = [path for path in DOCUMENTS if "benchmarks" not in path.relative_to(ROOT).parts]
 SHELL = [block for path in OWN for block in blocks(path) if block.language == "sh"]

@@ -11,10 +11,11 @@ from dglpipe.data.sampler import epoch_order
 from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.pipeline.topology import plan_layout
 from dglpipe.runtime.open_data import open_images
-from harness import make_config, train_world
+from harness.configs import make_config
+from harness.training import train_world
 
 PLAIN = (
-    *("model=custom", "model.target=plug_ins:plain_network", "model.args={depth:6}"),
+    *("model=custom", "model.target=harness.plug_ins:plain_network", "model.args={depth:6}"),
     *("method=backprop", "batch_size=480", "max_steps=5", "epochs=2"),
     *("optimizer.lr=0.05", "schedule=constant", "log_every=1"),
 )

@@ -9,7 +9,8 @@ from torch.nn.functional import cross_entropy
 from dglpipe.data import Request, open_data
 from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.pipeline.weights import load_tensors
-from harness import layout, make_config, train_all
+from harness.configs import layout, make_config
+from harness.training import train_all
 
 STAGES = 3
 LEARNING = (f"pipeline.stages={STAGES}", "model.width=8", "epochs=2", "batch_size=150")

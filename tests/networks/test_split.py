@@ -13,7 +13,8 @@ import dglpipe
 from dglpipe.errors import ConfigError
 from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.runtime.open_data import open_images
-from harness import layout, make_config, train_world
+from harness.configs import layout, make_config
+from harness.training import train_world
 
 
 class Chooses(nn.Module):

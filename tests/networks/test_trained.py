@@ -25,7 +25,8 @@ from dglpipe.runtime.evaluate import evaluate_run
 from dglpipe.runtime.inference import export_run
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.run_dir import RunDir
-from harness import SMALL, Command, make_config, small
+from harness.commands import Command
+from harness.configs import SMALL, make_config, small
 
 STAGES = 3
 
