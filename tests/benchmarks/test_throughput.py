@@ -201,7 +201,7 @@ def test_some_ways_alone(throughput, monkeypatch, tmp_path):
 
 def test_every_way_is_a_command_that_is_accepted(throughput):
     from dglpipe.cli.compose import compose, take_apart
-    from dglpipe.pipeline.topology import plan_layout
+    from dglpipe.runtime.plan import plan_layout
 
     work = throughput.Work("narrow", 64, 16, "bf16", 2, "auto", even(6))
     ways = [work.local(1), work.local(2), [*work.words(1), "method=backprop"]]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dglpipe.cli.compose import compose, take_apart
-from dglpipe.pipeline.topology import plan_layout
+from dglpipe.runtime.plan import plan_layout
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "time_to_accuracy"))
 

@@ -11,9 +11,8 @@ from torchvision.io import write_png
 
 from dglpipe.cli.compose import compose, take_apart
 from dglpipe.partition.pipeline_spec import build_spec
-from dglpipe.pipeline.topology import plan_layout
 from dglpipe.runtime.open_data import open_images
-from dglpipe.runtime.plan import check
+from dglpipe.runtime.plan import check, plan_layout
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
