@@ -41,7 +41,10 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from dglpipe.cli.compose import Arguments, compose
 from dglpipe.config import Config, parse, to_tree
+from dglpipe.data import DataInfo
 from dglpipe.monitoring.metrics import Collector, Line
+from dglpipe.partition.stage_method import method_of
+from dglpipe.partition.staged_network import StagedNetwork, build_staged_network
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
 from dglpipe.pipeline.topology import Layout, Topology, plan_layout
@@ -99,6 +102,13 @@ def _composed_groups(groups: tuple[str, ...]) -> Config:
     if "model=torchvision" in groups:
         targets.append("model.name=resnet18")
     return compose(Arguments([*groups, *targets]))
+
+
+def build_stages(
+    config: Config, data: DataInfo, stages: int, meta: bool = False, rows: int | None = None
+) -> StagedNetwork:
+    """The network of `config` in K stages; see `build_staged_network`."""
+    return build_staged_network(config, method_of(config.method), data, stages, meta, rows)
 
 
 def layout(stages: int, processes: int | None = None, replicas: int = 1) -> Layout:

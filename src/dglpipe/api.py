@@ -116,7 +116,7 @@ def _split(
         work = _look(trace(meta_copy(network, values=True)), row)
     if at is not None:
         return [*cut(traced, boundaries(list(at), count, stages, names))]
-    costs = flop_costs(work, lambda _at, _row: nn.Identity(), item_bytes=4)
+    costs = flop_costs(work, lambda _at, _row: (), item_bytes=4)
     free = set(range(count + 1)) - traced.joined
     bounds = balanced([costs] * stages, lambda _j, first, end: {first, end} <= free)
     if bounds is None:

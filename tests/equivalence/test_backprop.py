@@ -8,10 +8,9 @@ from torch.nn.functional import cross_entropy
 
 from dglpipe.data import Request
 from dglpipe.data.sampler import epoch_order
-from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.pipeline.topology import plan_layout
 from dglpipe.runtime.open_data import open_images
-from harness import make_config, train_world
+from harness import build_stages, make_config, train_world
 
 PLAIN = (
     *("model=custom", "model.target=plug_ins:plain_network", "model.args={depth:6}"),
@@ -43,7 +42,7 @@ def test_the_reference_is_a_plain_loop(reference):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     network = (
-        build_spec(config, source.description, 1).learner(0).to(memory_format=torch.channels_last)
+        build_stages(config, source.description, 1).learner(0).to(memory_format=torch.channels_last)
     )
     optimizer = torch.optim.SGD(network.parameters(), 0.05, 0.9, weight_decay=5e-4, fused=True)
     orders = [(epoch, epoch_order(config.seed, epoch, size)) for epoch in (1, 2)]

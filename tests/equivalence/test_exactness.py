@@ -20,8 +20,7 @@ import torch
 
 from dglpipe.data import open_data
 from dglpipe.data.batch_schedule import Phase, build_batch_schedule
-from dglpipe.partition.pipeline_spec import build_spec
-from harness import hash_all, layout, make_config, train_all
+from harness import build_stages, hash_all, layout, make_config, train_all
 
 DROPOUT = "model.dropout=0.2"
 TINY = ("model.width=2", "batch_size=1000", "max_steps=3", DROPOUT)
@@ -105,7 +104,7 @@ def test_boundaries_of_other_types_and_shapes():
     """Sums in fp32 that go on as bf16, maps of one channel, maps of one pixel."""
     network = ("model=custom", "model.target=plug_ins:residual_network", "pipeline.stages=7")
     config = make_config(*network, "precision=bf16", "batch_size=1000")
-    fields = build_spec(config, open_data(config.data, config.seed).description, 7).fields
+    fields = build_stages(config, open_data(config.data, config.seed).description, 7).spec.fields
     assert [field.shape for field in fields] == [
         (4, 8, 8),
         (4, 8, 8),
@@ -135,7 +134,7 @@ def test_what_a_stage_does_never_changes_those_below(changed):
 
 def drawn(stages, *overrides):
     config = make_config(f"pipeline.stages={stages}", *overrides)
-    return build_spec(config, open_data(config.data, config.seed).description, stages)
+    return build_stages(config, open_data(config.data, config.seed).description, stages)
 
 
 @pytest.mark.slow

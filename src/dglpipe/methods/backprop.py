@@ -57,24 +57,25 @@ class Pipelined(Chain):
         self,
         stages: Sequence[Stage],
         spec: PipelineSpec,
+        config: Config,
         sender: Sender | None,
         timer: Timer,
         group: ProcessGroup,
         device: Device,
     ) -> None:
-        assert isinstance(spec.config.method, BackpropConfig)
+        assert isinstance(config.method, BackpropConfig)
         count = group.topology.layout.stages
         super().__init__(stages, dict(enumerate(spec.fields)), sender, timer, count)
-        self._parts = [_Part(stage, spec, device) for stage in stages]
-        self._method = spec.config.method
-        self._classes = len(spec.data.classes)
+        self._parts = [_Part(stage, spec, config.method, device) for stage in stages]
+        self._method = config.method
+        self._classes = spec.classes
         self._image = spec.input_shape(0)
         self._group = group
         self._device = device
         self._layout = group.topology.layout
         self._schedules: dict[tuple[bool, int], Schedule] = {}
         self._clips = any(
-            spec.config.stage(j).optimizer.clip is not None for j in range(self._layout.stages)
+            config.stage(j).optimizer.clip is not None for j in range(self._layout.stages)
         )
         self._holds_first = stages[0].index == 0
         self._holds_last = stages[-1].index == self._layout.stages - 1
@@ -204,14 +205,15 @@ class _Wire:
 class _Part(nn.Module):
     """The segments of a stage, from wire to wire."""
 
-    def __init__(self, stage: Stage, spec: PipelineSpec, device: Device) -> None:
+    def __init__(
+        self, stage: Stage, spec: PipelineSpec, method: BackpropConfig, device: Device
+    ) -> None:
         super().__init__()
-        assert isinstance(spec.config.method, BackpropConfig)
         j = self.index = stage.index
         self.segments = stage.learner.segments
         self._device = device
         self._precision = stage.settings.precision.name
-        self._splits_backward = spec.config.method.schedule == "zbv"
+        self._splits_backward = method.schedule == "zbv"
         self._has_below, self._has_above = j > 0, j < len(spec.fields)
         if self._has_below:
             self.came = _Wire(spec.fields[j - 1])

@@ -13,7 +13,8 @@ from dglpipe.files import write_json
 from dglpipe.methods.dgl import Chain
 from dglpipe.models.losses import build_loss
 from dglpipe.monitoring.timers import Timer
-from dglpipe.partition.pipeline_spec import PipelineSpec, build_spec
+from dglpipe.partition.stage_method import method_of
+from dglpipe.partition.staged_network import StagedNetwork, build_staged_network
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.inputs import DataFeed
 from dglpipe.pipeline.stage import RunLength, Stage
@@ -37,14 +38,14 @@ def evaluate_run(path: Path) -> dict[str, Any]:
     return result
 
 
-def load_stages(spec: PipelineSpec, run_dir: RunDir, length: RunLength) -> list[Stage]:
+def load_stages(network: StagedNetwork, run_dir: RunDir, length: RunLength) -> list[Stage]:
     """All stages of a run with their final weights."""
-    config = spec.config
+    config = network.config
     loss = build_loss(config.method.loss, config.label_smoothing)
     device = Device(torch.device("cpu"), "gloo")
     stages = []
-    for j in range(len(spec.modules)):
-        learner = spec.learner(j)
+    for j in range(network.spec.stages):
+        learner = network.learner(j)
         load_tensors(learner, load_final(run_dir.final(j), learner))
         stages.append(Stage(j, learner, config.stage(j), loss, device, length, config.seed))
     return stages
@@ -55,9 +56,10 @@ def _evaluate(config: Config, run_dir: RunDir) -> dict[str, Any]:
     source = open_images(config)
     plan = build_batch_schedule(config, source)
     count = config.pipeline.stages or 1
-    spec = build_spec(config, source.description, count)
-    stages = load_stages(spec, run_dir, RunLength(plan.steps_per_round, plan.steps_per_epoch))
-    chain = Chain(stages, dict(enumerate(spec.fields)), None, Timer(), count)
+    method = method_of(config.method)
+    network = build_staged_network(config, method, source.description, count)
+    stages = load_stages(network, run_dir, RunLength(plan.steps_per_round, plan.steps_per_epoch))
+    chain = Chain(stages, dict(enumerate(network.spec.fields)), None, Timer(), count)
     items = list(plan.items(done=plan.steps))
     device = Device(torch.device("cpu"), "gloo")
     feed = DataFeed(source.load(), plan.train, items, config.seed, device)

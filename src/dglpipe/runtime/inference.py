@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from dglpipe.config.checks import whole
 from dglpipe.data import DataInfo
 from dglpipe.errors import ConfigError, RunDirError, UserError
-from dglpipe.partition.pipeline_spec import PipelineSpec, build_spec
+from dglpipe.partition.stage_method import method_of
+from dglpipe.partition.staged_network import StagedNetwork, build_staged_network
 from dglpipe.pipeline.stage import StageModule, admit
 from dglpipe.pipeline.weights import load_final, load_tensors, save, split_head
 from dglpipe.runtime.run_dir import RunDir
@@ -29,10 +30,10 @@ class TrainedNetwork(nn.Module):
         stages: `StageModule`s in order, with segments and head each.
     """
 
-    def __init__(self, spec: PipelineSpec) -> None:
+    def __init__(self, network: StagedNetwork) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(spec.learner(j) for j in range(len(spec.modules)))
-        self._precisions = [spec.precision(j) for j in range(len(self.stages))]
+        self.stages = nn.ModuleList(network.learner(j) for j in range(network.spec.stages))
+        self._precisions = [network.precision(j) for j in range(len(self.stages))]
 
     def forward(self, batch: Tensor, exit: int | None = None) -> Tensor:
         """Logits (B, N) of `batch` (B, C, H, W), normalised as in training.
@@ -84,8 +85,8 @@ def load_run(path: Path) -> TrainedNetwork:
     Raises:
         RunDirError: `path` is not the directory of a finished run, or has been damaged.
     """
-    spec, run_dir = _open(path)
-    trained = TrainedNetwork(spec)
+    network, run_dir = _open(path)
+    trained = TrainedNetwork(network)
     for j, stage in enumerate(trained.stages):
         learner = cast(StageModule, stage)
         load_tensors(learner, load_final(run_dir.final(j), learner))
@@ -106,17 +107,17 @@ def export_run(path: Path, output: Path, exits: bool = False) -> int:
         UserError: the file cannot be written, or would be one of the run's own; keys of the
             network look like those of exits.
     """
-    spec, run_dir = _open(path, meta=True)
+    network, run_dir = _open(path, meta=True)
     folder = run_dir.manifest.parent
     if output.resolve().is_relative_to(folder.resolve()):
         hint = "The weights of the run itself are in there"
         raise ConfigError("output", str(output), f"a file outside of {folder}", hint)
     tensors: dict[str, Tensor] = {}
-    for j, module in enumerate(spec.modules):
+    for j, module in enumerate(network.modules):
         keys = set(module.state_dict())
         if exits:
             _refuse_exits(keys)
-        own, head = split_head(load_final(run_dir.final(j), spec.learner(j)), keys)
+        own, head = split_head(load_final(run_dir.final(j), network.learner(j)), keys)
         tensors |= own
         if exits:
             tensors |= {f"{EXITS}{j}.{key}": value for key, value in head.items()}
@@ -135,11 +136,12 @@ def _refuse_exits(keys: Iterable[str]) -> None:
         raise ConfigError("exits", True, allowed, f"It has {own[0]}")
 
 
-def _open(path: Path, meta: bool = False) -> tuple[PipelineSpec, RunDir]:
+def _open(path: Path, meta: bool = False) -> tuple[StagedNetwork, RunDir]:
     run_dir = RunDir(path)
     config = run_dir.finished_config()
     data = _description(run_dir.manifest)
-    return build_spec(config, data, config.pipeline.stages or 1, meta=meta), run_dir
+    method, stages = method_of(config.method), config.pipeline.stages or 1
+    return build_staged_network(config, method, data, stages, meta=meta), run_dir
 
 
 def _description(manifest: Path) -> DataInfo:

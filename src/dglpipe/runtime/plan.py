@@ -18,9 +18,14 @@ from dglpipe.models.losses import build_loss
 from dglpipe.partition.auto_split import measure_times, timed_costs
 from dglpipe.partition.balance import stage_costs
 from dglpipe.partition.estimate import estimate
-from dglpipe.partition.pipeline_spec import PipelineSpec, build_spec, check_per_stage
 from dglpipe.partition.profile_loader import loading_seconds
-from dglpipe.partition.profiling import Times, threads
+from dglpipe.partition.profiling import Times, cpu_threads
+from dglpipe.partition.stage_method import method_of
+from dglpipe.partition.staged_network import (
+    StagedNetwork,
+    build_staged_network,
+    check_per_stage,
+)
 from dglpipe.partition.throughput_model import LoaderEstimate, Node, Plan, predict
 from dglpipe.pipeline.device import check_precision, choose_backend, select
 from dglpipe.pipeline.topology import Layout, plan_layout
@@ -39,9 +44,9 @@ def check(config: Config, layout: Layout, local: int) -> list[int]:
         UserError: with the key, what came, what is allowed and what to do.
     """
     source = open_images(config)
-    spec, _ = _draw(config, source, layout, local, config.pipeline.split == "auto")
+    network, _ = _draw(config, source, layout, local, config.pipeline.split == "auto")
     if config.pipeline.split == "auto":
-        config.pipeline.split = list(spec.bounds[1:])
+        config.pipeline.split = list(network.spec.bounds[1:])
     build_loss(config.method.loss, config.label_smoothing)
     backend = choose_backend(config.pipeline.backend, local)
     if config.link.is_emulated and (backend == "nccl" or layout.is_pipelined):
@@ -51,7 +56,7 @@ def check(config: Config, layout: Layout, local: int) -> list[int]:
         _check_async(config, config.method, layout)
     _check_precisions(config, layout.stages, backend)
     _warn_of_crowd(layout, local)
-    return [spec.flops(j) for j in range(layout.stages)]
+    return [network.flops(j) for j in range(layout.stages)]
 
 
 def _check_precisions(config: Config, stages: int, backend: str) -> None:
@@ -90,17 +95,19 @@ def plan(config: Config) -> Plan:
     layout = plan_layout(config.pipeline, config.method, cores())
     _warn_of_crowd(layout, layout.world_size)
     source = open_images(config, layout.replicas)
-    spec, rows = _draw(config, source, layout, layout.world_size, True)
-    image = spec.input_shape(0)
+    network, rows = _draw(config, source, layout, layout.world_size, True)
+    image = network.spec.input_shape(0)
     if config.pipeline.cost == "flops" or not config.pipeline.times:
         # Work by FLOPs is that of any machine: its cores are not looked at.
         loader = LoaderEstimate(image)
-        return predict(estimate(spec, rows), rows, layout, config.method, loader)
-    seconds = stage_costs(timed_costs(config, layout.stages), spec.bounds)
+        return predict(estimate(network, rows), rows, layout, method_of(config.method), loader)
+    method = method_of(config.method)
+    costs = timed_costs(config, method, layout.stages)
+    seconds = stage_costs(costs, network.spec.bounds)
     loader = _measure_loader(config, source, layout, image)
     computes = choose_backend(config.pipeline.backend, layout.world_size) != "nccl"
-    stages = estimate(spec, rows, seconds)
-    return predict(stages, rows, layout, config.method, loader, Node(cores(), computes))
+    stages = estimate(network, rows, seconds)
+    return predict(stages, rows, layout, method, loader, Node(cores(), computes))
 
 
 def _measure_loader(
@@ -108,7 +115,7 @@ def _measure_loader(
 ) -> LoaderEstimate:
     """The loader of one replica, while nothing else works."""
     data = source.load()
-    with threads(layout.threads):
+    with cpu_threads(layout.threads):
         seconds = loading_seconds(config, data, build_batch_schedule(config, source, layout.stages))
     return LoaderEstimate(image, seconds, data.workers or 0)
 
@@ -120,7 +127,7 @@ def _written(times: Times) -> dict[str, list[float]]:
 
 def _draw(
     config: Config, source: DataSource, layout: Layout, local: int, timed: bool
-) -> tuple[PipelineSpec, int]:
+) -> tuple[StagedNetwork, int]:
     """The stages on paper, and the rows of a step on one replica.
 
     Args:
@@ -131,17 +138,18 @@ def _draw(
     check_microbatches(config, layout, stream)
     rows = stream.largest_rows(Phase.TRAIN)
     data, pipeline = source.description, config.pipeline
+    method = method_of(config.method)
     if timed and pipeline.cost == "time" and pipeline.times is None:
         backend = choose_backend(pipeline.backend, local)
         _check_precisions(config, layout.stages, backend)
         # What is wrong is found before anything is measured.
         by_flops = copy.deepcopy(config)
         by_flops.pipeline.cost = "flops"
-        build_spec(by_flops, data, layout.stages, meta=True).check_logits()
+        build_staged_network(by_flops, method, data, layout.stages, meta=True).check_outputs()
         device = select(backend, 0)
-        times = measure_times(config, data, device, layout.threads, rows, layout.stages)
+        times = measure_times(config, method, data, device, layout.threads, rows, layout.stages)
         alike = all(one is times[0] for one in times)
         pipeline.times = _written(times[0]) if alike else [_written(one) for one in times]
-    spec = build_spec(config, data, layout.stages, meta=True, rows=rows)
-    spec.check_logits()
-    return spec, rows
+    network = build_staged_network(config, method, data, layout.stages, meta=True, rows=rows)
+    network.check_outputs()
+    return network, rows

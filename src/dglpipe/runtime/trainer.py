@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import tee
 from typing import Any
 
@@ -19,7 +18,8 @@ from dglpipe.monitoring.cuda_timers import CudaTimer
 from dglpipe.monitoring.metrics import ENSEMBLE, Reporter, Sums
 from dglpipe.monitoring.timers import Kind, Timer
 from dglpipe.monitoring.trace import TracingTimer, write_part
-from dglpipe.partition.pipeline_spec import build_spec
+from dglpipe.partition.stage_method import method_of
+from dglpipe.partition.staged_network import StagedNetwork, build_staged_network
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.inputs import DataFeed, Feed, LinkFeed
 from dglpipe.pipeline.link import Receiver, Sender
@@ -36,8 +36,9 @@ FEWEST_STEPS = 10
 
 def count_by_stage(config: Config, source: DataSource, stages: int) -> list[int]:
     """FLOPs of forward and backward of every stage with its head, for one sample."""
-    on_paper = build_spec(config, source.description, stages, meta=True)
-    return [on_paper.flops(j) for j in range(stages)]
+    method = method_of(config.method)
+    network = build_staged_network(config, method, source.description, stages, meta=True)
+    return [network.flops(j) for j in range(stages)]
 
 
 class Worker:
@@ -68,10 +69,12 @@ class Worker:
         self._run_dir = run_dir
         self._timer = _timer(config, device)
         self._reporter = Reporter(group.store, group.topology.rank)
-        self._spec = build_spec(config, source.description, group.topology.layout.stages)
-        stages = [self._stage(j) for j in self.topology.stages]
-        # The weights of the other processes' stages are of no use from here on.
-        self._spec = replace(self._spec, modules=())
+        count = group.topology.layout.stages
+        method = method_of(config.method)
+        network = build_staged_network(config, method, source.description, count)
+        self._spec = network.spec
+        stages = [self._stage(network, j) for j in self.topology.stages]
+        del network  # the weights of the stages of other processes
         self._checkpoints = self._open_checkpoints(stages)
         self._restored: dict[int, Any] = {}
         self.done = self._resume(stages)
@@ -152,11 +155,11 @@ class Worker:
         rate = rows / timers.seconds(spent) if spent and rows and is_long else None
         self._reporter.finish({"samples_per_second": rate, "stages": finals})
 
-    def _stage(self, j: int) -> Stage:
+    def _stage(self, network: StagedNetwork, j: int) -> Stage:
         config = self.config
         return Stage(
             j,
-            self._spec.learner(j),
+            network.learner(j),
             config.stage(j),
             build_loss(config.method.loss, config.label_smoothing),
             self._device,
@@ -178,7 +181,9 @@ class Worker:
             layouts = self._layouts(last)
             sender = Sender(self._group.following, layouts, self._device.torch_device)
         if self.topology.layout.is_pipelined:
-            return Pipelined(stages, spec, sender, self._timer, self._group, self._device)
+            return Pipelined(
+                stages, spec, self.config, sender, self._timer, self._group, self._device
+            )
         fields = dict(enumerate(spec.fields))
         chain = SequentialChain if self.config.method.name == "sequential" else Chain
         return chain(stages, fields, sender, self._timer, self.topology.layout.stages)
