@@ -26,9 +26,9 @@ def throughput():
 
 
 def even(count):
-    from dglpipe.partition.balance import Costs
+    from dglpipe.partition.balance import SegmentCosts
 
-    return Costs((1.0,) * count, (0.0,) * count, (0.0,) * (count - 1), ())
+    return SegmentCosts((1.0,) * count, (0.0,) * count, (0.0,) * (count - 1), ())
 
 
 def rates(module, pipeline):
@@ -62,7 +62,7 @@ def test_replicas_and_threads_have_the_bound_of_as_many_copies(throughput):
 
 
 def test_every_method_is_cut_for_its_busiest_process(throughput):
-    costs = throughput.Costs(
+    costs = throughput.SegmentCosts(
         segments=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
         input_gradients=(0.0, 0.5, 0.5, 0.5, 0.5, 0.5),
         heads=(0.1, 0.1, 0.1, 0.1, 2.0),

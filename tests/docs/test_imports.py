@@ -28,8 +28,7 @@ ENTRY_POINTS = {"api", "__main__"}
 @cache
 def packages() -> list[str]:
     """The packages in the order in which they may be imported."""
-    rows = [line.split("|")[1].strip(" `") for line in part("packages").splitlines()[2:]]
-    return rows
+    return [line.split("|")[1].strip(" `") for line in part("packages").splitlines()[2:]]
 
 
 @cache
