@@ -52,9 +52,6 @@ def line_of(stage, step, accuracy, kind="test"):
     return Line(kind, 1, step, stage, 1.0 - accuracy, accuracy)
 
 
-test_line.__test__ = False
-
-
 class TestFinished:
     def test_it_has_the_names_of_the_contract(self):
         found = make_summary().finished(reports(CHAIN), 12.5)
