@@ -19,9 +19,9 @@ from harness.configs import layout, make_config, small
 from harness.training import hash_all
 
 SHORT = ("max_steps=2",)
-WAIT_S = 110
+WAIT_S = 250
 """Every process loads torch, on a machine that may be busy."""
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture

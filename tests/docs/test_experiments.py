@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +13,8 @@ from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.pipeline.topology import plan_layout
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.plan import check
+from harness.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 SEGMENTS = {
     "async_buffer": [1, 1, 1, 1, 1, 1],
