@@ -15,7 +15,7 @@ from harness import layout, make_config, run_world
 def agree(group, configs, other_data=None):
     rank = group.topology.rank
     config = configs[rank]
-    data = open_data(config.data, config.seed).description
+    data = open_data(config.data, config.seed).info
     if other_data == rank:
         data = dataclasses.replace(data, fingerprint="0" * 32)
     try:

@@ -39,12 +39,10 @@ def test_the_reference_is_a_plain_loop(reference):
     """As one would write it by hand."""
     config = make_config(*PLAIN)
     source = open_images(config)
-    data, size = source.load(), source.description.train
+    data, size = source.load(), source.info.train
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    network = (
-        build_spec(config, source.description, 1).learner(0).to(memory_format=torch.channels_last)
-    )
+    network = build_spec(config, source.info, 1).learner(0).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), 0.05, 0.9, weight_decay=5e-4, fused=True)
     orders = [(epoch, epoch_order(config.seed, epoch, size)) for epoch in (1, 2)]
     batches = [(epoch, rows) for epoch, order in orders for rows in order.split(480)]

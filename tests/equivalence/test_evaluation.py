@@ -46,9 +46,9 @@ def plain_evaluation(config, tensors):
     The ensemble adds up the softmax of the exits with weights 1, 2, 4, ...
     """
     source = open_data(config.data, config.seed)
-    rows = torch.arange(source.description.test)
+    rows = torch.arange(source.info.test)
     ((x, y),) = source.load().batches([Request(False, 1, rows)])
-    spec = build_spec(config, source.description, STAGES)
+    spec = build_spec(config, source.info, STAGES)
     bf16 = config.precision.name == "bf16"
     exits, ensemble = [], torch.zeros(len(y), 10)
     for j in range(STAGES):

@@ -105,7 +105,7 @@ def test_boundaries_of_other_types_and_shapes():
     """Sums in fp32 that go on as bf16, maps of one channel, maps of one pixel."""
     network = ("model=custom", "model.target=plug_ins:residual_network", "pipeline.stages=7")
     config = make_config(*network, "precision=bf16", "batch_size=1000")
-    fields = build_spec(config, open_data(config.data, config.seed).description, 7).fields
+    fields = build_spec(config, open_data(config.data, config.seed).info, 7).fields
     assert [field.shape for field in fields] == [
         (4, 8, 8),
         (4, 8, 8),
@@ -135,7 +135,7 @@ def test_what_a_stage_does_never_changes_those_below(changed):
 
 def drawn(stages, *overrides):
     config = make_config(f"pipeline.stages={stages}", *overrides)
-    return build_spec(config, open_data(config.data, config.seed).description, stages)
+    return build_spec(config, open_data(config.data, config.seed).info, stages)
 
 
 @pytest.mark.slow

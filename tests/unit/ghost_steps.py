@@ -98,7 +98,7 @@ class GhostProcess:
         self.plan = build_batch_schedule(self.config, source)
         first, _, _, uneven, test = islice(self.plan.items(), 5)
         self.items = [first, uneven, test]
-        self.spec = build_spec(self.config, source.description, STAGES)
+        self.spec = build_spec(self.config, source.info, STAGES)
         self._learners = [self.spec.learner(j) for j in OWN]
         self._fault = fault
 

@@ -48,7 +48,7 @@ def clashing_network(channels, classes):
 
 def on_paper(*overrides):
     config = make_config(*overrides)
-    return build_spec(config, open_data(config.data, config.seed).description, 2, meta=True)
+    return build_spec(config, open_data(config.data, config.seed).info, 2, meta=True)
 
 
 def test_a_head_that_does_not_fit_is_refused():

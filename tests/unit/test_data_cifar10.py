@@ -61,24 +61,24 @@ def test_augmentation_and_size(published):
     data = source.load()
     assert data.augment
     assert data.train.images.shape == (5 * _ROWS, 16, 16, 3)
-    assert (source.description.height, source.description.width) == (16, 16)
+    assert (source.info.height, source.info.width) == (16, 16)
 
 
 def test_description_reads_no_pixels(published):
     for name, _ in CIFAR10.train_list:
         (published / CIFAR10.base_folder / name).write_bytes(b"")
-    description = open_data(Cifar10Config(root=str(published)), seed=0).description
-    assert (description.train, description.test, description.channels) == (50_000, 10_000, 3)
-    assert description.classes[3] == "cat"
+    info = open_data(Cifar10Config(root=str(published)), seed=0).info
+    assert (info.train, info.test, info.channels) == (50_000, 10_000, 3)
+    assert info.classes[3] == "cat"
 
 
 def test_description_of_what_is_to_be_downloaded(tmp_path, published):
     missing = Cifar10Config(root=str(tmp_path / "new"), download=True)
     there = Cifar10Config(root=str(published))
-    assert open_data(missing, 0).description == open_data(there, 0).description
+    assert open_data(missing, 0).info == open_data(there, 0).info
 
 
-@pytest.mark.parametrize("use", [lambda source: source.description, lambda source: source.load()])
+@pytest.mark.parametrize("use", [lambda source: source.info, lambda source: source.load()])
 def test_missing_root(tmp_path, use):
     source = open_data(Cifar10Config(root=str(tmp_path / "none")), seed=0)
     with pytest.raises(DataError) as caught:
@@ -91,11 +91,11 @@ def test_missing_root(tmp_path, use):
 def test_root_with_other_things_in_it(tmp_path):
     source = open_data(Cifar10Config(root=str(tmp_path)), seed=0)
     with pytest.raises(DataError, match=r"found nothing\."):
-        _ = source.description
+        _ = source.info
     for name in "bacdefghij":
         (tmp_path / name).mkdir()
     with pytest.raises(DataError, match=r"found a, b, c, d, e, f, g, h, \.\.\."):
-        _ = source.description
+        _ = source.info
 
 
 def test_damaged_file(published):
@@ -131,4 +131,4 @@ def test_root_that_cannot_be_made(tmp_path):
 def test_gray_networks_are_refused(published):
     source = open_data(Cifar10Config(root=str(published)), seed=0, wanted_channels=1)
     with pytest.raises(DataError, match="have 3 channels, the network wants 1"):
-        _ = source.description
+        _ = source.info

@@ -45,10 +45,10 @@ def _ask(data, training, *indices):
 def test_pair_of_bytes(opened):
     built = _built()
     source = opened(built)
-    description = source.description
-    assert (description.train, description.test) == (6, 3)
-    assert (description.channels, description.height, description.width) == (2, 4, 5)
-    assert description.classes == ("0", "1", "2")
+    info = source.info
+    assert (info.train, info.test) == (6, 3)
+    assert (info.channels, info.height, info.width) == (2, 4, 5)
+    assert info.classes == ("0", "1", "2")
     images, labels = _ask(source.load(), True, 5, 0)
     assert torch.allclose(images, built.train[0][[5, 0]] / 255)
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -71,7 +71,7 @@ def _rows(pair):
 def test_map_style_equals_the_pair(opened, wrap):
     train, test = _pair(2), _pair(2)
     rows, pairs = opened(_built(wrap(train), wrap(test))), opened(_built(train, test))
-    assert rows.description == pairs.description
+    assert rows.info == pairs.info
     for training in (True, False):
         for one, other in zip(
             _ask(rows.load(), training, 1, 0), _ask(pairs.load(), training, 1, 0), strict=True
@@ -85,14 +85,14 @@ def test_arguments_seed_and_gray(opened):
         return _built(_pair(size, (1, 4, 4)), _pair(2, (1, 4, 4)))
 
     source = opened(build, wanted_channels=3, size=8)
-    assert (source.description.train, source.description.channels) == (8, 3)
+    assert (source.info.train, source.info.channels) == (8, 3)
     assert _ask(source.load(), True, 0)[0].shape == (1, 3, 4, 4)
 
 
 @pytest.mark.parametrize("classes", [4, ["w", "x", "y", "z"]])
 def test_given_classes(opened, classes):
     source = opened(_built(classes=classes))
-    assert source.description.classes == tuple(map(str, classes if classes != 4 else range(4)))
+    assert source.info.classes == tuple(map(str, classes if classes != 4 else range(4)))
 
 
 def test_given_classes_spare_reading_the_rows(opened):
@@ -104,15 +104,15 @@ def test_given_classes_spare_reading_the_rows(opened):
             assert index == 0
             return torch.zeros(3, 2, 2), 0
 
-    description = opened(_built(Rows(), Rows(), classes=2)).description
-    assert (description.train, description.channels) == (1000, 3)
+    info = opened(_built(Rows(), Rows(), classes=2)).info
+    assert (info.train, info.channels) == (1000, 3)
 
 
 def test_fingerprint_follows_target_and_arguments(opened):
     def build(size):
         return _built(_pair(6))
 
-    prints = [opened(build, size=size).description.fingerprint for size in (1, 1, 2)]
+    prints = [opened(build, size=size).info.fingerprint for size in (1, 1, 2)]
     assert prints[0] == prints[1] != prints[2]
 
 
@@ -155,7 +155,7 @@ def test_what_is_refused(opened, case):
     train, message = _WRONG[case]
     with pytest.raises(DataError, match="data.target=toys:build: .*" + message):
         source = opened(SimpleNamespace(train=train, test=_pair(3)))
-        _ = source.description, source.load()
+        _ = source.info, source.load()
 
 
 @pytest.mark.parametrize("label", [-1, 3])
@@ -172,16 +172,16 @@ def test_training_label_outside_the_given_classes(opened):
 
 def test_splits_of_different_shapes(opened):
     with pytest.raises(DataError, match=r"images of train are \(2, 4, 5\), those of test \(1, 4"):
-        _ = opened(_built(test=_pair(3, (1, 4, 5)))).description
+        _ = opened(_built(test=_pair(3, (1, 4, 5)))).info
 
 
 def test_object_without_splits(opened):
     with pytest.raises(DataError, match="built a SimpleNamespace without train and test; it needs"):
-        _ = opened(SimpleNamespace()).description
+        _ = opened(SimpleNamespace()).info
 
 
 def test_target_and_arguments_that_do_not_fit(opened):
     with pytest.raises(ConfigError, match=r"data\.args"):
-        _ = opened(lambda: _built(), size=3).description
+        _ = opened(lambda: _built(), size=3).info
     with pytest.raises(ConfigError, match=r"data\.target"):
-        _ = open_data(PluginConfig(target="no_such_module:build"), 0).description
+        _ = open_data(PluginConfig(target="no_such_module:build"), 0).info

@@ -66,9 +66,9 @@ def mixed(tmp_path):
 
 def test_small_images_are_held_in_memory(small):
     source = _open(small, augment=False)
-    description, data = source.description, source.load()
-    assert (description.train, description.test, description.classes) == (8, 4, ("a", "b"))
-    assert (description.channels, description.height, description.width) == (3, 12, 12)
+    info, data = source.info, source.load()
+    assert (info.train, info.test, info.classes) == (8, 4, ("a", "b"))
+    assert (info.channels, info.height, info.width) == (3, 12, 12)
     assert isinstance(data, InMemory)
     images, labels = next(data.batches(_requests([5, 0])))
     expected = decode_image(str(small / "train" / "b" / "1.jpg")).permute(1, 2, 0)
@@ -87,13 +87,13 @@ def test_more_images_than_one_thread_takes_at_once(tmp_path):
 
 def test_another_size(small):
     source = _open(small, image_size=20)
-    assert (source.description.height, source.description.width) == (20, 20)
+    assert (source.info.height, source.info.width) == (20, 20)
     data = source.load()
     assert isinstance(data, InMemory)
     original = decode_image(str(small / "train" / "a" / "0.jpg"))
     expected = reference.resize(original, [20, 20], antialias=True)
     assert torch.equal(data.train.images[0], expected.permute(1, 2, 0))
-    assert source.description.fingerprint != _open(small).description.fingerprint
+    assert source.info.fingerprint != _open(small).info.fingerprint
 
 
 @pytest.mark.parametrize("settings", [{}, {"image_size": 16}, {"augment": False}])
@@ -111,7 +111,7 @@ def test_streamed_images_equal_those_in_memory(small, settings):
 
 def test_images_that_differ_take_the_size_of_the_first(mixed):
     source = _open(mixed, workers=0)
-    assert (source.description.height, source.description.width) == (20, 30)
+    assert (source.info.height, source.info.width) == (20, 30)
     data = source.load()
     assert isinstance(data, Streamed)
     images, _ = next(data.batches(_requests([0, 1, 2, 3])))
@@ -140,8 +140,8 @@ def test_imagenet_at_test_time(mixed, training, augment):
 
 
 def test_imagenet_is_224_unless_asked(small):
-    description = _open(small, transform="imagenet").description
-    assert (description.height, description.width) == (224, 224)
+    info = _open(small, transform="imagenet").info
+    assert (info.height, info.width) == (224, 224)
 
 
 def test_workers_change_nothing_and_leave_nothing(mixed):
@@ -217,12 +217,12 @@ def test_damaged_image(small, index):
 def test_damaged_first_image(small):
     _damage(small / "train" / "a" / "0.jpg")
     with pytest.raises(DataError, match=r"train/a/0.jpg: cannot be decoded .*; remove or replace"):
-        _ = _open(small, image_size=8).description
+        _ = _open(small, image_size=8).info
 
 
 def test_image_that_vanished(small):
     source = _open(small)
-    _ = source.description
+    _ = source.info
     (small / "test" / "a" / "0.jpg").unlink()
     with pytest.raises(DataError, match=r"test/a/0.jpg: cannot be decoded .*No such file"):
         source.load()
@@ -237,7 +237,7 @@ def test_memory_limit_is_in_mib(small):
 def test_gray_networks_are_refused(small):
     source = open_data(ImageFolderConfig(root=str(small)), 0, wanted_channels=1)
     with pytest.raises(DataError, match="data=image_folder: the images have 3 channels"):
-        _ = source.description
+        _ = source.info
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -296,9 +296,9 @@ def test_png_files_in_a_folder(tmp_path):
 @pytest.mark.skipif(not _CIFAR10, reason="DGLPIPE_CIFAR10 names no folder of CIFAR-10 (JPEG)")
 def test_cifar10_as_jpeg():
     source = open_data(ImageFolderConfig(root=_CIFAR10), seed=0)
-    description, data = source.description, source.load()
-    assert (description.train, description.test) == (50_000, 10_000)
-    assert (description.channels, description.height, description.width) == (3, 32, 32)
+    info, data = source.info, source.load()
+    assert (info.train, info.test) == (50_000, 10_000)
+    assert (info.channels, info.height, info.width) == (3, 32, 32)
     assert data.train.labels.bincount().tolist() == [5000] * 10
     images, _ = next(data.batches(_requests(range(0, 50_000, 10))))
     # Augmentation brings in black, which is below the mean.

@@ -74,10 +74,8 @@ def test_without_augmentation_training_images_are_plain(data):
 
 def test_digits():
     source = open_data(DigitsConfig(), seed=0)
-    description, data = source.description, source.load()
-    assert description == DataInfo(
-        "digits", 1437, 360, tuple("0123456789"), 1, 8, 8, description.fingerprint
-    )
+    info, data = source.info, source.load()
+    assert info == DataInfo("digits", 1437, 360, tuple("0123456789"), 1, 8, 8, info.fingerprint)
     assert data.train.images.shape == (1437, 8, 8, 1)
     assert data.test.images.shape == (360, 8, 8, 1)
     counts = data.test.labels.bincount()
@@ -98,9 +96,9 @@ def test_digits_are_shuffled_and_the_splits_share_no_image():
 
 def test_digits_of_another_size_in_colour():
     source = open_data(DigitsConfig(image_size=16), seed=0, wanted_channels=3)
-    description = source.description
-    assert (description.channels, description.height, description.width) == (3, 16, 16)
-    assert description.fingerprint != open_data(DigitsConfig(), 0).description.fingerprint
+    info = source.info
+    assert (info.channels, info.height, info.width) == (3, 16, 16)
+    assert info.fingerprint != open_data(DigitsConfig(), 0).info.fingerprint
     images, _ = _ask(source.load(), True, 1, 0, 1)
     assert images.shape == (2, 3, 16, 16)
     assert torch.equal(images[:, 0], images[:, 2])
@@ -117,7 +115,7 @@ def test_a_simple_rule_tells_digits_apart():
 def test_synthetic_sizes(samples, test):
     source = open_data(SyntheticConfig(samples=samples, image_size=8), seed=0)
     data = source.load()
-    assert (source.description.train, source.description.test) == (samples, test)
+    assert (source.info.train, source.info.test) == (samples, test)
     assert (len(data.train.images), len(data.test.images)) == (samples, test)
 
 
@@ -126,10 +124,10 @@ def test_synthetic_shapes(channels, side, classes):
     config = SyntheticConfig(samples=12, channels=channels, image_size=side, classes=classes)
     source = open_data(config, seed=0)
     images, labels = _ask(source.load(), True, 1, *range(12))
-    description = source.description
-    shape = (description.channels, description.height, description.width)
+    info = source.info
+    shape = (info.channels, info.height, info.width)
     assert images.shape[1:] == shape == (channels, side, side)
-    assert len(description.classes) == classes
+    assert len(info.classes) == classes
     assert labels.max() < classes
     assert images.isfinite().all()
 
@@ -137,8 +135,8 @@ def test_synthetic_shapes(channels, side, classes):
 def test_synthetic_is_a_function_of_the_seed():
     config = SyntheticConfig(samples=300, image_size=4)
     one, same, other = (open_data(config, seed) for seed in (0, 0, 1))
-    assert one.description == same.description
-    assert one.description.fingerprint != other.description.fingerprint
+    assert one.info == same.info
+    assert one.info.fingerprint != other.info.fingerprint
     assert torch.equal(one.load().train.images, same.load().train.images)
     assert not torch.equal(one.load().train.images, other.load().train.images)
     assert not torch.equal(one.load().train.images[:75], one.load().test.images)
@@ -162,14 +160,14 @@ def test_synthetic_can_be_learnt():
 
 def test_synthetic_gray_is_repeated():
     source = open_data(SyntheticConfig(samples=4, channels=1), 0, wanted_channels=3)
-    assert source.description.channels == 3
+    assert source.info.channels == 3
     assert _ask(source.load(), True, 1, 0)[0].shape == (1, 3, 32, 32)
 
 
 def test_channels_that_a_network_cannot_take():
     source = open_data(SyntheticConfig(channels=2), 0, wanted_channels=3)
     with pytest.raises(DataError, match="data=synthetic: the images have 2 channels, the network"):
-        _ = source.description
+        _ = source.info
 
 
 def test_fingerprint_keeps_parts_apart():

@@ -44,23 +44,23 @@ def test_gray_images_get_what_a_custom_network_wants(target, channels):
     config = make_config("model=custom")
     config.model.target, config.model.args = target, {}
     source = open_images(config)
-    assert source.description.channels == channels
+    assert source.info.channels == channels
     images, _ = next(source.load().batches([Request(True, 1, torch.arange(2))]))
     assert images.shape[1] == channels
 
 
 def test_gray_images_become_colour_ones_for_a_named_network():
-    assert open_images(make_config("model=resnet18")).description.channels == 3
+    assert open_images(make_config("model=resnet18")).info.channels == 3
 
 
 def test_gray_images_stay_gray_for_any_other():
-    assert open_images(make_config()).description.channels == 1
+    assert open_images(make_config()).info.channels == 1
 
 
 def test_colour_does_not_become_another_number():
     config = make_config("model=resnet18", "data=synthetic", "data.channels=2")
     with pytest.raises(DataError, match="2 channels, the network wants 3"):
-        _ = open_images(config).description
+        _ = open_images(config).info
 
 
 @pytest.mark.parametrize(("environment", "workers"), [({}, 4), ({"LOCAL_WORLD_SIZE": "2"}, 8)])

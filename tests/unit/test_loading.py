@@ -18,8 +18,8 @@ class SlowStart:
 
     workers = None
 
-    def __init__(self, description):
-        self.description = description
+    def __init__(self, info):
+        self.info = info
         self.closed = False
 
     def load(self):
@@ -37,7 +37,7 @@ class SlowStart:
 
 def test_the_time_of_a_batch_is_that_of_the_steady_state():
     config = make_config("epochs=2", "batch_size=64")
-    source = SlowStart(open_data(config.data, config.seed).description)
+    source = SlowStart(open_data(config.data, config.seed).info)
     plan = build_batch_schedule(config, source, 2)  # a source that is its own data set
     assert plan.steps > 20
     assert 0.01 <= loading_seconds(config, source, plan) < 0.03

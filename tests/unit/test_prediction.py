@@ -27,7 +27,7 @@ def stages(*seconds: float):
     """As many stages, of these seconds a step; of two, without seconds, by FLOPs."""
     config = make_config("model=cnn6")
     count = len(seconds) or 2
-    spec = build_spec(config, open_images(config).description, count, meta=True)
+    spec = build_spec(config, open_images(config).info, count, meta=True)
     return tuple(estimate(spec, ROWS, seconds or None))
 
 

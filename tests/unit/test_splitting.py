@@ -51,7 +51,7 @@ NETWORKS = [
 
 def on_paper(*overrides):
     config = make_config(*overrides)
-    data = open_images(config).description
+    data = open_images(config).info
     with building(True, 0):
         network = build_network(config.model, data.channels, len(data.classes), data.height)
     return config, data, trace(network)

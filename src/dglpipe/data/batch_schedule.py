@@ -236,8 +236,8 @@ def build_batch_schedule(
     """
     count = stages or config.pipeline.stages or 1
     return BatchSchedule(
-        train=source.description.train,
-        test=source.description.test,
+        train=source.info.train,
+        test=source.info.test,
         batch_size=config.batch_size,
         test_batch_size=config.evaluate.batch_size or config.batch_size,
         replicas=config.pipeline.replicas,

@@ -55,7 +55,7 @@ def _evaluate(config: Config, run_dir: RunDir) -> dict[str, Any]:
     source = open_images(config)
     plan = build_batch_schedule(config, source)
     count = config.pipeline.stages or 1
-    spec = build_spec(config, source.description, count)
+    spec = build_spec(config, source.info, count)
     stages = load_stages(spec, run_dir, RunLength(plan.steps_per_round, plan.steps_per_epoch))
     chain = Chain(stages, dict(enumerate(spec.fields)), None, Timer(), count)
     items = list(plan.items(done=plan.steps))

@@ -130,7 +130,7 @@ def _draw(
     stream = build_batch_schedule(config, source, layout.stages)
     check_microbatches(config, layout, stream)
     rows = stream.largest_rows(Phase.TRAIN)
-    data, pipeline = source.description, config.pipeline
+    data, pipeline = source.info, config.pipeline
     if timed and pipeline.cost == "time" and pipeline.times is None:
         backend = choose_backend(pipeline.backend, local)
         _check_precisions(config, layout.stages, backend)

@@ -36,7 +36,7 @@ FEWEST_STEPS = 10
 
 def count_by_stage(config: Config, source: DataSource, stages: int) -> list[int]:
     """FLOPs of forward and backward of every stage with its head, for one sample."""
-    on_paper = build_spec(config, source.description, stages, meta=True)
+    on_paper = build_spec(config, source.info, stages, meta=True)
     return [on_paper.flops(j) for j in range(stages)]
 
 
@@ -68,7 +68,7 @@ class Worker:
         self._run_dir = run_dir
         self._timer = _timer(config, device)
         self._reporter = Reporter(group.store, group.topology.rank)
-        self._spec = build_spec(config, source.description, group.topology.layout.stages)
+        self._spec = build_spec(config, source.info, group.topology.layout.stages)
         stages = [self._stage(j) for j in self.topology.stages]
         # The weights of the other processes' stages are of no use from here on.
         self._spec = replace(self._spec, modules=())
@@ -194,7 +194,7 @@ class Worker:
 
     def _open_feed(self, source: DataSource, items: Iterator[BatchItem]) -> Feed:
         if self._group.previous is None:
-            size = source.description.train
+            size = source.info.train
             return DataFeed(source.load(), size, items, self.config.seed, self._device)
         below = self.topology.stages[0] - 1
         items = (self.plan.crossing(item, below) for item in items)

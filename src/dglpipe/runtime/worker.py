@@ -91,7 +91,7 @@ def _run(
     source = open_images(config, _loaders(topology))
     # First of all: processes that mean different layouts would wait for each other.
     store_only = ProcessGroup.store_only(topology, store)
-    check_consistency(store_only, config, source.description, device.backend)
+    check_consistency(store_only, config, source.info, device.backend)
     checked, slow = config.pipeline.checked, config.link
     group = ProcessGroup.connect(topology, device, store, config.timeout_s, checked, slow)
     _write_workers(group, run_dir)
@@ -111,7 +111,7 @@ def _run(
     if collector is not None:
         finals = collector.finals(config.timeout_s)
         result = summary.finished(finals, time.monotonic() - started)
-        write_json(run_dir.manifest, summary.manifest(finals, source.description))
+        write_json(run_dir.manifest, summary.manifest(finals, source.info))
         write_json(run_dir.summary, result)
         closing_table(result, run_dir.path, worker.decoders)
         draw_staleness(result["staleness"] or [], run_dir.staleness)

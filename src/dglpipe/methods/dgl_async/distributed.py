@@ -117,7 +117,7 @@ class AsyncWorker(PacedWorker):
 
     def _open_feed(self, source: DataSource, items: Iterator[BatchItem]) -> Feed:
         if self._group.previous is None:
-            size = source.description.train
+            size = source.info.train
             return DataFeed(source.load(), size, items, self.config.seed, self._device)
         below = self._first - 1
         method, depth = self._method, self.config.pipeline.depth
