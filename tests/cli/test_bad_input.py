@@ -111,8 +111,8 @@ VALUES = [
     ("pipeline.split=[1,2]", "pipeline.split", "[1, 2]", "1 numbers for 2 stages"),
     ("model.width=0", "model.width", "0", "a whole number from 1"),
     ("model.dropout=1", "model.dropout", "1.0", "a number from 0 to 0.99"),
-    ("model.widths=[4,8]", "model.widths", "[4, 8]", "6 numbers from 1"),
-    ("model.pools=[3,1]", "model.pools", "[3, 1]", "rising numbers 1..5"),
+    ("model.widths=[4,8]", "model.widths", "[4, 8]", "6 whole numbers from 1"),
+    ("model.pools=[3,1]", "model.pools", "[3, 1]", "increasing whole numbers from 1 to 5"),
     ("data.image_size=0", "data.image_size", "0", "a whole number from 1"),
     ("optimizer.lr=0", "optimizer.lr", "0.0", "a number above 0"),
     ("optimizer.lr=fast", "optimizer.lr", "'fast'", "a number"),
@@ -180,12 +180,13 @@ def test_unknown_key(cli, override, said):
 
 
 def test_missing_value(cli):
-    assert "data.root: got 'nothing'; allowed: a value" in cli.refuse("data=image_folder")
+    assert "data.root: required: give data.root=DIR" in cli.refuse("data=image_folder")
 
 
 @pytest.mark.parametrize("group", ["model", "head", "data"])
 def test_plug_in_without_a_target(cli, group):
-    assert f"{group}.target: got 'nothing'" in cli.refuse(f"{group}=custom")
+    required = f"{group}.target: required: give {group}.target=package.module:builder"
+    assert required in cli.refuse(f"{group}=custom")
     assert f"{group}.target: got ''; allowed: " in cli.refuse(f"{group}=custom", f"{group}.target=")
 
 
@@ -302,7 +303,7 @@ def plug_in(tmp_path):
     ("target", "reason"),
     [
         ("nowhere_at_all:build", "There is no module 'nowhere_at_all'"),
-        ("{plug_in}:buidl", "near it: build"),
+        ("{plug_in}:buidl", "similar names: build"),
         ("just_a_word", "package.module:builder"),
     ],
 )
@@ -322,8 +323,8 @@ def test_loss_that_cannot_be_imported(cli):
 def test_plug_in_whose_module_fails(cli, tmp_path):
     (tmp_path / "failing_plug_in.py").write_text("import a_module_that_is_not_there\n")
     message = cli.refuse("model=custom", "model.target=failing_plug_in:build", "run_dir=run")
-    assert "'failing_plug_in' exists and fails while it is imported" in message
-    assert "it needs the module 'a_module_that_is_not_there'" in message
+    assert "'failing_plug_in' exists, but its import fails" in message
+    assert "module 'a_module_that_is_not_there' is not installed" in message
 
 
 @pytest.mark.parametrize("group", ["model", "head"])
