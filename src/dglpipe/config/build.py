@@ -18,6 +18,8 @@ from dglpipe.errors import ConfigError
 T = TypeVar("T")
 
 _PLUGIN_GROUPS = ("model", "head", "data")
+_OWN_KEYS = {"model": ("weights",), "method": ("loss",)}
+"""Group -> keys of a plug-in that are not arguments of its builder."""
 
 
 def choose(group: str, node: Any, schemas: Mapping[str, type[Any]]) -> Any:
@@ -26,20 +28,25 @@ def choose(group: str, node: Any, schemas: Mapping[str, type[Any]]) -> Any:
     Args:
         group: name of the group.
         node: settings of the group. `family` (group `model`) or `name` (other groups) selects
-            the schema; `custom` selects a plug-in, as does `_target_`.
-        schemas: choice -> schema.
+            the schema; `custom` or a key `_target_` selects a plug-in.
+        schemas: choice -> schema. Where it has `custom`, a plug-in gets that schema.
 
     Raises:
         ConfigError: an unknown choice, and all errors of `build`.
     """
     require(isinstance(node, Mapping), group, node, "a group of settings {key: value}")
-    selector = "family" if group == "model" else "name"
-    if "_target_" in node or node.get(selector) == "custom":
-        require(group in _PLUGIN_GROUPS, group, "custom", ", ".join(schemas))
-        return plug_in(group, node)
+    if "_target_" in node:
+        node = _from_hydra(group, node)
+    selector = _selector(group)
     choice = str(node.get(selector))
+    if choice == "custom" and group in _PLUGIN_GROUPS:
+        return plug_in(group, node)
     require_name(f"{group}.{selector}", choice, tuple(schemas))
     return build(schemas[choice], node, group)
+
+
+def _selector(group: str) -> str:
+    return "family" if group == "model" else "name"
 
 
 def plug_in(group: str, node: Mapping[str, Any]) -> PluginConfig:
@@ -53,15 +60,20 @@ def plug_in(group: str, node: Mapping[str, Any]) -> PluginConfig:
         ConfigError: `target` is missing, and all errors of `build`.
     """
     if "_target_" in node:
-        own = {key: node[key] for key in ("weights",) if group == "model" and key in node}
-        reserved = ("_target_", "family", "name", *own)
-        args = {key: value for key, value in node.items() if key not in reserved}
-        node = {"target": node["_target_"], "args": args, **own}
+        node = _from_hydra(group, node)
     target = node.get("target")
     require(bool(target), f"{group}.target", target, "package.module:builder")
     fixed = {"family": "custom", "name": "custom", "args": node.get("args") or {}}
     schema = CustomModelConfig if group == "model" else PluginConfig
     return build(schema, {**node, **fixed}, group)
+
+
+def _from_hydra(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts `{_target_, name: value, ...}` to `{name: custom, target, args}`."""
+    own = {key: node[key] for key in _OWN_KEYS.get(group, ()) if key in node}
+    reserved = ("_target_", "family", "name", *own)
+    args = {key: value for key, value in node.items() if key not in reserved}
+    return {_selector(group): "custom", "target": node["_target_"], "args": args, **own}
 
 
 def refuse_unknown(prefix: str, values: Mapping[str, Any], known: set[str]) -> None:

@@ -52,7 +52,7 @@ class ImageFolderConfig:
     transform: str = "cifar"
     """`cifar`: random crop with padding 4 and horizontal flip. `imagenet`: RandomResizedCrop and
     horizontal flip in training; at test time, resize the shorter side to 8/7 of `image_size` and
-    crop the center."""
+    crop the centre."""
     image_size: int | None = None
     """Height and width of the images in pixels; from 1; null: those of the first training image,
     224 if `transform=imagenet`."""

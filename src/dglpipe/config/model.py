@@ -28,7 +28,7 @@ class CnnConfig:
     """Probability that a channel is dropped after a layer; 0 to 0.99; 0: no dropout."""
     weights: str | None = None
     """Initial weights: a file, or a member of a weights enum of torchvision such as
-    `ResNet18_Weights.DEFAULT` whose file is in the cache of torch; null: initialized from
+    `ResNet18_Weights.DEFAULT` whose file is in the cache of torch; null: initialised from
     `seed`."""
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class VggConfig:
     dropout: float = 0.5
     """Dropout probability in the classifier; 0 to 0.99; 0: no dropout, as in the paper."""
     weights: str | None = None
-    """Initial weights, as in `CnnConfig`; null: initialized from `seed`."""
+    """Initial weights, as in `CnnConfig`; null: initialised from `seed`."""
 
     def __post_init__(self) -> None:
         names = ("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")
@@ -74,7 +74,7 @@ class ResnetConfig:
     name: str = "resnet18"
     """`resnet18`, `resnet34`, `resnet50`, `resnet101` or `resnet152`."""
     weights: str | None = None
-    """Initial weights, as in `CnnConfig`; null: initialized from `seed`."""
+    """Initial weights, as in `CnnConfig`; null: initialised from `seed`."""
 
     def __post_init__(self) -> None:
         names = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -90,7 +90,7 @@ class ResnetCifarConfig:
     name: str = "resnet20_cifar"
     """`resnet20_cifar`, `resnet56_cifar` or `resnet110_cifar`."""
     weights: str | None = None
-    """Initial weights, as in `CnnConfig`; null: initialized from `seed`."""
+    """Initial weights, as in `CnnConfig`; null: initialised from `seed`."""
 
     def __post_init__(self) -> None:
         names = ("resnet20_cifar", "resnet56_cifar", "resnet110_cifar")
@@ -112,7 +112,7 @@ class TorchvisionConfig:
     args: dict[str, Any] | None = None
     """Further keyword arguments of the builder; null: none."""
     weights: str | None = None
-    """Initial weights, as in `CnnConfig`; null: initialized from `seed`."""
+    """Initial weights, as in `CnnConfig`; null: initialised from `seed`."""
 
     def __post_init__(self) -> None:
         require(bool(self.name), "model.name", self.name, "the name of a torchvision network")
@@ -134,7 +134,7 @@ class TimmConfig:
     args: dict[str, Any] | None = None
     """Further keyword arguments of `timm.create_model`; null: none."""
     weights: str | None = None
-    """Initial weights, as in `CnnConfig`; null: initialized from `seed`."""
+    """Initial weights, as in `CnnConfig`; null: initialised from `seed`."""
 
     def __post_init__(self) -> None:
         self.args = self.args or {}
@@ -146,7 +146,7 @@ class CustomModelConfig(PluginConfig):
     """A network from outside the package."""
 
     weights: str | None = None
-    """Initial weights, as in `CnnConfig`; null: initialized from `seed`."""
+    """Initial weights, as in `CnnConfig`; null: initialised from `seed`."""
 
 
 ModelConfig = (

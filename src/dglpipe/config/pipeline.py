@@ -22,7 +22,7 @@ class PipelineConfig:
     replicas: int = 1
     """R, the number of data-parallel copies of the whole pipeline; from 1."""
     split: Any = "auto"
-    """Where to cut: `auto` (minimizes the cost of the most expensive stage), `even` (the numbers
+    """Where to cut: `auto` (minimises the cost of the most expensive stage), `even` (the numbers
     of segments differ by at most 1, larger stages first), or the list of the first segment of
     every stage but stage 0."""
     cost: str = "flops"
