@@ -206,8 +206,8 @@ def test_image_folder_that_is_missing(cli, tmp_path):
 def test_image_folder_that_is_empty(cli, tmp_path):
     (tmp_path / "empty").mkdir()
     message = cli.refuse(*folder(tmp_path / "empty"))
-    assert "has no train/" in message
-    assert "expected are train/<class>/" in message
+    assert "has no train/; found no folders" in message
+    assert "expected train/<class>/" in message
 
 
 def test_class_without_images(cli, images):
@@ -220,7 +220,7 @@ def test_class_without_images(cli, images):
 def test_classes_that_differ(cli, images):
     write_images(images / "test", "cow")
     message = cli.refuse(*folder(images))
-    assert "test/ has classes that train/ lacks: cow" in message
+    assert "test/ has classes that are not in train/: cow" in message
 
 
 @pytest.mark.parametrize("where", ["train/dog/1.png", "test/dog/1.png"])
@@ -234,12 +234,15 @@ def test_image_that_is_cut_off(cli, images, where, transform):
 def test_file_that_is_no_image(cli, images):
     (images / "train" / "dog" / "1.png").write_text("no picture at all")
     message = cli.refuse(*folder(images))
-    assert f"{images / 'train' / 'dog' / '1.png'}: begins with" in message
+    assert (
+        f"{images / 'train' / 'dog' / '1.png'}: is not a JPEG, PNG, GIF or WebP image (begins with"
+        in message
+    )
 
 
 def test_cifar10_that_is_not_there(cli, tmp_path):
     message = cli.refuse("data=cifar10", f"data.root={tmp_path}", "run_dir=run")
-    assert f"data.root={tmp_path}: no CIFAR-10 in it" in message
+    assert f"data.root={tmp_path}: contains no CIFAR-10" in message
     assert "data.download=true" in message
 
 
@@ -392,7 +395,7 @@ def test_images_too_small_for_the_network(cli):
 
 def test_network_for_colour_and_images_with_two_channels(cli):
     message = cli.refuse("model=resnet18", "data=synthetic", "data.channels=2", "run_dir=run")
-    assert "the images have 2 channels, the network wants 3" in message
+    assert "the images have 2 channels, the network requires 3" in message
 
 
 def make_run(path: Path, status: str | None) -> None:
