@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_PLACEHOLDERS = {"root": "DIR", "target": "package.module:builder", "name": "NAME"}
+"""Last part of a key -> what stands for its value in messages."""
+
 
 class DglpipeError(Exception):
     """Base of every error that dglpipe raises on purpose."""
@@ -27,6 +30,14 @@ class ConfigError(UserError):
         self.key, self.got, self.allowed, self.hint = key, got, allowed, hint
         text = f"{key}: got {got!r}; allowed: {allowed}"
         super().__init__(f"{text}. {hint}" if hint else text)
+
+    @classmethod
+    def required(cls, key: str) -> ConfigError:
+        """The error for a setting that has no default and was not given."""
+        value = _PLACEHOLDERS.get(key.rpartition(".")[2], "VALUE")
+        error = cls(key, None, value)
+        error.args = (f"{key}: required: give {key}={value}",)
+        return error
 
     def below(self, group: str) -> ConfigError:
         """The same mistake, for a key that lies in `group`."""

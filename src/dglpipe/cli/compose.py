@@ -88,8 +88,7 @@ def to_plain(tree: Any) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        key = str(error.full_key)
-        raise ConfigError(key, "nothing", "a value", f"Give {key}=...") from None
+        raise ConfigError.required(str(error.full_key)) from None
     except OmegaConfBaseException as error:
         raise ConfigError(str(error.full_key), "an unusable value", str(error)) from None
     return {str(key): value for key, value in plain.items()}  # type: ignore[union-attr]
