@@ -25,7 +25,8 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-from dglpipe.cli.compose import compose, take_apart
+from dglpipe.cli.arguments import parse_arguments
+from dglpipe.cli.compose import compose
 from dglpipe.config import Config
 from dglpipe.data import open_data
 from dglpipe.data.in_memory import InMemory
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--output", help="JSON file of the results")
     arguments = parser.parse_args()
     record.prepare(arguments.output)
-    config = compose(take_apart(OVERRIDES))
+    config = compose(parse_arguments(OVERRIDES))
     with tempfile.TemporaryDirectory() as folder:
         answers: Any = mp.get_context("spawn").SimpleQueue()
         mp.spawn(run, (config, f"{folder}/store", answers), nprocs=2)

@@ -180,12 +180,14 @@ def test_unknown_key(cli, override, said):
 
 
 def test_missing_value(cli):
-    assert "data.root: got 'nothing'; allowed: a value" in cli.refuse("data=image_folder")
+    assert "data.root: required: give data.root=DIR" in cli.refuse("data=image_folder")
 
 
 @pytest.mark.parametrize("group", ["model", "head", "data"])
 def test_plug_in_without_a_target(cli, group):
-    assert f"{group}.target: got 'nothing'" in cli.refuse(f"{group}=custom")
+    assert f"{group}.target: required: give {group}.target=package.module:builder" in cli.refuse(
+        f"{group}=custom"
+    )
     assert f"{group}.target: got ''; allowed: " in cli.refuse(f"{group}=custom", f"{group}.target=")
 
 

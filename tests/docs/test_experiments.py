@@ -9,7 +9,8 @@ import pytest
 import torch
 from torchvision.io import write_png
 
-from dglpipe.cli.compose import compose, take_apart
+from dglpipe.cli.arguments import parse_arguments
+from dglpipe.cli.compose import compose
 from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.pipeline.topology import plan_layout
 from dglpipe.runtime.open_data import open_images
@@ -61,7 +62,7 @@ def test_command_would_start(file, images):
         small += ["data=synthetic", "data.samples=256"]
     if file.stem.startswith("imagenet"):  # no CUDA devices either
         small += ["precision=fp32"]
-    config = compose(take_apart(small))
+    config = compose(parse_arguments(small))
     layout = plan_layout(config.pipeline, config.method, cores=64)
     check(config, layout, layout.world_size)
     source = open_images(config)
@@ -70,7 +71,7 @@ def test_command_would_start(file, images):
 
 
 def test_heads_of_the_study_read_maps_of_the_sides_that_the_papers_heads_read():
-    config = compose(take_apart(["experiment=cifar10_cnn6", "data=synthetic"]))
+    config = compose(parse_arguments(["experiment=cifar10_cnn6", "data=synthetic"]))
     source = open_images(config)
     fields = build_spec(config, source.description, 6, meta=True).fields
     assert [field.shape[1] for field in fields] == [32, 16, 16, 8, 8]

@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from dglpipe.cli.plan_table import plan_table
+from dglpipe.cli.plan_table import print_plan
 from dglpipe.data.batch_schedule import BatchSchedule
 from dglpipe.monitoring.metrics import Line
 from dglpipe.monitoring.progress import LiveProgress, PlainProgress
@@ -135,7 +135,7 @@ def test_a_plan_can_be_read_at_any_width(terminal, capsys, monkeypatch):
     found = plan(make_config(*words))
     timed = [dataclasses.replace(one, seconds_per_step=1.23456) for one in found.stages]
     found = dataclasses.replace(found, stages=tuple(timed))
-    plan_table(found)
+    print_plan(found)
     text = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
     for j, stage in enumerate(found.stages):
         names, count = stage.segments, len(stage.segments)
@@ -148,7 +148,7 @@ def test_a_plan_can_be_read_at_any_width(terminal, capsys, monkeypatch):
 
 def lines_of_plan(found, capsys):
     """What is printed of a plan: the row of the loader as words, and all."""
-    plan_table(found)
+    print_plan(found)
     text = capsys.readouterr().out
     (row,) = [line.split() for line in text.splitlines() if line.lstrip().startswith("loader ")]
     return row, text

@@ -200,7 +200,8 @@ def test_some_ways_alone(throughput, monkeypatch, tmp_path):
 
 
 def test_every_way_is_a_command_that_is_accepted(throughput):
-    from dglpipe.cli.compose import compose, take_apart
+    from dglpipe.cli.arguments import parse_arguments
+    from dglpipe.cli.compose import compose
     from dglpipe.pipeline.topology import plan_layout
 
     work = throughput.Work("narrow", 64, 16, "bf16", 2, "auto", even(6))
@@ -208,5 +209,5 @@ def test_every_way_is_a_command_that_is_accepted(throughput):
     ways += [work.local(2, ["pipeline.processes=3", "pipeline.stages=3", "head=linear"])]
     ways += [work.pipeline(schedule, 4) for schedule in throughput.SCHEDULES]
     for words in ways:
-        config = compose(take_apart(words))
+        config = compose(parse_arguments(words))
         plan_layout(config.pipeline, config.method, cores=2)

@@ -13,7 +13,7 @@ from dglpipe.partition.estimate import StageEstimate
 from dglpipe.partition.throughput_model import CORES, LOADER, LoaderEstimate, Plan
 
 
-def plan_table(plan: Plan) -> None:
+def print_plan(plan: Plan) -> None:
     """Prints what each stage will take, and the speed that the cut promises.
 
     Two tables, for no terminal is as wide as all the columns; below them what each stage has

@@ -6,7 +6,6 @@ Every operation has a meaning for a single process, so that P = 1 needs no case 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -25,6 +24,7 @@ from dglpipe.errors import PeerLostError
 from dglpipe.pipeline.checked_transport import CheckedTransport
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.emulated_transport import EmulatedTransport
+from dglpipe.pipeline.launcher_env import world_of_launcher as world_of_launcher
 from dglpipe.pipeline.p2p import (
     PairTransport,
     first_line,
@@ -244,12 +244,3 @@ def rendezvous(
     store, _, _ = next(meet(init_method, rank, size))
     store.set_timeout(timedelta(seconds=timeout_s))
     return store
-
-
-def world_of_launcher() -> tuple[int, int, int] | None:
-    """(rank, world size, processes on this machine) under an outside launcher, else None."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return None
-    keys = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    rank, size, local = (int(os.environ[key]) for key in keys)
-    return rank, size, local
