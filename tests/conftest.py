@@ -1,4 +1,4 @@
-"""What all tests share; the helpers are in `harness.py`."""
+"""What all tests share; the helpers are in `harness`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def run_dir(tmp_path):
 @pytest.fixture
 def start(tmp_path):
     """Starts programs, each in a folder of its own; none of their processes may be left."""
-    import harness  # it loads torch, which not every test needs
+    from harness.commands import Command  # it loads torch, which not every test needs
 
     commands = []
 
     def start_command(*words, **environment):
         folder = tmp_path / f"command_{len(commands)}"
-        commands.append(harness.Command(words, folder, environment))
+        commands.append(Command(words, folder, environment))
         return commands[-1]
 
     yield start_command

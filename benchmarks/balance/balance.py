@@ -79,7 +79,7 @@ def main() -> None:
 def compare(name: str, stages: int, batch: int, rounds: int) -> list[dict[str, Any]]:
     """A row a cut."""
     config = settings(name, stages, batch)
-    data = open_images(config).description
+    data = open_images(config).info
     (measured,) = measure_times(config, data, CPU, 1, batch, 1)
     config.pipeline.times = asdict(measured)
     times = measured_costs(config.pipeline.times)
@@ -143,7 +143,7 @@ class Timed:
     """All stages of a cut, in this process."""
 
     def __init__(self, config: Config, stages: int) -> None:
-        data = open_images(config).description
+        data = open_images(config).info
         spec = build_spec(config, data, stages)
         length = RunLength(1000, 1000)
         self._stages = [

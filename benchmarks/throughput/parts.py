@@ -48,12 +48,10 @@ def main() -> None:
     source = open_data(config.data, config.seed)
     if what == "times":
         rows = config.batch_size
-        (times,) = measure_times(
-            config, source.description, device, config.pipeline.threads or 1, rows, 1
-        )
+        (times,) = measure_times(config, source.info, device, config.pipeline.threads or 1, rows, 1)
         sys.stdout.write(json.dumps(asdict(times)) + "\n")
         return
-    spec = build_spec(config, source.description, config.pipeline.stages or 2)
+    spec = build_spec(config, source.info, config.pipeline.stages or 2)
     if what == "loop":
         step = loop_step(config, spec, device)
     elif config.method.local:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
@@ -38,8 +37,7 @@ def train(config: Config | Mapping[str, Any]) -> dict[str, Any]:
         UserError: nothing was trained.
         RunFailedError: a process failed.
     """
-    # Training writes into its configuration what it has chosen.
-    return train_config(copy.deepcopy(config) if isinstance(config, Config) else parse(config))
+    return train_config(config if isinstance(config, Config) else parse(config))
 
 
 def load(run_dir: str | os.PathLike[str]) -> TrainedNetwork:
@@ -116,7 +114,7 @@ def _split(
         work = _look(trace(meta_copy(network, values=True)), row)
     if at is not None:
         return [*cut(traced, boundaries(list(at), count, stages, names))]
-    costs = flop_costs(work, lambda _at, _row: nn.Identity(), item_bytes=4)
+    costs = flop_costs(work, lambda _at, _row: (), item_bytes=4)
     free = set(range(count + 1)) - traced.joined
     bounds = balanced([costs] * stages, lambda _j, first, end: {first, end} <= free)
     if bounds is None:

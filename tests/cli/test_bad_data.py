@@ -47,5 +47,8 @@ def test_damaged_image_is_named(name, write, images, refused):
 
 
 def test_label_outside_the_classes_is_named(refused):
-    said = refused("data=custom", "data.target=plug_ins:LabelsOutside")
-    assert "data.target=plug_ins:LabelsOutside: train has label 3 at index 5; allowed: 0..2" in said
+    said = refused("data=custom", "data.target=harness.plug_ins:LabelsOutside")
+    assert (
+        "data.target=harness.plug_ins:LabelsOutside: train has label 3 at index 5; allowed: 0..2"
+        in said
+    )

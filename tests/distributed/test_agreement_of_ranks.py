@@ -9,13 +9,14 @@ import pytest
 from dglpipe.data import open_data
 from dglpipe.errors import ConsistencyError
 from dglpipe.runtime.config_consistency import check_consistency
-from harness import layout, make_config, run_world
+from harness.configs import layout, make_config
+from harness.worlds import run_world
 
 
 def agree(group, configs, other_data=None):
     rank = group.topology.rank
     config = configs[rank]
-    data = open_data(config.data, config.seed).description
+    data = open_data(config.data, config.seed).info
     if other_data == rank:
         data = dataclasses.replace(data, fingerprint="0" * 32)
     try:

@@ -13,7 +13,9 @@ from dglpipe.data.batch_schedule import BatchItem, Phase
 from dglpipe.errors import LinkError, PeerLostError
 from dglpipe.pipeline.link import Receiver, Sender
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageFormat, contiguous_field
-from harness import WorldError, layout, make_config, make_worker, run_world
+from harness.configs import layout, make_config
+from harness.training import make_worker
+from harness.worlds import WorldError, run_world
 
 CPU = torch.device("cpu")
 PATIENCE_S = 20

@@ -19,7 +19,8 @@ from dglpipe.methods.dgl_async.storage import StorageFormat
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageFormat, contiguous_field
 from dglpipe.pipeline.transport import Header
-from harness import WorldError, layout, run_world
+from harness.configs import layout
+from harness.worlds import WorldError, run_world
 
 CPU = Device(torch.device("cpu"), "gloo")
 LAST_TEST = 2

@@ -14,7 +14,8 @@ from torchvision.io import write_jpeg
 from dglpipe.config import from_yaml
 from dglpipe.runtime.evaluate import evaluate_run
 from dglpipe.runtime.run_dir import RunDir
-from harness import layout, make_config, small, train_world
+from harness.configs import layout, make_config, small
+from harness.training import train_world
 
 DROPOUT = "model.dropout=0.2"
 

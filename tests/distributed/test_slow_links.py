@@ -7,7 +7,8 @@ import json
 import pytest
 
 from dglpipe.runtime.run_dir import RunDir
-from harness import layout, make_config, small, train_world
+from harness.configs import layout, make_config, small
+from harness.training import train_world
 
 STEPS = ("max_steps=12", "epochs=3", "evaluate.every=0")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from dglpipe.runtime.run_dir import RunDir
-from harness import hash_all, layout, make_config, small
+from harness.configs import layout, make_config, small
+from harness.training import hash_all
 
 
 def test_a_failing_job_does_not_stop_the_others(start, run_dir):

@@ -66,12 +66,12 @@ def test_command_would_start(file, images):
     layout = plan_layout(config.pipeline, config.method, cores=64)
     check(config, layout, layout.world_size)
     source = open_images(config)
-    spec = build_spec(config, source.description, layout.stages, meta=True)
+    spec = build_spec(config, source.info, layout.stages, meta=True)
     assert [len(names) for names in spec.segments] == SEGMENTS[file.stem]
 
 
 def test_heads_of_the_study_read_maps_of_the_sides_that_the_papers_heads_read():
     config = compose(parse_arguments(["experiment=cifar10_cnn6", "data=synthetic"]))
     source = open_images(config)
-    fields = build_spec(config, source.description, 6, meta=True).fields
+    fields = build_spec(config, source.info, 6, meta=True).fields
     assert [field.shape[1] for field in fields] == [32, 16, 16, 8, 8]

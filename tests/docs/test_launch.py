@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from dglpipe.config import from_yaml
-from harness import layout, train_world
+from harness.configs import layout
+from harness.training import train_world
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))

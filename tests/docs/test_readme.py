@@ -19,7 +19,7 @@ from torchvision.io import write_png
 
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
-from harness import Command
+from harness.commands import Command
 
 OWN = [path for path in DOCUMENTS if "benchmarks" not in path.relative_to(ROOT).parts]
 SHELL = [block for path in OWN for block in blocks(path) if block.language == "sh"]

@@ -37,7 +37,7 @@ def train(config, stages):
 def _train(config, stages):
     source = open_data(config.data, config.seed)
     data = source.load()
-    spec = build_spec(config, source.description, stages)
+    spec = build_spec(config, source.info, stages)
     learners = [spec.learner(j).to(memory_format=torch.channels_last) for j in range(stages)]
     optimizers = [_optimizer(learner, config.stage(j)) for j, learner in enumerate(learners)]
     batches = _batches(config, source)
@@ -61,7 +61,7 @@ def _train(config, stages):
 
 def _batches(config, source):
     """(epoch, rows) of every step."""
-    size = source.description.train
+    size = source.info.train
     epochs = range(1, config.epochs + 1)
     orders = [(epoch, epoch_order(config.seed, epoch, size)) for epoch in epochs]
     batches = [(epoch, rows) for epoch, order in orders for rows in order.split(config.batch_size)]
@@ -81,7 +81,7 @@ def train_sequentially(config, stages):
 def _train_sequentially(config, stages):
     source = open_data(config.data, config.seed)
     data = source.load()
-    spec = build_spec(config, source.description, stages)
+    spec = build_spec(config, source.info, stages)
     learners = [spec.learner(j).to(memory_format=torch.channels_last) for j in range(stages)]
     batches = _batches(config, source)
     low = config.precision.name == "bf16"

@@ -16,17 +16,9 @@ from dglpipe.errors import ConfigError
 from dglpipe.methods.dgl_async.staleness import draw_staleness
 from dglpipe.pipeline.topology import plan_layout
 from dglpipe.runtime.plan import plan
-from harness import (
-    WorldError,
-    hash_all,
-    layout,
-    make_config,
-    make_worker,
-    run_world,
-    small,
-    train_all,
-    train_world,
-)
+from harness.configs import layout, make_config, small
+from harness.training import hash_all, make_worker, train_all, train_world
+from harness.worlds import WorldError, run_world
 
 TINY = ("model.width=2", "batch_size=400", "max_steps=6", "model.dropout=0.2")
 IN_STEP = (

@@ -11,10 +11,11 @@ from dglpipe.data.sampler import epoch_order
 from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.pipeline.topology import plan_layout
 from dglpipe.runtime.open_data import open_images
-from harness import make_config, train_world
+from harness.configs import make_config
+from harness.training import train_world
 
 PLAIN = (
-    *("model=custom", "model.target=plug_ins:plain_network", "model.args={depth:6}"),
+    *("model=custom", "model.target=harness.plug_ins:plain_network", "model.args={depth:6}"),
     *("method=backprop", "batch_size=480", "max_steps=5", "epochs=2"),
     *("optimizer.lr=0.05", "schedule=constant", "log_every=1"),
 )
@@ -39,12 +40,10 @@ def test_the_reference_is_a_plain_loop(reference):
     """As one would write it by hand."""
     config = make_config(*PLAIN)
     source = open_images(config)
-    data, size = source.load(), source.description.train
+    data, size = source.load(), source.info.train
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    network = (
-        build_spec(config, source.description, 1).learner(0).to(memory_format=torch.channels_last)
-    )
+    network = build_spec(config, source.info, 1).learner(0).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), 0.05, 0.9, weight_decay=5e-4, fused=True)
     orders = [(epoch, epoch_order(config.seed, epoch, size)) for epoch in (1, 2)]
     batches = [(epoch, rows) for epoch, order in orders for rows in order.split(480)]

@@ -9,7 +9,8 @@ from torch.nn.functional import cross_entropy
 from dglpipe.data import Request, open_data
 from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.pipeline.weights import load_tensors
-from harness import layout, make_config, train_all
+from harness.configs import layout, make_config
+from harness.training import train_all
 
 STAGES = 3
 LEARNING = (f"pipeline.stages={STAGES}", "model.width=8", "epochs=2", "batch_size=150")
@@ -46,9 +47,9 @@ def plain_evaluation(config, tensors):
     The ensemble adds up the softmax of the exits with weights 1, 2, 4, ...
     """
     source = open_data(config.data, config.seed)
-    rows = torch.arange(source.description.test)
+    rows = torch.arange(source.info.test)
     ((x, y),) = source.load().batches([Request(False, 1, rows)])
-    spec = build_spec(config, source.description, STAGES)
+    spec = build_spec(config, source.info, STAGES)
     bf16 = config.precision.name == "bf16"
     exits, ensemble = [], torch.zeros(len(y), 10)
     for j in range(STAGES):

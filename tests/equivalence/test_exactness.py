@@ -21,7 +21,8 @@ import torch
 from dglpipe.data import open_data
 from dglpipe.data.batch_schedule import Phase, build_batch_schedule
 from dglpipe.partition.pipeline_spec import build_spec
-from harness import hash_all, layout, make_config, train_all
+from harness.configs import layout, make_config
+from harness.training import hash_all, train_all
 
 DROPOUT = "model.dropout=0.2"
 TINY = ("model.width=2", "batch_size=1000", "max_steps=3", DROPOUT)
@@ -103,9 +104,13 @@ def test_weights_do_not_depend_on_the_number_of_processes_with(name, variants):
 
 def test_boundaries_of_other_types_and_shapes():
     """Sums in fp32 that go on as bf16, maps of one channel, maps of one pixel."""
-    network = ("model=custom", "model.target=plug_ins:residual_network", "pipeline.stages=7")
+    network = (
+        "model=custom",
+        "model.target=harness.plug_ins:residual_network",
+        "pipeline.stages=7",
+    )
     config = make_config(*network, "precision=bf16", "batch_size=1000")
-    fields = build_spec(config, open_data(config.data, config.seed).description, 7).fields
+    fields = build_spec(config, open_data(config.data, config.seed).info, 7).fields
     assert [field.shape for field in fields] == [
         (4, 8, 8),
         (4, 8, 8),
@@ -135,7 +140,7 @@ def test_what_a_stage_does_never_changes_those_below(changed):
 
 def drawn(stages, *overrides):
     config = make_config(f"pipeline.stages={stages}", *overrides)
-    return build_spec(config, open_data(config.data, config.seed).description, stages)
+    return build_spec(config, open_data(config.data, config.seed).info, stages)
 
 
 @pytest.mark.slow

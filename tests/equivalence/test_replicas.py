@@ -5,9 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness import layout, make_config, train_all, train_world
+from harness.configs import layout, make_config
+from harness.training import train_all, train_world
 
-PLAIN = ("model=custom", "model.target=plug_ins:plain_network", "head=linear", "optimizer.clip=1")
+PLAIN = (
+    "model=custom",
+    "model.target=harness.plug_ins:plain_network",
+    "head=linear",
+    "optimizer.clip=1",
+)
 """Without batch norm and dropout no row knows in which batch it is."""
 
 

@@ -10,7 +10,9 @@ import pytest
 
 from dglpipe.data.batch_schedule import Phase, build_batch_schedule
 from dglpipe.runtime.open_data import open_images
-from harness import WorldError, layout, make_config, make_worker, run_world, train_world
+from harness.configs import layout, make_config
+from harness.training import make_worker, train_world
+from harness.worlds import WorldError, run_world
 
 STAGES = 3
 SETTINGS = (f"pipeline.stages={STAGES}", "model.dropout=0.2", "optimizer=adam")

@@ -8,7 +8,8 @@ import torch
 
 from dglpipe.data import open_data
 from dglpipe.data.batch_schedule import Phase, build_batch_schedule
-from harness import hash_all, layout, make_config, train_all, train_world
+from harness.configs import layout, make_config
+from harness.training import hash_all, train_all, train_world
 
 TINY = ("model.width=2", "batch_size=1000", "max_steps=3", "model.dropout=0.2")
 SEQUENTIAL = "method=sequential"

@@ -10,7 +10,10 @@ import pytest
 
 from dglpipe.runtime import failure, worker
 from dglpipe.runtime.run_dir import RunDir
-from harness import TORCHRUN, WorldError, layout, make_config, run_world, small, train_world
+from harness.commands import TORCHRUN
+from harness.configs import layout, make_config, small
+from harness.training import train_world
+from harness.worlds import WorldError, run_world
 
 STEP = 6
 """The step of the trouble, in the second epoch; checkpoints are made at 3 and 6."""
@@ -19,7 +22,7 @@ STEP = 6
 def trouble(how, rank, folder, step=STEP):
     """The override that makes `rank` fail at `step`."""
     args = f"{{how:{how},rank:{rank},step:{step},folder:'{folder}'}}"
-    return f"method.loss={{target:plug_ins.Trouble,args:{args}}}"
+    return f"method.loss={{target:harness.plug_ins.Trouble,args:{args}}}"
 
 
 # ---------------------------------------------------------------- records

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from dglpipe.runtime.run_dir import RunDir
-from harness import DGLPIPE, small
+from harness.commands import DGLPIPE
+from harness.configs import small
 
 LONG = ("epochs=100000", "evaluate.every=0", "log_every=2", "checkpoint.every=2")
 

@@ -25,7 +25,8 @@ from dglpipe.runtime.evaluate import evaluate_run
 from dglpipe.runtime.inference import export_run
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.run_dir import RunDir
-from harness import SMALL, Command, make_config, small
+from harness.commands import Command
+from harness.configs import SMALL, make_config, small
 
 STAGES = 3
 
@@ -42,7 +43,7 @@ def finished(tmp_path_factory):
 
 def images(config):
     source = open_data(config.data, config.seed, 3)
-    rows = torch.arange(source.description.test)
+    rows = torch.arange(source.info.test)
     ((batch, labels),) = source.load().batches([Request(False, 1, rows)])
     return batch, labels
 
@@ -278,7 +279,7 @@ def test_initial_weights_are_those_of_the_file(finished, tmp_path):
     export_run(path, tmp_path / "weights.safetensors")
     config = copy.deepcopy(config)
     config.model.weights = str(tmp_path / "weights.safetensors")
-    spec = build_spec(config, open_images(config).description, STAGES)
+    spec = build_spec(config, open_images(config).info, STAGES)
     drawn = {key: value for module in spec.modules for key, value in state(module)}
     expected = load_file(tmp_path / "weights.safetensors")
     assert drawn.keys() == expected.keys()

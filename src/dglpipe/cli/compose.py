@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,7 @@ def compose(arguments: Arguments) -> Config:
         config = parse(to_plain(tree))
     except HydraException as error:
         raise _readable(error) from None
-    if arguments.run_dir is not None:
-        config.run_dir = arguments.run_dir
-    return config
+    return config if arguments.run_dir is None else replace(config, run_dir=arguments.run_dir)
 
 
 def to_plain(tree: Any) -> dict[str, Any]:

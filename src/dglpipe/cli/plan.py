@@ -28,7 +28,7 @@ def plan(arguments: Sequence[str]) -> int:
     config = compose(parsed)
     # These imports load torch, so they come after the checks.
     from dglpipe.cli.plan_table import print_plan
-    from dglpipe.runtime.plan import plan as plan_run
+    from dglpipe.runtime.plan import plan_run
 
     found = plan_run(config)
     print_plan(found)

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ def _train_as_worker(arguments: Arguments, rank: int) -> None:
     try:
         config = _compose(arguments)
         from dglpipe.pipeline.process_group import record
-        from dglpipe.runtime.run import train_under_launcher
+        from dglpipe.runtime.torchrun import train_under_launcher
 
         record(train_under_launcher)(config)
     except UserError:
@@ -111,9 +112,8 @@ def _sweep(parsed: Arguments) -> int:
     def job(tree: DictConfig) -> None:
         number = HydraConfig.get().job.num
         try:
-            config = _parse(tree)
-            config.run_dir = HydraConfig.get().runtime.output_dir
-            _train_here(config)
+            output = HydraConfig.get().runtime.output_dir
+            _train_here(replace(_parse(tree), run_dir=output))
         except DglpipeError as error:
             sys.stderr.write(f"job {number}: {error}\n")
             failed.append(number)

@@ -21,8 +21,10 @@ T = TypeVar("T")
 def choose(group: str, node: Any, selector: str, schemas: Mapping[str, type[Any]]) -> Any:
     """Builds the schema that `node[selector]` names; `target` means a plug-in."""
     require(isinstance(node, Mapping), group, node, "a group of settings, by name")
-    if "_target_" in node or node.get(selector) == "custom":
-        fixed = group in ("optimizer", "schedule", "method")
+    if group == "method" and "_target_" in node:
+        node = hydra_target(node, ("loss",))
+    elif "_target_" in node or (node.get(selector) == "custom" and group != "method"):
+        fixed = group in ("optimizer", "schedule")
         require(not fixed, group, "custom", ", ".join(schemas))
         return plug_in(group, node)
     choice = node.get(selector)
@@ -33,16 +35,25 @@ def choose(group: str, node: Any, selector: str, schemas: Mapping[str, type[Any]
 def plug_in(group: str, node: Mapping[str, Any]) -> PluginConfig:
     """A plug-in from `{target, args}` or from Hydra's way, `{_target_, name: value...}`."""
     if "_target_" in node:
-        own = {key: node[key] for key in ("weights",) if group == "model" and key in node}
-        reserved = ("_target_", "family", "name", *own)
-        args = {key: value for key, value in node.items() if key not in reserved}
-        node = {"target": node["_target_"], "args": args, **own}
+        node = hydra_target(node, ("weights",) if group == "model" else ())
     target = node.get("target")
     allowed = "package.module:builder of something importable"
     require(bool(target), f"{group}.target", target, allowed)
     named = {"family": "custom", "name": "custom", "args": node.get("args") or {}}
     schema = CustomModelConfig if group == "model" else PluginConfig
     return build(schema, {**node, **named}, group)
+
+
+def hydra_target(node: Mapping[str, Any], own: tuple[str, ...]) -> dict[str, Any]:
+    """`{_target_, name: value...}` of Hydra as `{name: custom, target, args}`.
+
+    Args:
+        own: keys of the group that are not arguments of the target.
+    """
+    reserved = ("_target_", "family", "name", *own)
+    args = {key: value for key, value in node.items() if key not in reserved}
+    kept = {key: node[key] for key in own if key in node}
+    return {"name": "custom", "target": node["_target_"], "args": args, **kept}
 
 
 def refuse_unknown(prefix: str, values: Mapping[str, Any], known: set[str]) -> None:

@@ -226,25 +226,22 @@ def _share(total: int, replicas: int, replica: int) -> tuple[int, int]:
     return sum(sizes[:replica]), sizes[replica]
 
 
-def build_batch_schedule(
-    config: Config, source: DataSource, stages: int | None = None
-) -> BatchSchedule:
-    """The stream plan that `config` and the sizes of the data set determine.
+def build_batch_schedule(config: Config, source: DataSource, rounds: int = 1) -> BatchSchedule:
+    """The batch schedule that `config` and the sizes of the data set determine.
 
     Args:
-        stages: K; None: what `config` says.
+        rounds: how often the run goes through its epochs.
     """
-    count = stages or config.pipeline.stages or 1
     return BatchSchedule(
-        train=source.description.train,
-        test=source.description.test,
+        train=source.info.train,
+        test=source.info.test,
         batch_size=config.batch_size,
         test_batch_size=config.evaluate.batch_size or config.batch_size,
         replicas=config.pipeline.replicas,
         epochs=config.epochs,
         max_steps=config.max_steps,
         evaluate_every=config.evaluate.every,
-        rounds=config.method.rounds(count),
+        rounds=rounds,
     )
 
 

@@ -34,7 +34,7 @@ class Cifar10Source:
     wanted_channels: int | None = None
 
     @property
-    def description(self) -> DataInfo:
+    def info(self) -> DataInfo:
         """Constant: torchvision accepts no other files than the published ones.
 
         Raises:

@@ -25,7 +25,7 @@ class CustomSource:
     image (C,H,W) and label, all of which are read once. Images of uint8 are scaled to 0..1,
     others are taken as they are. A `classes` of the object, names or a number of them, is
     optional: without it the largest training label decides, and all training rows have to
-    be read for the description. A `seed` that the target names is passed to it.
+    be read for `info`. A `seed` that the target names is passed to it.
     """
 
     config: PluginConfig
@@ -33,7 +33,7 @@ class CustomSource:
     wanted_channels: int | None = None
 
     @cached_property
-    def description(self) -> DataInfo:
+    def info(self) -> DataInfo:
         """Calls `data.target`, in every process.
 
         Raises:
@@ -65,7 +65,7 @@ class CustomSource:
         """
         for part in self._parts:
             part.require_labels(len(self._classes))
-        channels = self.description.channels
+        channels = self.info.channels
         train, test = (
             Split(with_channels(part.split.images, channels), part.split.labels)
             for part in self._parts

@@ -36,7 +36,7 @@ class DataSource(Protocol):
     """A data set that has been found, and not yet been read."""
 
     @property
-    def description(self) -> DataInfo:
+    def info(self) -> DataInfo:
         """Cheap: no more than a listing and one image.
 
         Raises:

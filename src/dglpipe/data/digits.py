@@ -36,7 +36,7 @@ class DigitsSource:
     wanted_channels: int | None = None
 
     @property
-    def description(self) -> DataInfo:
+    def info(self) -> DataInfo:
         """Constant but for the side of the images and the channels."""
         side = self.config.image_size
         return DataInfo(

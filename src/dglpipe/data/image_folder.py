@@ -33,7 +33,7 @@ class ImageFolderSource:
     """Of replicas on this machine, which share its cores."""
 
     @cached_property
-    def description(self) -> DataInfo:
+    def info(self) -> DataInfo:
         """Lists the folder; decodes one image where its size decides about all.
 
         Raises:

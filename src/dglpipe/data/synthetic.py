@@ -29,7 +29,7 @@ class SyntheticSource:
     wanted_channels: int | None = None
 
     @property
-    def description(self) -> DataInfo:
+    def info(self) -> DataInfo:
         """Follows from the configuration; nothing is made."""
         config = self.config
         return DataInfo(

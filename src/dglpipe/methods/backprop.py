@@ -1,14 +1,16 @@
-"""Backprop through stages on several processes: the peer that local learning is measured by.
+"""Backprop through all stages: the baseline of every comparison.
 
-The schedules are those of `torch.distributed.pipelining`, which carries activations forward
-and gradients back. A batch goes through in equal micro-batches, the gradient is that of its
-mean loss. Labels travel from process to process over the links. Batch norm sees micro-batches:
-its statistics are those of B / m rows, and it counts m updates a step.
+One process trains a single stage by plain backprop. Several processes run a pipeline schedule of
+`torch.distributed.pipelining`, which sends activations forward and gradients back. A batch passes
+in equal micro-batches; the gradient is that of the mean loss of the batch. Labels travel from
+process to process over the links. Batch norm sees micro-batches: its statistics are those of
+B / m rows, and it counts m updates a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -23,18 +25,20 @@ from torch.distributed.pipelining import (
 )
 from torch.distributed.pipelining.schedules import _PipelineSchedule as Schedule
 
-from dglpipe.config import BackpropConfig, Config
+from dglpipe.config import BackpropConfig, Config, PipelineConfig
+from dglpipe.config.method import PLACEMENTS
 from dglpipe.data.batch_schedule import BatchSchedule
 from dglpipe.errors import ConfigError
-from dglpipe.methods.dgl import Chain
+from dglpipe.methods.base import Method, Placement, RunContext, Runner
+from dglpipe.methods.chain_runner import ChainRunner
+from dglpipe.methods.dgl import DglRunner
+from dglpipe.models.features import Boundary
 from dglpipe.monitoring.timers import Kind, Timer
 from dglpipe.partition.pipeline_spec import PipelineSpec
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.inputs import Arrival
-from dglpipe.pipeline.link import Sender
-from dglpipe.pipeline.message import LABELS, Field
-from dglpipe.pipeline.process_group import ProcessGroup
-from dglpipe.pipeline.stage import Stage, admit
+from dglpipe.pipeline.message import ACTIVATIONS, LABELS, Field, contiguous_field
+from dglpipe.pipeline.stage import Stage, cast_input
 from dglpipe.pipeline.topology import Layout
 
 SCHEDULES: dict[str, Any] = {
@@ -45,36 +49,126 @@ SCHEDULES: dict[str, Any] = {
 }
 
 
-class Pipelined(Chain):
-    """The stages of one process, whose gradients come from the process above.
+class Backprop(Method):
+    """One loss after the last stage; its gradient flows back through all stages."""
 
-    Args:
-        stages: of this process, rising.
-        sender: of the labels, to the next process; None at the last.
-    """
+    flows_back = True
+    settings: BackpropConfig
 
-    def __init__(
-        self,
-        stages: Sequence[Stage],
-        spec: PipelineSpec,
-        sender: Sender | None,
-        timer: Timer,
-        group: ProcessGroup,
-        device: Device,
-    ) -> None:
-        assert isinstance(spec.config.method, BackpropConfig)
-        count = group.topology.layout.stages
-        super().__init__(stages, dict(enumerate(spec.fields)), sender, timer, count)
-        self._parts = [_Part(stage, spec, device) for stage in stages]
-        self._method = spec.config.method
-        self._classes = len(spec.data.classes)
-        self._image = spec.input_shape(0)
-        self._group = group
-        self._device = device
-        self._layout = group.topology.layout
+    def placement(self, pipeline: PipelineConfig, given: int | None) -> Placement:
+        """One process with one stage, or a pipeline of stages as its schedule places them."""
+        method = self.settings
+        several = method.schedule is not None or (pipeline.processes or given or 1) > 1
+        schedule = method.schedule or "1f1b"
+        kind = PLACEMENTS[schedule]
+        each = 1 if kind == "line" else 2
+        default = each * (pipeline.processes or given or 2) if several else 1
+        stages = pipeline.stages or default
+        if stages == 1:
+            if method.schedule is not None:
+                hint = "One stage is trained by plain backprop, without micro-batches"
+                raise ConfigError("method.schedule", schedule, "null for one stage", hint)
+            return Placement(1, pipeline.processes or given or 1)
+        processes = pipeline.processes or given or max(1, stages // each)
+        if pipeline.replicas > 1:
+            hint = "Replicas of a whole network have pipeline.stages=1"
+            raise ConfigError("pipeline.replicas", pipeline.replicas, "1 for a pipeline", hint)
+        fits, rule = _placement_rule(kind, stages, processes)
+        if processes == 1 or not fits:
+            got = f"{stages} stages on {processes} process" + "es" * (processes > 1)
+            allowed = f"{rule} with method.schedule={schedule}, on two processes or more"
+            raise ConfigError("pipeline.stages", got, allowed)
+        return Placement(stages, processes, kind)
+
+    def check(self, config: Config, layout: Layout, schedule: BatchSchedule) -> None:
+        """Refuses micro-batches that the batch or the pipeline schedule does not allow."""
+        if not layout.is_pipelined:
+            return
+        m, key = self.settings.microbatches, "method.microbatches"
+        name = self.settings.schedule or "1f1b"
+        if schedule.batch_size % m or schedule.batch_size // m < 2:
+            size = schedule.batch_size
+            allowed = f"a number that divides batch_size={size} into parts of 2 or more"
+            raise ConfigError(key, m, allowed)
+        if not fits(name, m, layout):
+            least = {"1f1b": f"{layout.stages} or more, the stages"}
+            allowed = least.get(name, f"a multiple of {layout.processes}, the processes")
+            raise ConfigError(key, m, f"{allowed}, for method.schedule={name}")
+        for j in range(layout.stages):
+            if config.stage(j).precision.name == "fp16":
+                hint = "torch.distributed.pipelining scales no losses"
+                allowed = "fp32 or bf16 in a pipeline of backprop"
+                raise ConfigError("precision", "fp16", allowed, hint)
+
+    def auxiliary(self, boundary: Boundary) -> Mapping[str, Callable[[], nn.Module]]:
+        """No heads."""
+        del boundary
+        return {}
+
+    def messages(self, link: int, spec: PipelineSpec) -> tuple[Field, ...]:
+        """Labels alone: torch.distributed.pipelining sends activations and gradients."""
+        del link, spec
+        labels = contiguous_field(LABELS, torch.int64, ())
+        return labels, contiguous_field(ACTIVATIONS, torch.uint8, (0,))
+
+    def activation_share(self, stage: int, stages: int) -> Fraction:
+        """1F1B: a stage has as many micro-batches in flight as stages follow it, and its own."""
+        settings = self.settings
+        if stages == 1 or settings.schedule not in (None, "1f1b"):
+            return Fraction(1)
+        return Fraction(min(settings.microbatches, stages - stage), settings.microbatches)
+
+    def utilization(self, layout: Layout) -> float:
+        """GPipe and 1F1B: m / (m + P - 1) (Huang et al., 2019). With v stages a process,
+        interleaved: m / (m + (P - 1) / v) (Narayanan et al., 2021). ZBV has no bubbles where
+        forward and both parts of backward take the same time (Qi et al., 2024).
+        """
+        if not layout.is_pipelined:
+            return 1.0
+        each = layout.stages / layout.processes
+        idle = 0.0 if layout.placement == "v" else (layout.processes - 1) / each
+        return self.settings.microbatches / (self.settings.microbatches + idle)
+
+    def runner(self, context: RunContext) -> Runner:
+        is_pipelined = context.topology.layout.is_pipelined
+        return PipelineRunner(context, self.settings) if is_pipelined else DglRunner(context)
+
+
+def _placement_rule(kind: str, stages: int, processes: int) -> tuple[bool, str]:
+    """Whether `stages` fit on `processes` in a placement of `kind`, and the rule in words."""
+    if kind == "line":
+        return stages == processes, "one stage a process"
+    if kind == "v":
+        return stages == 2 * processes, "two stages a process"
+    same = stages % processes == 0 and stages > processes
+    return same, "the same number of stages a process, two or more"
+
+
+def fits(schedule: str, m: int, layout: Layout) -> bool:
+    """Whether a schedule of `torch.distributed.pipelining` takes `m` micro-batches."""
+    if schedule == "1f1b":
+        return m >= layout.stages
+    if schedule == "interleaved_1f1b":
+        return m % layout.processes == 0
+    return True
+
+
+class PipelineRunner(ChainRunner):
+    """Runs the stages of one process in a pipeline of backprop."""
+
+    def __init__(self, context: RunContext, settings: BackpropConfig) -> None:
+        super().__init__(context)
+        plan, stages = context.plan, self.stages
+        self._settings = settings
+        self._parts = [_Part(stage, plan.spec, context.device, settings) for stage in stages]
+        self._classes = plan.spec.classes
+        self._image = plan.spec.input_shape(0)
+        self._group = context.group
+        self._device = context.device
+        self._layout = plan.layout
         self._schedules: dict[tuple[bool, int], Schedule] = {}
         self._clips = any(
-            spec.config.stage(j).optimizer.clip is not None for j in range(self._layout.stages)
+            plan.config.stage(j).optimizer.clip is not None for j in range(self._layout.stages)
         )
         self._holds_first = stages[0].index == 0
         self._holds_last = stages[-1].index == self._layout.stages - 1
@@ -82,59 +176,59 @@ class Pipelined(Chain):
     def train(self, arrival: Arrival) -> None:
         """One step of all stages on the batch."""
         item = arrival.item
-        self._hand_on(arrival)
+        self._send_labels(arrival)
         self._lap(Kind.WAIT_OUTPUT, "send")
         self.stages[0].seed(item.round_step)
         schedule = self._schedule(True, item.rows)
         images = (arrival.batch,) if self._holds_first else ()
         labels = arrival.labels if self._holds_last else None
         schedule.step(*images, target=labels, return_outputs=False)
-        # What is left behind the last backward is sending. In a step the library waits for both
-        # neighbours in one call, which counts as waiting for input.
+        # Sends follow the last backward. Within a step the library waits for both neighbours in
+        # one call, which counts as waiting for input.
         self._lap(Kind.WAIT_OUTPUT, "send")
         norm = None
         if self._clips:
             squares = torch.stack([stage.squared_norm() for stage in self.stages])
             norm = self._group.total(squares.sum()).sqrt()
         for stage in self.stages:
-            if not stage.learner.is_exit:
+            if not stage.module.is_exit:
                 stage.count_rows(item.rows)
             stage.update(item.round_step, norm)
         self._lap(Kind.BUSY, "step")
 
     def evaluate(self, arrival: Arrival) -> None:
         """Counts loss and hits of the last stage."""
-        self._hand_on(arrival)
+        self._send_labels(arrival)
         schedule = self._schedule(False, arrival.item.rows)
         images = (arrival.batch,) if self._holds_first else ()
         with torch.no_grad():
             logits = schedule.eval(*images)
             if self._holds_last:
                 self.stages[-1].test_loss(logits, arrival.labels)
-                self._count_ensemble(logits, arrival.labels)  # of one exit
+                self.exits.count_ensemble(logits, arrival.labels)  # of one exit
 
-    def _hand_on(self, arrival: Arrival) -> None:
-        if self._sender is not None:
-            self._sender.wait()
-            self._sender.send(arrival.item, {LABELS: arrival.labels})
+    def _send_labels(self, arrival: Arrival) -> None:
+        if self.sender is not None:
+            self.sender.wait()
+            self.sender.send(arrival.item, {LABELS: arrival.labels})
 
     def _lap(self, kind: Kind, what: str | None = None) -> None:
-        self._timer.lap(self.stages[0].index, kind, what)
+        self.timer.lap(self.stages[0].index, kind, what)
 
     def _schedule(self, learns: bool, rows: int) -> Schedule:
-        """The schedule of a batch of `rows`; static buffers make it one a size."""
+        """The schedule of a batch of `rows`. Static buffers need one schedule for each size."""
         key = learns, rows
         if key not in self._schedules:
             self._schedules[key] = self._build(learns, rows)
         return self._schedules[key]
 
     def _build(self, learns: bool, rows: int) -> Schedule:
-        name = self._method.schedule or "1f1b"
-        wanted = range(min(self._method.microbatches, rows), 0, -1)
+        name = self._settings.schedule or "1f1b"
+        wanted = range(min(self._settings.microbatches, rows), 0, -1)
         equal = [m for m in wanted if rows % m == 0]
         fitting = [m for m in equal if fits(name, m, self._layout)]
-        # An uneven last batch may not divide so: GPipe takes any number of micro-batches, and
-        # the sum of the gradients is the same.
+        # An uneven last batch may not divide into them. GPipe takes any number of micro-batches,
+        # and the sum of the gradients is the same.
         m = (fitting or equal)[0]
         kind = SCHEDULES[name]
         if self._layout.placement == "line" and (not learns or not fitting):
@@ -152,7 +246,7 @@ class Pipelined(Chain):
         def loss(logits: Tensor, labels: Tensor) -> Tensor:
             """The share of a micro-batch in the mean loss of the batch."""
             value = last.loss(logits, labels) / m
-            self._timer.lap(last.index, Kind.BUSY, "forward")
+            self.timer.lap(last.index, Kind.BUSY, "forward")
             return value
 
         return loss
@@ -171,7 +265,7 @@ class Pipelined(Chain):
             came,
             made,
             self._group.pipeline,
-            self._timer if learns else None,
+            self.timer if learns else None,
         )
 
 
@@ -191,8 +285,8 @@ class _Wire:
     def pack(self, features: Tensor, owned: bool) -> Tensor:
         """
         Args:
-            owned: as memory of its own, not as a view: what splits backward in two parts
-                (zero bubble) detaches it in place.
+            owned: copy into memory of its own. A zero-bubble schedule detaches its tensors in
+                place, which a view does not allow.
         """
         turned = features.to(self._dtype).permute(self._there)
         return turned.clone(memory_format=torch.contiguous_format) if owned else turned.contiguous()
@@ -204,14 +298,15 @@ class _Wire:
 class _Part(nn.Module):
     """The segments of a stage, from wire to wire."""
 
-    def __init__(self, stage: Stage, spec: PipelineSpec, device: Device) -> None:
+    def __init__(
+        self, stage: Stage, spec: PipelineSpec, device: Device, settings: BackpropConfig
+    ) -> None:
         super().__init__()
-        assert isinstance(spec.config.method, BackpropConfig)
         j = self.index = stage.index
-        self.segments = stage.learner.segments
+        self.segments = stage.module.segments
         self._device = device
         self._precision = stage.settings.precision.name
-        self._splits_backward = spec.config.method.schedule == "zbv"
+        self._splits_backward = settings.schedule == "zbv"
         self._has_below, self._has_above = j > 0, j < len(spec.fields)
         if self._has_below:
             self.came = _Wire(spec.fields[j - 1])
@@ -221,7 +316,7 @@ class _Part(nn.Module):
     def forward(self, batch: Tensor) -> Tensor:
         if self._has_below:
             batch = self.came.unpack(batch)
-        batch = admit(batch, self._precision)
+        batch = cast_input(batch, self._precision)
         with self._device.autocast(self._precision):
             features: Tensor = self.segments(batch)
         # Logits become fp32 here, so that their loss is computed in it.
@@ -231,10 +326,10 @@ class _Part(nn.Module):
 
 
 class _TimedStage(PipelineStage):
-    """Tells the timer what is computing, and what is waiting for a neighbour.
+    """Books computation, and waiting for a neighbour.
 
     Args:
-        timer: None: nobody is told, and the loop counts all of it as evaluating.
+        timer: None: nothing is booked; the loop books all of it as evaluation.
     """
 
     def __init__(
@@ -250,8 +345,8 @@ class _TimedStage(PipelineStage):
         super().__init__(part, part.index, count, device, came, made, group=group)
         self._timer = timer
 
-    # torch 2.14's runtime hands gradients from stage to stage of a process (v) in a forward-only
-    # run too, where there are none, and fails.
+    # torch 2.14 passes gradients from stage to stage of a process (placement v) in a forward-only
+    # run, too. There are none, and it fails.
 
     def get_local_bwd_output(self, mb_index: int) -> Any:
         if not self.has_backward:
@@ -281,32 +376,3 @@ class _TimedStage(PipelineStage):
     def _lap(self, kind: Kind, what: str | None = None) -> None:
         if self._timer is not None:
             self._timer.lap(self.stage_index, kind, what)
-
-
-def check_microbatches(config: Config, layout: Layout, plan: BatchSchedule) -> None:
-    """Raises ConfigError for settings that a pipeline of backprop cannot have."""
-    method = config.method
-    if not layout.is_pipelined or not isinstance(method, BackpropConfig):
-        return
-    m, key = method.microbatches, "method.microbatches"
-    name = method.schedule or "1f1b"
-    if plan.batch_size % m or plan.batch_size // m < 2:
-        allowed = f"a number that divides batch_size={plan.batch_size} into parts of 2 or more"
-        raise ConfigError(key, m, allowed)
-    if not fits(name, m, layout):
-        least = {"1f1b": f"{layout.stages} or more, the stages"}
-        allowed = least.get(name, f"a multiple of {layout.processes}, the processes")
-        raise ConfigError(key, m, f"{allowed}, for method.schedule={name}")
-    for j in range(layout.stages):
-        if config.stage(j).precision.name == "fp16":
-            hint = "The library scales no losses"
-            raise ConfigError("precision", "fp16", "fp32 or bf16 in a pipeline of backprop", hint)
-
-
-def fits(schedule: str, m: int, layout: Layout) -> bool:
-    """Whether a schedule of `torch.distributed.pipelining` takes `m` micro-batches."""
-    if schedule == "1f1b":
-        return m >= layout.stages
-    if schedule == "interleaved_1f1b":
-        return m % layout.processes == 0
-    return True

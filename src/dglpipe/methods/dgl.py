@@ -1,145 +1,71 @@
-"""The consecutive stages of one process, from what comes in to what goes out.
+"""Decoupled greedy learning: every stage learns in every step, from its own head.
 
-P = K is the pipeline: a chain of one stage a process. P = 1 is the in-process loop of the
-paper: all stages in one chain. Both run this code, and what a stage hands to a neighbour in
-the same process is what a link would have carried.
+Algorithm 1 of Belilovsky et al., ICML 2020. A stage sends its output before it learns, so what
+crosses a link is computed with the weights before the step.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
-from typing import Protocol
-
-import torch
 from torch import Tensor
 
-from dglpipe.data.batch_schedule import BatchItem
-from dglpipe.monitoring.timers import Kind, Timer
+from dglpipe.methods.base import Method, RunContext, Runner
+from dglpipe.methods.chain_runner import ChainRunner
+from dglpipe.monitoring.timers import Kind
 from dglpipe.pipeline.inputs import Arrival
-from dglpipe.pipeline.message import ACTIVATIONS, ENSEMBLE, LABELS, Field
+from dglpipe.pipeline.message import ACTIVATIONS, LABELS
 from dglpipe.pipeline.stage import Emit, Stage
 
 
-class Outgoing(Protocol):
-    """The sending end of a link."""
+class Dgl(Method):
+    """Synchronous decoupled greedy learning."""
 
-    def wait(self) -> None:
-        """Returns when the next message may be sent."""
-
-    def send(self, item: BatchItem, parts: Mapping[str, Tensor]) -> None:
-        """Sends `parts`, each (rows, ...)."""
+    def runner(self, context: RunContext) -> Runner:
+        return DglRunner(context)
 
 
-class Chain:
-    """Runs a batch through the stages of a process.
+class DglRunner(ChainRunner):
+    """Trains all stages of a process on every batch."""
 
-    Args:
-        stages: the stages of this process, in order.
-        fields: what each stage but the last of the network hands on, by stage.
-        sender: the link to the process above; None at the last.
-        count: K.
-    """
-
-    def __init__(
-        self,
-        stages: Sequence[Stage],
-        fields: Mapping[int, Field],
-        sender: Outgoing | None,
-        timer: Timer,
-        count: int,
-    ) -> None:
-        self.stages = stages
-        self._fields = fields
-        self._sender = sender
-        self._timer = timer
-        self._count = count
-        self._handed: Tensor | None = None
-        if timer.is_tracing:
-            for stage in stages:
-                stage.mark = functools.partial(timer.lap, stage.index, Kind.BUSY)
-        self._ensemble_hits = torch.zeros((), dtype=torch.int64)
+    def __init__(self, context: RunContext) -> None:
+        super().__init__(context)
+        self._next: Arrival | None = None
 
     def train(self, arrival: Arrival) -> None:
-        """Every stage learns from the batch; each hands its output on before it learns."""
-        batch, item = arrival.batch, arrival.item
+        """Every stage learns from the batch. Each sends its output on before it learns."""
+        item = arrival.item
+        total = item.total if item.total != item.rows else None
         for stage in self.stages:
             emit = self._emit(stage, arrival)
-            total = item.total if item.total != item.rows else None
-            stage.learn(batch, arrival.labels, item.round_step, emit, total)
-            self._timer.lap(stage.index, Kind.BUSY, "step")
-            if self._handed is not None:
-                batch, self._handed = self._handed, None
-
-    def learners(self, item: BatchItem) -> Sequence[Stage]:
-        """The stages that learn from `item`."""
-        del item
-        return self.stages
+            stage.learn(arrival.batch, arrival.labels, item.round_step, emit, total, arrival.extras)
+            self.timer.lap(stage.index, Kind.BUSY, "step")
+            if self._next is not None:
+                arrival, self._next = self._next, None
 
     def _emit(self, stage: Stage, arrival: Arrival) -> Emit | None:
-        field = self._fields.get(stage.index)
+        """What happens to the features of `stage`: the next stage of the process gets them, or
+        the link."""
+        field = self.fields.get(stage.index)
         if field is None:
             return None
-        sender = self._sender
+        sender = self.sender
         if sender is None or stage is not self.stages[-1]:
 
             def keep(features: Tensor) -> None:
-                self._handed = field.normalise(features)
+                parts = self.context.message(arrival, stage.index, features)
+                batch = field.normalise(parts.pop(ACTIVATIONS))
+                del parts[LABELS]
+                self._next = arrival._replace(batch=batch, extras=parts)
                 if stage.mark is not None:
                     stage.mark("forward")
 
             return keep
 
         def send(features: Tensor) -> None:
-            self._timer.lap(stage.index, Kind.BUSY, "forward")
+            self.timer.lap(stage.index, Kind.BUSY, "forward")
             sender.wait()
-            self._timer.lap(stage.index, Kind.WAIT_OUTPUT)
-            sender.send(arrival.item, {LABELS: arrival.labels, ACTIVATIONS: features.detach()})
+            self.timer.lap(stage.index, Kind.WAIT_OUTPUT)
+            sender.send(arrival.item, self.context.message(arrival, stage.index, features))
             if stage.mark is not None:
                 stage.mark("send")
 
         return send
-
-    def evaluate(self, arrival: Arrival) -> None:
-        """Counts loss and hits of every exit, and of the ensemble at the last stage."""
-        batch = arrival.batch
-        ensemble = arrival.ensemble
-        for stage in self.stages:
-            if stage.learner.is_exit:
-                features, exit_ = stage.evaluate(batch, arrival.labels)
-                weighted = exit_ * 2.0 ** (stage.index - self._count + 1)
-                ensemble = weighted if ensemble is None else ensemble + weighted
-            else:
-                features = stage.infer(batch)
-            field = self._fields.get(stage.index)
-            if field is None:
-                assert ensemble is not None
-                self._count_ensemble(ensemble, arrival.labels)
-            else:
-                batch = field.normalise(features)
-        if self._sender is not None and ensemble is not None:
-            parts = {LABELS: arrival.labels, ENSEMBLE: ensemble, ACTIVATIONS: batch}
-            self._sender.send(arrival.item, parts)
-
-    def _count_ensemble(self, ensemble: Tensor, labels: Tensor) -> None:
-        hits = (ensemble.argmax(dim=1) == labels).sum()
-        self._ensemble_hits = self._ensemble_hits.to(hits.device) + hits
-
-    def ensemble_hits(self) -> int | None:
-        """Hits since the last call, in the process of the last stage, else None; waits for
-        the device."""
-        if self.stages[-1].index in self._fields:
-            return None
-        hits = int(self._ensemble_hits)
-        self._ensemble_hits.zero_()
-        return hits
-
-    def eval_mode(self, on: bool) -> None:
-        """Switches all stages to testing or back to training."""
-        for stage in self.stages:
-            stage.eval_mode(on)
-
-    def flush(self) -> None:
-        """Returns when the last message has left."""
-        if self._sender is not None:
-            self._sender.wait()

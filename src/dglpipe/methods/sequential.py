@@ -1,8 +1,8 @@
-"""Sequential learning: one stage after the other, those below it frozen.
+"""Sequential learning: one stage after the other, with the stages below frozen.
 
-In round r (`BatchItem.round`) stage r learns. The stages below it are in evaluation mode and only
-hand on; to those above it come messages without rows, so that every process keeps in step
-(the layer-wise training that the paper compares with).
+In round r (`BatchItem.round`) stage r learns. The stages below are in evaluation mode and only
+compute their output. The stages above get messages without rows, so that every process stays at
+the same step. The paper compares DGL with this layer-wise training.
 """
 
 from __future__ import annotations
@@ -10,40 +10,68 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dglpipe.data.batch_schedule import BatchItem
-from dglpipe.methods.dgl import Chain
+from dglpipe.methods.base import Emission, RunContext, Runner
+from dglpipe.methods.chain_runner import ChainRunner
+from dglpipe.methods.dgl import Dgl
 from dglpipe.monitoring.timers import Kind
 from dglpipe.pipeline.inputs import Arrival
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS
 from dglpipe.pipeline.stage import Stage
 
 
-class SequentialChain(Chain):
-    """Runs a batch up to the stage whose turn it is."""
+class Sequential(Dgl):
+    """Every stage for `epochs` epochs, from the first to the last."""
+
+    trains_in_rounds = True
+
+    def runner(self, context: RunContext) -> Runner:
+        return SequentialRunner(context)
+
+
+class SequentialRunner(ChainRunner):
+    """Runs a batch up to the stage that learns in this round."""
 
     _round = 0
 
     def train(self, arrival: Arrival) -> None:
-        batch, item = arrival.batch, arrival.item
+        """Trains the stage of this round on the output of the stages below."""
+        item = arrival.item
         if item.round != self._round:
             self._round = item.round
             self.eval_mode(False)
         total = item.total if item.total != item.rows else None
         for stage in self.stages:
             if stage.index < item.round:
-                batch = self._fields[stage.index].normalise(stage.infer(batch))
-                self._timer.lap(stage.index, Kind.BUSY, "forward")
+                arrival = self._pass_on(stage, arrival)
+                self.timer.lap(stage.index, Kind.BUSY, "forward")
             elif stage.index == item.round:
-                stage.learn(batch, arrival.labels, item.round_step, None, total)
-                self._timer.lap(stage.index, Kind.BUSY, "step")
-        if self._sender is None:
+                stage.learn(
+                    arrival.batch, arrival.labels, item.round_step, None, total, arrival.extras
+                )
+                self.timer.lap(stage.index, Kind.BUSY, "step")
+        self._send(arrival)
+
+    def _pass_on(self, stage: Stage, arrival: Arrival) -> Arrival:
+        """The batch as the next stage gets it."""
+        features = stage.infer(arrival.batch)
+        emission = Emission(stage.index, arrival.batch, features, arrival.labels, arrival.extras)
+        extras = self.context.extras(emission)
+        batch = self.fields[stage.index].normalise(features)
+        return arrival._replace(batch=batch, extras=extras)
+
+    def _send(self, arrival: Arrival) -> None:
+        """Sends the batch if the stages above need it, else a message without rows."""
+        if self.sender is None:
             return
-        last = self.stages[-1].index
-        self._sender.wait()
-        self._timer.lap(last, Kind.WAIT_OUTPUT)
-        below = last < item.round
-        parts = {LABELS: arrival.labels, ACTIVATIONS: batch} if below else {}
-        self._sender.send(item if below else item._replace(rows=0), parts)
-        self._timer.lap(last, Kind.BUSY, "send")
+        last, item = self.stages[-1].index, arrival.item
+        self.sender.wait()
+        self.timer.lap(last, Kind.WAIT_OUTPUT)
+        if last < item.round:
+            parts = {LABELS: arrival.labels, ACTIVATIONS: arrival.batch, **arrival.extras}
+            self.sender.send(item, parts)
+        else:
+            self.sender.send(item._replace(rows=0), {})
+        self.timer.lap(last, Kind.BUSY, "send")
 
     def learners(self, item: BatchItem) -> Sequence[Stage]:
         return [stage for stage in self.stages if stage.index == item.round]

@@ -1,14 +1,14 @@
-"""What a stage hands on, as a head reads it: maps (B,C,H,W) or vectors (B,C).
+"""Features of a stage, and the maps (B,C,H,W) or vectors (B,C) that a head reads from them.
 
-| a row of the link | head reads |
+| row on the link | row that the head reads |
 |---|---|
-| (C,H,W) | as it is |
+| (C,H,W) | (C,H,W) |
 | (H,W,C), channels last | (C,H,W) |
-| (T,C) or (C,T), tokens | (C), their mean |
-| (C) | as it is |
+| (T,C) or (C,T), tokens | (C), the mean over the tokens |
+| (C) | (C) |
 
-Which dimension holds the channels cannot be told from the shape: it is the one that the next
-operation with weights consumes.
+The shape alone does not say which dimension holds the channels. It is the dimension that the
+next operation with weights reads (`partition.channels`).
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from dglpipe.config import HeadConfig, PluginConfig
 from dglpipe.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """One row of what a stage hands on.
+    """One row of the output of a stage.
 
     Attributes:
-        shape: without the dimension of the batch.
-        channels_at: which dimension of `shape` holds the channels.
+        shape: without the batch dimension.
+        channels_at: dimension of `shape` that holds the channels.
     """
 
     shape: tuple[int, ...]
@@ -39,27 +40,43 @@ class Features:
 
     @property
     def side(self) -> tuple[int, int] | None:
-        """(H, W) of maps; None of tokens and vectors."""
-        rest = self._rest()
+        """(H, W) of maps; None for tokens and vectors."""
+        rest = self.shape[: self.channels_at] + self.shape[self.channels_at + 1 :]
         return (rest[0], rest[1]) if len(rest) == 2 else None
 
     def adapter(self) -> nn.Module | None:
-        """Makes (B,C,H,W) or (B,C) of them; None where they are that already.
+        """Module that converts a batch to (B,C,H,W) or (B,C); None if nothing has to change.
 
         Raises:
-            ConfigError: more dimensions than a map has.
+            ConfigError: features of more than three dimensions.
         """
         if len(self.shape) > 3:
             allowed = "cuts that leave (C,H,W), (H,W,C), (T,C) or (C) a row"
             raise ConfigError("pipeline.split", f"features {self.shape}", allowed)
         if len(self.shape) == 2:
-            return TokenMean(1 + 1 - self.channels_at)
+            return TokenMean(2 - self.channels_at)
         if len(self.shape) == 3 and self.channels_at != 0:
             return ChannelsFirst(1 + self.channels_at)
         return None
 
-    def _rest(self) -> tuple[int, ...]:
-        return self.shape[: self.channels_at] + self.shape[self.channels_at + 1 :]
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """The cut above a stage, as a builder of auxiliary modules sees it.
+
+    Attributes:
+        features: output of the stage below the cut.
+        classes: N.
+        image_shape: (C,H,W) of the images.
+        head: head settings of the stage below the cut.
+        index: first segment above the cut.
+    """
+
+    features: Features
+    classes: int
+    image_shape: tuple[int, int, int]
+    head: HeadConfig | PluginConfig
+    index: int
 
 
 class ChannelsFirst(nn.Module):

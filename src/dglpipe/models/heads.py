@@ -1,10 +1,10 @@
 """Auxiliary heads: features of a stage -> logits, with the layers of the authors' code.
 
-A head reads what crosses the link: the stage's output, behind the pool that belongs to it.
-The authors' heads read the map in front of the pool that follows, 4 times larger; other
-places for the pools (`model.pools`) reproduce theirs.
+A head reads the tensor that crosses the link: the output of the stage after its last pool.
+The authors' heads read the map before the next pool, which is 4 times larger; `model.pools`
+moves the pools to reproduce their heads.
 
-Nothing in a head may alter its input in place: that tensor is on its way to the next stage.
+A head must not change its input in place, since the same tensor is sent to the next stage.
 """
 
 from __future__ import annotations
@@ -20,43 +20,66 @@ from dglpipe.config.instantiate import build_plug_in
 from dglpipe.errors import ConfigError
 from dglpipe.models.blocks import average_pool, mlp
 from dglpipe.models.features import Features
-from dglpipe.models.meta import ShapesOnly
+from dglpipe.models.meta import inspection, sample_batch
+
+HEAD = "head"
+"""Name of the auxiliary module that maps features to logits (B, N)."""
+EXITS = (HEAD, "model")
+"""Names of the modules that return logits; `model`: the segments of the last stage."""
 
 Side = tuple[int, int]
 """Height and width of a map."""
 
 _SMALL = (2, 2)
-"""All built-in heads end on maps of this side; smaller ones stay as they are."""
+"""Side of the maps on which all built-in heads end; smaller maps keep their side."""
 
 
 def head_on(config: HeadConfig | PluginConfig, features: Features, classes: int) -> nn.Module:
-    """The head of a stage that hands on `features`: a batch of them -> logits (B, N).
+    """The head of a stage with output `features`: features (B, ...) -> logits (B, N).
 
     Raises:
-        ConfigError: as `build_head`; features of more dimensions than a map has.
+        ConfigError: as `build_head`; features of more than three dimensions.
     """
     adapter = features.adapter()
     head = build_head(config, features.channels, features.side, classes)
     return head if adapter is None else nn.Sequential(adapter, head)
 
 
-def check_head(head: nn.Module, shape: Sequence[int], classes: int) -> None:
-    """Sends two rows of `shape` through `head`, which is on meta.
+def check_output(
+    name: str,
+    module: nn.Module,
+    shape: Sequence[int],
+    classes: int,
+    device: torch.device,
+    where: str = "",
+) -> None:
+    """Sends two rows through a module, and checks that an exit returns logits (2, N).
+
+    Args:
+        name: `model` for the segments of the last stage, else of an auxiliary module; `model`
+            and `head` are exits.
+        shape: of a row of the input.
+        classes: N.
+        device: of the module.
+        where: stage, for the error.
 
     Raises:
-        ConfigError: it does not give logits (B, N) of them.
+        ConfigError: the module fails on its input, or an exit returns something else than
+            logits.
     """
-    place = f"features {tuple(shape)} a row"
+    key = name if name in EXITS else "method"
+    place = f"features {tuple(shape)} a row{where}"
     try:
-        with torch.no_grad(), ShapesOnly():
-            logits = head(torch.zeros(2, *shape, device="meta"))
-    except Exception as error:  # whatever a user's head does
+        with torch.no_grad(), inspection(device):
+            output = module(sample_batch((2, *shape), device))
+    except Exception as error:  # user code raises any type
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        kind = type(head).__name__
-        raise ConfigError("head", kind, f"one that works on {place}", reason) from error
-    came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if came != (2, classes):
-        raise ConfigError("head", came, f"logits {(2, classes)} for 2 rows of {place}")
+        raise ConfigError(
+            key, type(module).__name__, f"one that works on {place}", reason
+        ) from error
+    got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if name in EXITS and got != (2, classes):
+        raise ConfigError(key, got, f"logits {(2, classes)} for 2 rows of {place}")
 
 
 def build_head(
@@ -64,12 +87,12 @@ def build_head(
 ) -> nn.Module:
     """The head of a stage with output (B, channels, *side), or (B, channels) if `side` is None.
 
-    A plug-in's target is called with its arguments and, where its signature names them and
-    the user did not, with `channels`, `side` and `classes`.
+    The target of a plug-in is called with the user's arguments. Parameters of its signature
+    named `channels`, `side` and `classes` get these values unless the user sets them.
 
     Args:
         channels: C.
-        side: height and width of the stage's output in pixels; None: it is no map.
+        side: height and width of the stage's output in pixels; None: vectors.
         classes: N.
 
     Returns:
@@ -77,7 +100,7 @@ def build_head(
 
     Raises:
         ConfigError: a head of convolutions for features without height and width; a plug-in
-            that cannot be loaded, or that gives something else than an `nn.Module`.
+            that cannot be loaded, or that returns something else than an `nn.Module`.
     """
     if isinstance(config, PluginConfig):
         return _custom(config, channels=channels, side=side, classes=classes)
@@ -87,7 +110,7 @@ def build_head(
 
 
 def _mlp_sr(channels: int, side: Side, classes: int) -> nn.Module:
-    """3 x 1x1 convolution on a quarter of the side, then a 3-hidden-layer MLP."""
+    """Pool to a quarter of the side, 3 x 1x1 convolution, an MLP of 3 hidden layers."""
     quarter = _quarter(side)
     convolutions = _convolutions(channels, kernel=1, count=3)
     pool = average_pool(side, quarter)
@@ -95,13 +118,13 @@ def _mlp_sr(channels: int, side: Side, classes: int) -> nn.Module:
 
 
 def _mlp(channels: int, side: Side, classes: int) -> nn.Module:
-    """The pools of `mlp_sr` without its convolutions."""
+    """`mlp_sr` without its convolutions."""
     quarter = _quarter(side)
     return nn.Sequential(average_pool(side, quarter), *_mlp_end(channels, quarter, classes))
 
 
 def _cnn(channels: int, side: Side, classes: int) -> nn.Module:
-    """2 x 3x3 convolution at full size."""
+    """2 x 3x3 convolution at full size, pool, BN, a linear layer."""
     convolutions = _convolutions(channels, kernel=3, count=2)
     features = channels * math.prod(_small(side))
     return nn.Sequential(
@@ -127,7 +150,7 @@ _ON_MAPS: dict[str, Callable[[int, Side, int], nn.Module]] = {
 
 
 def _on_vectors(name: str, channels: int, classes: int) -> nn.Module:
-    """On (B, C): what is left of a head when there is nothing to pool."""
+    """Head on vectors (B, C): the layers of a head that need no map."""
     if name == "cnn":
         hint = "Take mlp or linear, or cut the network earlier"
         raise ConfigError("head.name", name, "a head for features of shape (B, C)", hint)
@@ -145,7 +168,7 @@ def _small(side: Side) -> Side:
 
 
 def _convolutions(channels: int, kernel: int, count: int) -> list[nn.Module]:
-    """`count` x (convolution C -> C without bias, BN, ReLU); height and width stay."""
+    """`count` x (convolution C -> C without bias, BN, ReLU); keeps height and width."""
     parts: list[nn.Module] = []
     for _ in range(count):
         parts += [
@@ -167,6 +190,6 @@ def _custom(config: PluginConfig, **offered: object) -> nn.Module:
     if not isinstance(head, nn.Module):
         kind = type(head).__name__
         raise ConfigError(
-            "head.target", config.target, "a builder of a torch.nn.Module", f"It gave a {kind}"
+            "head.target", config.target, "a builder of a torch.nn.Module", f"It returned a {kind}"
         )
     return head

@@ -1,4 +1,4 @@
-"""Building modules without leaving a trace in the random state, with weights or without."""
+"""Building and running modules on the meta device: shapes without memory or arithmetic."""
 
 from __future__ import annotations
 
@@ -11,53 +11,72 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from dglpipe.errors import ConfigError
 
+META = torch.device("meta")
+
 FILLS = (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_)
-"""How initial weights are written, by `torch.nn.init` too."""
+"""Functions that write initial weights; those of `torch.nn.init` call them."""
 
 
 @contextlib.contextmanager
 def building(meta: bool, seed: int) -> Iterator[None]:
-    """Builds modules from `seed`, leaving the caller's random state as it was.
+    """Context in which modules are built from `seed`; restores the caller's random state.
 
     Args:
-        meta: weights move to the meta device as they are registered, before anything fills
-            them. Other tensors stay real, for some builders compute with them (RegNet).
+        meta: move parameters and buffers to the meta device when a module registers them,
+            before they are filled. Other tensors stay real, since some builders compute with
+            them (RegNet).
     """
-    hooks = []
-    filling: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-    if meta:
-        filling = _Unfilled()
-        # The hooks' type says None, their documentation and their code a new value.
-        on_parameter: Any = _parameter_on_meta
-        on_buffer: Any = _buffer_on_meta
-        hooks.append(module_hooks.register_module_parameter_registration_hook(on_parameter))
+    filling = _SkipFills() if meta else contextlib.nullcontext()
+    placing = _registering_on_meta() if meta else contextlib.nullcontext()
+    with placing, torch.random.fork_rng(devices=[]), filling:
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def registration_hooks(on_parameter: Any, on_buffer: Any = None) -> Iterator[None]:
+    """Calls (module, name, tensor) -> tensor to keep, or None, at every registration.
+
+    The annotations of torch say that such a hook returns None; its documentation and its code
+    use the returned tensor.
+    """
+    hooks = [module_hooks.register_module_parameter_registration_hook(on_parameter)]
+    if on_buffer is not None:
         hooks.append(module_hooks.register_module_buffer_registration_hook(on_buffer))
     try:
-        with torch.random.fork_rng(devices=[]), filling:
-            torch.default_generator.manual_seed(seed)
-            yield
+        yield
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _parameter_on_meta(
-    _module: nn.Module, _name: str, parameter: nn.Parameter | None
-) -> nn.Parameter | None:
-    if parameter is None or parameter.is_meta:
-        return parameter
+def _registering_on_meta() -> contextlib.AbstractContextManager[None]:
+    known = WeakTensorKeyDictionary()  # a tied parameter stays tied
+
+    def on_parameter(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> Any:
+        if parameter is None or parameter.is_meta:
+            return parameter
+        if parameter not in known:
+            known[parameter] = meta_parameter(parameter)
+        return known[parameter]
+
+    def on_buffer(_module: nn.Module, _name: str, buffer: Tensor | None) -> Tensor | None:
+        return buffer if buffer is None else buffer.to("meta")
+
+    return registration_hooks(on_parameter, on_buffer)
+
+
+def meta_parameter(parameter: nn.Parameter) -> nn.Parameter:
+    """A parameter like `parameter` on the meta device."""
     return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
 
 
-def _buffer_on_meta(_module: nn.Module, _name: str, buffer: Tensor | None) -> Tensor | None:
-    return buffer if buffer is None else buffer.to("meta")
-
-
-class _Unfilled(TorchFunctionMode):
-    """On meta there is nothing to fill, and it takes long."""
+class _SkipFills(TorchFunctionMode):
+    """Skips filling tensors on meta, which takes long and has no effect."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -68,21 +87,22 @@ class _Unfilled(TorchFunctionMode):
 
 
 class NeedsValuesError(ConfigError):
-    """A network that looks at values, where only shapes were there."""
+    """A network that reads values of tensors cannot run on the meta device."""
 
 
-def example(
-    shape: Sequence[int], paper: torch.device, dtype: torch.dtype = torch.float32
+def sample_batch(
+    shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """A batch on paper. Where values count it is not all zeros, and always the same."""
-    if paper.type == "meta":
-        return torch.empty(*shape, device=paper, dtype=dtype)
+    """A batch on `device`: empty on meta, elsewhere the same random numbers at every call."""
+    if device.type == "meta":
+        return torch.empty(*shape, device=device, dtype=dtype)
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
-def looking(paper: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """The context in which a network is looked at: the quick one where only shapes count."""
-    if paper.type == "meta":
+def inspection(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Context for a forward on `device` of which only shapes are read: fast on meta, elsewhere
+    without an effect on the random state."""
+    if device.type == "meta":
         return ShapesOnly()
     return torch.random.fork_rng(devices=[])
 
@@ -97,10 +117,11 @@ _SAME_SHAPE = (
 
 
 class ShapesOnly(TorchFunctionMode):
-    """Answers the commonest operations by the shape of their output.
+    """Replaces the commonest operations by the shape of their output.
 
-    On the meta device these are decomposed in Python: most of the time of a forward, and the
-    first call imports `torch._dynamo`, which takes seconds.
+    On the meta device torch decomposes these operations in Python. The decomposition takes
+    most of the time of a forward, and the first call imports `torch._dynamo`, which takes
+    seconds.
     """
 
     def __torch_function__(
@@ -119,10 +140,10 @@ class ShapesOnly(TorchFunctionMode):
 
 
 def meta_copy(network: nn.Module, values: bool = False) -> nn.Module:
-    """A copy of `network` to look at: a forward may leave something behind in its modules.
+    """A copy of `network` to run, since a forward may change its modules.
 
     Args:
-        values: with its numbers; otherwise its parameters and buffers are on meta.
+        values: copy the weights; otherwise parameters and buffers of the copy are on meta.
     """
     if values:
         return copy.deepcopy(network)

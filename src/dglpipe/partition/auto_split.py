@@ -1,79 +1,72 @@
-"""`pipeline.split`, `cost` and `memory_limit` become the first segment of every stage."""
+"""First segment of every stage, from `pipeline.split`, `cost` and `memory_limit`."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping, Sequence
 
-from torch import nn
-
-from dglpipe.config import Config, HeadConfig, PipelineConfig, PluginConfig
+from dglpipe.config import Config, PipelineConfig
 from dglpipe.data import DataInfo
 from dglpipe.errors import ConfigError
 from dglpipe.host import keep_freed_memory
 from dglpipe.models import build_network
-from dglpipe.models.features import Features
-from dglpipe.models.heads import check_head, head_on
 from dglpipe.models.meta import building
-from dglpipe.partition.balance import Costs, balanced, stage_costs
-from dglpipe.partition.channels import channels_at
-from dglpipe.partition.flops import HeadAt, SegmentFlops, Shape, flop_costs, link_bytes
-from dglpipe.partition.memory import (
-    Limit,
-    Needs,
-    Piece,
-    head_pieces,
-    optimizer_state,
-    segment_pieces,
-)
-from dglpipe.partition.profiling import Times, measure, threads
-from dglpipe.partition.segments import TracedNetwork, trace
-from dglpipe.partition.shape_prop import propagate_shapes
+from dglpipe.partition.balance import SegmentCosts, balanced, stage_costs
+from dglpipe.partition.cut_problem import CutProblem
+from dglpipe.partition.flops import Shape, flop_costs, link_bytes
+from dglpipe.partition.memory import MemoryLimit
+from dglpipe.partition.profiling import Times, cpu_threads, measure
+from dglpipe.partition.segments import trace
 from dglpipe.partition.split import boundaries
+from dglpipe.partition.stage_method import StageMethod
 from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.precision import PRECISIONS
 from dglpipe.seeds import derive
 
 
-def choose_bounds(
-    config: Config,
-    data: DataInfo,
-    stages: int,
-    traced: TracedNetwork,
-    work: SegmentFlops,
-    rows: int | None,
-) -> list[int]:
-    """First segment of every stage, as `config.pipeline` wants it.
+def choose_bounds(problem: CutProblem, rows: int | None) -> list[int]:
+    """First segment of every stage, as `config.pipeline` asks for.
 
     Args:
-        stages: K.
-        traced: the network of `config`, on meta.
-        work: of its segments.
-        rows: of a step on one replica, for `memory_limit`; None: that is not looked at.
+        rows: of a step on one replica, for `memory_limit`; None: the limit is not checked.
 
     Raises:
         ConfigError: more stages than segments, a list that does not fit, a stage that needs
-            more memory than the limit; `cost=time` without `times`, or with another network's.
+            more memory than the limit; `cost=time` without `times`, or with `times` of another
+            network.
     """
-    names, split = [segment.name for segment in traced.segments], config.pipeline.split
-    # `even` in place of `auto` for its refusal of too many stages.
-    bounds = boundaries("even" if split == "auto" else split, len(names), stages, names)
-    if config.pipeline.cost == "time" and config.pipeline.times is not None:
-        _check_times(config.pipeline, len(names), stages)
-    limit = _limit(config, data, traced, rows, stages)
-    if split != "auto":
-        if limit is not None:
-            limit.check(bounds, "pipeline.split=auto looks for a cut that fits")
-        return bounds
+    pipeline, stages = problem.config.pipeline, problem.stages
+    names = [segment.name for segment in problem.traced.segments]
+    # `even` refuses too many stages for `auto` too.
+    split = "even" if pipeline.split == "auto" else pipeline.split
+    bounds = boundaries(split, len(names), stages, names)
+    if pipeline.cost == "time" and pipeline.times is not None:
+        _check_times(pipeline, len(names), stages)
+    limit = _limit(problem, rows)
+    if pipeline.split == "auto":
+        return _best_bounds(problem, limit)
+    if limit is not None:
+        limit.check(bounds, "pipeline.split=auto searches for a cut that fits")
+    return bounds
+
+
+def _limit(problem: CutProblem, rows: int | None) -> MemoryLimit | None:
+    size = problem.config.pipeline.memory_bytes
+    if size is None or rows is None:
+        return None
+    per_stage = any(problem.config.per_stage)
+    return MemoryLimit(size, tuple(problem.memory_needs(rows)), per_stage)
+
+
+def _best_bounds(problem: CutProblem, limit: MemoryLimit | None) -> list[int]:
     refused: dict[int, ConfigError] = {}
-    costs = network_costs(config, data, traced, work, stages, refused)
-    joined = traced.joined
-    if stages > len(names) - len(joined):
-        allowed = f"at most {len(names) - len(joined)}: tensors are shared by segments"
-        raise ConfigError(
-            "pipeline.stages", stages, allowed, f"No cut in front of {sorted(joined)}"
-        )
+    costs = network_costs(problem, refused)
+    joined, count = problem.traced.joined, len(problem.traced.segments)
+    if problem.stages > count - len(joined):
+        allowed = f"at most {count - len(joined)}: tensors are shared by segments"
+        hint = f"No cut in front of {sorted(joined)}"
+        raise ConfigError("pipeline.stages", problem.stages, allowed, hint)
 
     def may(_stage: int, first: int, end: int) -> bool:
         return first not in joined and end not in joined
@@ -83,19 +76,19 @@ def choose_bounds(
 
     found = balanced(costs, fits)
     if found is None and limit is not None:
-        hint = "It is the cut that comes nearest: take more stages or a smaller batch"
+        hint = "No cut comes nearer to the limit: take more stages or a smaller batch"
         limit.check(limit.nearest(may), hint)
-    assert found is not None, "what does not fit has been refused"
+    assert found is not None, "without a limit some cut fits"
     if math.inf in stage_costs(costs, found):
-        raise _headless(costs, refused)
+        raise _no_heads(costs, refused)
     return found
 
 
-def _headless(costs: Sequence[Costs], refused: Mapping[int, ConfigError]) -> ConfigError:
-    """Why no cut can have its heads: first the stage whose head fits nowhere.
+def _no_heads(costs: Sequence[SegmentCosts], refused: Mapping[int, ConfigError]) -> ConfigError:
+    """The reason why no cut can have its heads: first that of a head which fits nowhere.
 
     Args:
-        refused: by stage, as `network_costs` gives it.
+        refused: by stage, as `network_costs` fills it.
     """
     nowhere = [j for j, own in enumerate(costs) if set(own.heads) == {math.inf}]
     for j in (*nowhere, *refused):
@@ -105,84 +98,62 @@ def _headless(costs: Sequence[Costs], refused: Mapping[int, ConfigError]) -> Con
     return ConfigError("pipeline.stages", len(costs), allowed)
 
 
-def _limit(
-    config: Config, data: DataInfo, traced: TracedNetwork, rows: int | None, stages: int
-) -> Limit | None:
-    """`pipeline.memory_limit`, where there is one and it is looked at."""
-    size = config.pipeline.memory_bytes
-    if size is None or rows is None:
-        return None
-    needs = memory_needs(config, data, traced, rows, stages)
-    return Limit(size, tuple(needs), own=any(config.per_stage))
-
-
 def network_costs(
-    config: Config,
-    data: DataInfo,
-    traced: TracedNetwork,
-    work: SegmentFlops,
-    stages: int,
-    refused: dict[int, ConfigError] | None = None,
-) -> list[Costs]:
-    """Of stage j, with the settings that it has, wherever the network is cut: every segment and
-    the head of every cut, in FLOPs a sample or in seconds a step.
+    problem: CutProblem, refused: dict[int, ConfigError] | None = None
+) -> list[SegmentCosts]:
+    """Costs of stage j, with its own settings, for every cut: FLOPs a sample, or seconds a step.
 
     Args:
-        traced: on meta.
-        work: of its segments.
-        stages: K.
-        refused: gets, by stage, what is wrong with a head of it that cannot be; such a cut costs
-            infinitely much.
+        refused: gets, by stage, the reason why a head cannot be built at some cut; the cost of
+            that cut is infinite.
 
     Raises:
         ConfigError: `cost=time` without `times`.
     """
-    if config.pipeline.cost == "time":
-        return timed_costs(config, stages, work.shapes)
-    known: dict[str, tuple[Costs, list[ConfigError]]] = {}
+    if problem.config.pipeline.cost == "time":
+        return timed_costs(problem.config, problem.method, problem.stages, problem.shapes)
+    known: dict[str, tuple[SegmentCosts, list[ConfigError]]] = {}
     result = []
-    for j in range(stages):
-        head, item_bytes = _head_of(config, j, stages), config.stage(j).precision.item_bytes
+    for j in range(problem.stages):
+        head, item_bytes = problem.head_of(j), problem.item_bytes(j)
         kind = f"{head} {item_bytes}"
         if kind not in known:
             errors: list[ConfigError] = []
-            head_at = _heads(config, head, data, traced, meta=True, refused=errors)
-            costs = flop_costs(work, head_at, item_bytes)
-            known[kind] = method_costs(config, costs), errors
-        result.append(known[kind][0])
-        if refused is not None and known[kind][1]:
-            refused[j] = known[kind][1][0]
+            auxiliary_at = problem.auxiliary_at(head, refused=errors)
+            costs = flop_costs(problem.flops, auxiliary_at, item_bytes)
+            known[kind] = method_costs(problem.method, costs), errors
+        costs, errors = known[kind]
+        result.append(costs)
+        if refused is not None and errors:
+            refused[j] = errors[0]
     return result
 
 
-def _head_of(config: Config, j: int, stages: int) -> HeadConfig | PluginConfig:
-    """Of stage `j`; the last has none: as if it were that of the stage below it."""
-    return config.stage(min(j, max(stages - 2, 0))).head
-
-
-def timed_costs(config: Config, stages: int, shapes: Sequence[Shape] = ()) -> list[Costs]:
-    """Seconds a step of stage j, as `pipeline.times` has them.
+def timed_costs(
+    config: Config, method: StageMethod, stages: int, shapes: Sequence[Shape] = ()
+) -> list[SegmentCosts]:
+    """Seconds a step of stage j, from `pipeline.times`.
 
     Args:
         stages: K.
-        shapes: of a row at the entrance of every segment, for what crosses the links.
+        shapes: of a row of the input of every segment, for the bytes on the links.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: `pipeline.times` is null.
     """
     if config.pipeline.times is None:
         allowed = "flops, where nothing can be measured"
         raise ConfigError("pipeline.cost", "time without pipeline.times", allowed)
     result = []
     for j in range(stages):
-        links = link_bytes(shapes, config.stage(j).precision.item_bytes)
+        links = link_bytes(shapes, PRECISIONS[config.stage(j).precision.name].item_bytes)
         costs = measured_costs(config.pipeline.times_of(j), links)
-        result.append(method_costs(config, costs))
+        result.append(method_costs(method, costs))
     return result
 
 
 def _check_times(pipeline: PipelineConfig, count: int, stages: int) -> None:
-    """Refuses those of another number of stages, or of a network without `count` segments."""
+    """Refuses times for another number of stages, or for a network without `count` segments."""
     times, hint = pipeline.times, "null: they are measured"
     if isinstance(times, list) and len(times) != stages:
         allowed = f"{stages} entries, one a stage, or one for all"
@@ -195,132 +166,53 @@ def _check_times(pipeline: PipelineConfig, count: int, stages: int) -> None:
             raise ConfigError(key, counts, f"{wanted} of this network", hint)
 
 
-def method_costs(config: Config, costs: Costs) -> Costs:
-    """`costs` as the method of `config` has them."""
-    return costs if config.method.local else costs.without_heads()
+def method_costs(method: StageMethod, costs: SegmentCosts) -> SegmentCosts:
+    """`costs` of local learning, changed to those of `method`."""
+    return costs.without_heads() if method.flows_back else costs
 
 
-def measured_costs(times: Mapping[str, Sequence[float]], links: Sequence[int] = ()) -> Costs:
-    """Costs of the form of `pipeline.times`, in seconds a step."""
-    return Costs(links=tuple(links), **{key: tuple(values) for key, values in times.items()})
+def measured_costs(times: Mapping[str, Sequence[float]], links: Sequence[int] = ()) -> SegmentCosts:
+    """Costs in seconds a step.
+
+    Args:
+        times: as `pipeline.times` has them.
+        links: bytes of a row that cross each cut.
+    """
+    return SegmentCosts(links=tuple(links), **{key: tuple(one) for key, one in times.items()})
 
 
 def measure_times(
-    config: Config, data: DataInfo, device: Device, threads_: int, rows: int, stages: int
+    config: Config,
+    method: StageMethod,
+    data: DataInfo,
+    device: Device,
+    threads: int,
+    rows: int,
+    stages: int,
 ) -> list[Times]:
-    """Builds the network of `config` for real and times its segments on `device`, with the
-    settings of stage j; of each kind once."""
-    keep_freed_memory()  # as the processes of the run do
-    with building(False, derive(config.seed, "network")):
-        network = build_network(config.model, data.channels, len(data.classes), data.height)
-    traced = trace(network)
-    shape = (data.channels, data.height, data.width)
-    known: dict[str, Times] = {}
-    result = []
-    with threads(threads_):
-        for j in range(stages):
-            own, head = config.stage(j), _head_of(config, j, stages)
-            # How long a step takes does not depend on its learning rate; clipping is not measured.
-            optimizer = dataclasses.replace(own.optimizer, lr=1.0, clip=None)
-            kind = f"{head if config.method.local else ''} {optimizer} {own.precision}"
-            if kind not in known:
-                head_at = _heads(config, head, data, traced, meta=False)
-                known[kind] = measure(traced, shape, head_at, own, device, rows)
-            result.append(known[kind])
-    return result
-
-
-def memory_needs(
-    config: Config, data: DataInfo, traced: TracedNetwork, rows: int, stages: int
-) -> list[Needs]:
-    """Of stage j, wherever the network is cut, with the settings that it has.
+    """Builds the network of `config` with its weights and times its segments on `device`, for
+    stage j with its own settings. Equal settings are measured once.
 
     Args:
-        traced: on meta.
+        threads: CPU threads.
         rows: of a step on one replica.
         stages: K.
     """
-    shapes = entrances(data, traced)
-    segments = segment_pieces([traced.piece(at) for at in range(len(shapes))], shapes[0])
-    heads = _stage_heads(config, data, traced, shapes, stages)
+    keep_freed_memory()  # as the processes of a run do
+    with building(False, derive(config.seed, "network")):
+        network = build_network(config.model, data.channels, len(data.classes), data.height)
+    problem = CutProblem(config, method, data, trace(network), stages)
+    known: dict[str, Times] = {}
     result = []
-    for j in range(stages):
-        own = config.stage(j)
-        item_bytes = own.precision.item_bytes
-        result.append(
-            Needs(
-                segments=segments,
-                heads=heads[j],
-                links=link_bytes(shapes, item_bytes),
-                state=optimizer_state(own.optimizer),
-                rows=rows,
-                received=_received(config, j) / item_bytes,
-                sent=config.method.sends(j, config.pipeline.depth) if j < stages - 1 else 0,
-                item_bytes=item_bytes,
-                held=config.method.held(j, stages),
-            )
-        )
+    with cpu_threads(threads):
+        for j in range(stages):
+            own, head = config.stage(j), problem.head_of(j)
+            # The duration of a step does not depend on its learning rate; clipping is not measured.
+            optimizer = dataclasses.replace(own.optimizer, lr=1.0, clip=None)
+            kind = f"{'' if method.flows_back else head} {optimizer} {own.precision}"
+            if kind not in known:
+                auxiliary_at = problem.auxiliary_at(head, meta=False)
+                shape = problem.image_shape
+                known[kind] = measure(problem.traced, shape, auxiliary_at, own, device, rows)
+            result.append(known[kind])
     return result
-
-
-def _received(config: Config, j: int) -> int:
-    """Bytes of the memory for what comes to stage `j`, for each number of a row."""
-    if j == 0:
-        return 0
-    item_bytes = config.stage(j - 1).precision.item_bytes
-    return config.method.receives(j - 1, config.pipeline.depth, item_bytes, item_bytes)
-
-
-def _stage_heads(
-    config: Config, data: DataInfo, traced: TracedNetwork, shapes: Sequence[Shape], stages: int
-) -> list[tuple[Piece, ...]]:
-    """The heads of all cuts, of the kind of stage j; of each kind looked at once."""
-    wanted = [config.stage(j).head for j in range(stages)]
-    known: dict[str, tuple[Piece, ...]] = {}
-    for head in wanted:
-        if repr(head) not in known:
-            head_at = _heads(config, head, data, traced, meta=True)
-            modules = [head_at(at, shape) for at, shape in enumerate(shapes) if at]
-            known[repr(head)] = head_pieces(modules, shapes[1:])
-    return [known[repr(head)] for head in wanted]
-
-
-def entrances(data: DataInfo, traced: TracedNetwork) -> list[Shape]:
-    """Shape of a row at the entrance of every segment."""
-    shape = (data.channels, data.height, data.width)
-    return [shape, *(one[1:] for one in propagate_shapes(traced, (2, *shape))[:-1])]
-
-
-def _heads(
-    config: Config,
-    wanted: HeadConfig | PluginConfig,
-    data: DataInfo,
-    traced: TracedNetwork,
-    meta: bool,
-    refused: list[ConfigError] | None = None,
-) -> HeadAt:
-    """The head `wanted` for the cut in front of a segment, where there can be one."""
-    if not config.method.local:
-        return lambda _segment, _row: nn.Identity()
-    classes = len(data.classes)
-
-    @functools.cache
-    def head_for(features: Features) -> nn.Module | None:
-        try:
-            with building(True, 0):
-                head = head_on(wanted, features, classes)
-            if isinstance(wanted, PluginConfig):
-                check_head(head, features.shape, classes)
-            if not meta:
-                with building(False, 0):
-                    head = head_on(wanted, features, classes)
-        except ConfigError as error:
-            if refused is not None:
-                refused.append(error)
-            return None
-        return head
-
-    starts = traced.starts
-    return lambda segment, row: head_for(
-        Features(row, channels_at(traced.operations, starts[segment], row))
-    )

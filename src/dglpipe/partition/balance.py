@@ -1,8 +1,8 @@
-"""The contiguous cut whose slowest stage is fastest. Pure; exact, by dynamic programming.
+"""The cut whose slowest stage is fastest: exact, by dynamic programming; pure functions.
 
-Cost of a stage of segments a..b-1: what its segments cost in forward and backward, less the
-gradient of its input, which nobody asks for, and its head, which reads what crosses the cut
-in front of segment b (the last stage has none).
+Cost of a stage of segments a..b-1: forward and backward of its segments, minus the gradient of
+the input of segment a, which local learning does not compute, plus the auxiliary modules that
+read the output of segment b-1. The last stage has no auxiliary modules.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 Fits = Callable[[int, int, int], bool]
-"""Whether stage j of a cut may have segments first..end-1: (j, first, end)."""
+"""(j, first, end) -> whether stage j may consist of segments first..end-1."""
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
-    """What the pieces of a network cost a sample, in FLOPs or in seconds.
+class SegmentCosts:
+    """Costs of the segments of a network: FLOPs a sample, or seconds a step.
 
     Attributes:
-        segments: forward and backward of every segment, the gradient of its input included.
-        input_gradients: that gradient alone.
-        heads: of the cut in front of each segment but segment 0, the head that reads there.
-        links: of the same cuts, the bytes that cross.
+        segments: forward and backward of every segment, with the gradient of its input.
+        input_gradients: the gradient of the input of every segment alone.
+        heads: the auxiliary modules of the cut in front of every segment but segment 0;
+            infinite where no cut is possible.
+        links: bytes of a row that cross the same cuts.
     """
 
     segments: tuple[float, ...]
@@ -32,26 +33,28 @@ class Costs:
     heads: tuple[float, ...]
     links: tuple[int, ...]
 
-    def without_heads(self) -> Costs:
-        """The same of backprop: no heads, and only the images need no gradient."""
+    def without_heads(self) -> SegmentCosts:
+        """Costs of backprop: no heads, and every gradient but that of the images."""
         nothing = (0.0,) * len(self.heads)
-        return Costs(self.segments, (self.input_gradients[0], *nothing), nothing, self.links)
+        gradients = (self.input_gradients[0], *nothing)
+        return SegmentCosts(self.segments, gradients, nothing, self.links)
 
     def stage(self, first: int, end: int) -> float:
-        """A stage of segments `first` to `end` - 1, with its head."""
+        """Cost of a stage of segments `first` to `end` - 1 with its auxiliary modules."""
         head = self.heads[end - 1] if end < len(self.segments) else 0
         return math.fsum(self.segments[first:end]) - self.input_gradients[first] + head
 
     def stages(self, bounds: Sequence[int]) -> list[float]:
-        """Every stage of a cut, all with these costs."""
+        """Costs of all stages of a cut if every stage has these costs."""
         return stage_costs([self] * len(bounds), bounds)
 
 
-def stage_costs(costs: Sequence[Costs], bounds: Sequence[int]) -> list[float]:
-    """Every stage of a cut.
+def stage_costs(costs: Sequence[SegmentCosts], bounds: Sequence[int]) -> list[float]:
+    """Cost of every stage of a cut.
 
     Args:
-        costs: of stage j, by j.
+        costs: entry j for stage j.
+        bounds: first segment of every stage.
     """
     spans = itertools.pairwise([*bounds, len(costs[0].segments)])
     return [one.stage(*span) for one, span in zip(costs, spans, strict=True)]
@@ -61,24 +64,25 @@ def _anything(_stage: int, _first: int, _end: int) -> bool:
     return True
 
 
-def balanced(costs: Sequence[Costs], fits: Fits = _anything) -> list[int] | None:
-    """First segment of every stage of the best cut; of equally good ones, that with the
-    fewest bytes on its links.
+def balanced(costs: Sequence[SegmentCosts], fits: Fits = _anything) -> list[int] | None:
+    """First segment of every stage of the best cut. Among equally good cuts the one with the
+    fewest bytes on its links wins.
 
     Args:
-        costs: of stage j, by j; at most as many stages as there are segments.
-        fits: which segments each stage may have.
+        costs: entry j for stage j; at most as many stages as segments.
+        fits: which segments each stage may consist of.
 
     Returns:
         None if no cut fits.
     """
     count = len(costs[0].segments)
     spans = _spans(count, len(costs), fits)
-    # Many stages have the same costs.
+    # Stages often share their costs: compute the table of each kind once.
     every = set().union(*spans)
     known = {own: {span: own.stage(*span) for span in every} for own in set(costs)}
-    works = [known[own] for own in costs]
-    tables = [{span: work[span] for span in may} for work, may in zip(works, spans, strict=True)]
+    tables = [
+        {span: known[own][span] for span in may} for own, may in zip(costs, spans, strict=True)
+    ]
     slowest = _best(tables, count, max)
     if slowest is None:
         return None
@@ -102,9 +106,9 @@ def least(
     """First segment of every stage of the cut whose largest value is smallest.
 
     Args:
-        values: of stage j of segments first..end-1, by (j, first, end).
-        count: segments.
-        may: which segments each stage may have; some cut must be left.
+        values: (j, first, end) -> value of stage j of segments first..end-1.
+        count: number of segments.
+        may: which segments each stage may consist of; must allow at least one cut.
     """
     spans = _spans(count, stages, may)
     tables = [{span: values(j, *span) for span in own} for j, own in enumerate(spans)]
@@ -114,7 +118,7 @@ def least(
 
 
 def _spans(count: int, stages: int, fits: Fits) -> list[list[tuple[int, int]]]:
-    """Those that each stage may have."""
+    """Spans (first, end) that each stage may have."""
     spans = list(itertools.combinations(range(count + 1), 2))
     return [[span for span in spans if fits(j, *span)] for j in range(stages)]
 
@@ -124,7 +128,7 @@ def _best(
     count: int,
     join: Callable[[float, float], float],
 ) -> list[tuple[int, int]] | None:
-    """The chain of spans, one of each table, from 0 to `count` with the smallest joined value."""
+    """The chain of spans from 0 to `count`, one from each table, with the smallest joined value."""
     best: dict[int, tuple[float, list[tuple[int, int]]]] = {0: (0, [])}
     for table in tables:
         following: dict[int, tuple[float, list[tuple[int, int]]]] = {}

@@ -1,4 +1,4 @@
-"""What a run will take, stage by stage, known before it starts."""
+"""FLOPs, memory and traffic of every stage, before the run starts."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dglpipe.partition.flops import saved_bytes
-from dglpipe.partition.memory import optimizer_state
-from dglpipe.partition.pipeline_spec import PipelineSpec
+from dglpipe.partition.memory import MemoryNeeds
+from dglpipe.partition.staged_network import StagedNetwork
 
 
 @dataclass(frozen=True, slots=True)
 class StageEstimate:
-    """One stage with its head.
+    """One stage with its auxiliary modules.
 
     Attributes:
         segments: names.
-        parameters: of the segments; `head_parameters` of the head.
-        flops_per_sample: forward and backward, head included; `head_flops_per_sample` is the
-            head's part. A multiply-add is 2.
+        parameters: of the segments.
+        head_parameters: of the auxiliary modules.
+        flops_per_sample: forward and backward, auxiliary modules included; a multiply-add is 2.
+        head_flops_per_sample: the part of the auxiliary modules.
         output_shape: of a row on the link; None for the last stage.
-        link_bytes_per_sample: of such a row; 0 for the last stage.
+        link_bytes_per_sample: bytes of such a row; 0 for the last stage.
         seconds_per_step: as measured; None where the cost is FLOPs.
-        weight_bytes: of parameters, their gradients and buffers.
-        optimizer_bytes: of its state.
-        activation_bytes: what a step keeps for backward, and the buffers of the links.
-        buffer_bytes: those of the links alone, a replay buffer among them.
+        weight_bytes: parameters, their gradients, and buffers of modules.
+        optimizer_bytes: state of the optimizer.
+        activation_bytes: tensors that a step saves for backward, and buffers of the links.
+        buffer_bytes: buffers of the links alone, stored batches included.
     """
 
     stage: int
@@ -46,63 +46,49 @@ class StageEstimate:
 
     @property
     def memory_bytes(self) -> int:
-        """All three; a process starts at some hundred megabytes of libraries besides."""
+        """Bytes of the stage; a process needs some hundred megabytes of libraries in addition."""
         return self.weight_bytes + self.optimizer_bytes + self.activation_bytes
 
 
 def estimate(
-    spec: PipelineSpec, rows: int, seconds: Sequence[float] | None = None
+    network: StagedNetwork, rows: int, seconds: Sequence[float] | None = None
 ) -> list[StageEstimate]:
-    """Every stage.
+    """Estimates every stage.
 
     Args:
-        spec: drawn on meta.
+        network: built on meta.
         rows: of a step on one replica.
-        seconds: of a step, by stage, where they have been measured.
+        seconds: of a step, by stage, where they were measured.
     """
+    needs = network.require_problem().memory_needs(rows)
     return [
-        _stage(spec, j, rows, None if seconds is None else seconds[j])
-        for j in range(len(spec.modules))
+        _estimate_stage(network, j, needs[j], None if seconds is None else seconds[j])
+        for j in range(network.spec.stages)
     ]
 
 
-def _stage(spec: PipelineSpec, j: int, rows: int, seconds: float | None) -> StageEstimate:
-    last = j == len(spec.modules) - 1
-    learner = spec.learner(j)
-    own, head = _count(learner.segments), _count(learner.head) if learner.head else 0
-    shape = spec.input_shape(j)
-    whole = nn.Sequential(learner.segments, *filter(None, [learner.head]))
-    head_flops = spec.head_flops(j, learner.head)
-    item_bytes = spec.config.stage(j).precision.item_bytes
-    buffers = _buffers(spec, j)
-    activations = saved_bytes(whole, shape) * item_bytes // 4
-    held = spec.config.method.held(j, len(spec.modules))
+def _estimate_stage(
+    network: StagedNetwork, j: int, needs: MemoryNeeds, seconds: float | None
+) -> StageEstimate:
+    spec = network.spec
+    is_last = j == spec.stages - 1
+    memory = needs.stage(*spec.span(j))
+    auxiliary_flops = network.auxiliary_flops(j)
     return StageEstimate(
         stage=j,
         segments=spec.segments[j],
-        parameters=own,
-        head_parameters=head,
-        flops_per_sample=spec.own_flops(j) + head_flops,
-        head_flops_per_sample=head_flops,
-        output_shape=None if last else spec.fields[j].shape,
-        link_bytes_per_sample=0 if last else spec.fields[j].row_bytes,
+        parameters=_count(network.modules[j]),
+        head_parameters=sum(map(_count, network.auxiliary(j).values())),
+        flops_per_sample=network.segment_flops(j) + auxiliary_flops,
+        head_flops_per_sample=auxiliary_flops,
+        output_shape=None if is_last else spec.fields[j].shape,
+        link_bytes_per_sample=spec.row_bytes(j),
         seconds_per_step=seconds,
-        weight_bytes=2 * 4 * (own + head) + sum(b.nbytes for b in whole.buffers()),
-        optimizer_bytes=4 * (own + head) * optimizer_state(spec.config.stage(j).optimizer),
-        activation_bytes=int(rows * activations * held) + rows * buffers,
-        buffer_bytes=rows * buffers,
+        weight_bytes=memory.weights,
+        optimizer_bytes=memory.optimizer,
+        activation_bytes=memory.activations + memory.buffers,
+        buffer_bytes=memory.buffers,
     )
-
-
-def _buffers(spec: PipelineSpec, j: int) -> int:
-    """Bytes a sample of what a stage has received and has yet to send."""
-    method, depth, bytes_ = spec.config.method, spec.config.pipeline.depth, 0
-    if j:
-        below = spec.fields[j - 1]
-        bytes_ = method.receives(j - 1, depth, below.row_bytes, below.dtype.itemsize)
-    if j < len(spec.fields):
-        bytes_ += method.sends(j, depth) * spec.fields[j].row_bytes
-    return bytes_
 
 
 def _count(module: nn.Module) -> int:

@@ -1,163 +1,240 @@
-"""What a stage of any cut needs in memory, and whether that is within a limit."""
+"""Memory of a stage of any cut, and the limit `pipeline.memory_limit`."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from dglpipe.config import OptimizerConfig, SgdConfig
 from dglpipe.errors import ConfigError
 from dglpipe.partition.balance import Fits, least
-from dglpipe.partition.flops import Kept, kept_bytes
+from dglpipe.partition.saved_tensors import SavedBytes, saved_bytes
+from dglpipe.partition.segments import TracedNetwork, tensors_by_key
+from dglpipe.pipeline.link import LinkBuffers
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A segment, or a head, with its own memory in bytes.
+class StageMemory(NamedTuple):
+    """Bytes of one stage. A process needs some hundred megabytes of libraries in addition.
 
     Attributes:
-        weights: parameters in full precision.
-        buffers: of the modules.
-        kept: a sample's tensors from forward to backward.
+        weights: parameters, their gradients, and buffers of modules.
+        optimizer: state of the optimizer.
+        activations: tensors that autograd saves from forward to backward.
+        buffers: message slots of the links, and stored batches.
     """
 
     weights: int
+    optimizer: int
+    activations: int
     buffers: int
-    kept: Kept
 
-
-@dataclass(frozen=True)
-class Needs:
-    """The memory of every stage that a network can be cut into, all with the same settings.
-
-    Attributes:
-        segments: in order.
-        heads: of the cut in front of each segment but segment 0.
-        links: of the same cuts, the bytes of a row that go up.
-        state: numbers that the optimizer keeps for each weight.
-        rows: of a step on one replica.
-        received: messages, of the bytes of `links`, for what comes; `sent` for what goes.
-        item_bytes: of one number of an activation, 4 in full precision.
-        held: share of a batch whose activations are kept at a time.
-    """
-
-    segments: tuple[Piece, ...]
-    heads: tuple[Piece, ...]
-    links: tuple[int, ...]
-    state: int
-    rows: int
-    received: float
-    sent: int
-    item_bytes: int
-    held: Fraction = Fraction(1)
-
-    def stage(self, first: int, end: int) -> int:
-        """Bytes of a stage of segments `first` to `end` - 1, with its head and the buffers of
-        its links; a process starts at some hundred megabytes of libraries besides."""
-        fixed = self._fixed[end] - self._fixed[first]
-        kept = self._kept[end] - self._kept[first] - self.segments[first].kept.input
-        if end < len(self.segments):
-            head = self.heads[end - 1]
-            fixed += self._own(head)
-            kept += head.kept.own - (head.kept.input if self.segments[end - 1].kept.output else 0)
-        activations = int(self.rows * (kept * self.item_bytes // 4) * self.held)
-        return fixed + activations + self.rows * self.buffers(first, end)
-
-    def _own(self, piece: Piece) -> int:
-        """Bytes of weights, their gradients, the optimizer's state and buffers."""
-        return piece.weights * (2 + self.state) + piece.buffers
-
-    @functools.cached_property
-    def _fixed(self) -> list[int]:
-        """Of the segments below each: there are many more stages than segments."""
-        return [0, *itertools.accumulate(map(self._own, self.segments))]
-
-    @functools.cached_property
-    def _kept(self) -> list[int]:
-        return [0, *itertools.accumulate(one.kept.own for one in self.segments)]
-
-    def buffers(self, first: int, end: int) -> int:
-        """Bytes a row of the buffers of the links of a stage, a replay buffer among them."""
-        received = int(self.links[first - 1] * self.received) if first else 0
-        return received + (self.links[end - 1] * self.sent if end < len(self.segments) else 0)
+    @property
+    def total(self) -> int:
+        return sum(self)
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
-    """What the stages of a run may need, each with the settings that it has.
+class PieceMemory:
+    """Bytes of a segment, or of the auxiliary modules of one cut.
+
+    Attributes:
+        parameters: in fp32.
+        buffers: of its modules.
+        saved: for backward, a sample.
+    """
+
+    parameters: int
+    buffers: int
+    saved: SavedBytes
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkMemory:
+    """Bytes of all segments of a network.
+
+    Attributes:
+        segments: in order. A parameter that several segments use counts in the first of them.
+        constants: tensors that are not part of the `state_dict` and that several segments use:
+            bytes and segments. Each stage has its own copy.
+    """
+
+    segments: tuple[PieceMemory, ...]
+    constants: tuple[tuple[int, frozenset[int]], ...] = ()
+
+
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """Memory of stage j, for every span of segments that it may consist of.
+
+    Attributes:
+        network: its segments.
+        auxiliary: the modules of the cut in front of a segment.
+        elements: numbers of a row that crosses the cut in front of each segment but segment 0.
+        optimizer_state: numbers that the optimizer keeps for each weight.
+        rows: of a step on one replica.
+        item_bytes: bytes of one number of an activation, 4 in fp32.
+        below: item bytes and buffers of the link from stage j - 1; None for stage 0.
+        above: buffers of the link to stage j + 1; None for the last stage.
+        share: share of a batch whose activations the stage keeps at a time.
+    """
+
+    network: NetworkMemory
+    auxiliary: Callable[[int], PieceMemory]
+    elements: tuple[int, ...]
+    optimizer_state: int
+    rows: int
+    item_bytes: int
+    below: tuple[int, LinkBuffers] | None
+    above: LinkBuffers | None
+    share: Fraction = Fraction(1)
+
+    def stage(self, first: int, end: int) -> StageMemory:
+        """Memory of a stage of segments `first` to `end` - 1 with its auxiliary modules."""
+        segments = self.network.segments
+        parameters = self._parameters[end] - self._parameters[first]
+        buffers = self._buffers[end] - self._buffers[first]
+        for size, users in self.network.constants:
+            buffers += size * any(first <= at < end for at in users)
+        saved = self._saved[end] - self._saved[first] - segments[first].saved.input
+        if end < len(segments):
+            auxiliary = self.auxiliary(end)
+            parameters += auxiliary.parameters
+            buffers += auxiliary.buffers
+            # Counted once where both the segment and an auxiliary module save the features.
+            twice = auxiliary.saved.input if segments[end - 1].saved.output else 0
+            saved += auxiliary.saved.own - twice
+        return StageMemory(
+            weights=2 * parameters + buffers,
+            optimizer=self.optimizer_state * parameters,
+            activations=int(self.rows * (saved * self.item_bytes // 4) * self.share),
+            buffers=self.rows * self.link_row_bytes(first, end),
+        )
+
+    @functools.cached_property
+    def _parameters(self) -> list[int]:
+        return _prefix_sums(one.parameters for one in self.network.segments)
+
+    @functools.cached_property
+    def _buffers(self) -> list[int]:
+        return _prefix_sums(one.buffers for one in self.network.segments)
+
+    @functools.cached_property
+    def _saved(self) -> list[int]:
+        return _prefix_sums(one.saved.own for one in self.network.segments)
+
+    def link_row_bytes(self, first: int, end: int) -> int:
+        """Bytes a row of the buffers of both links of a stage."""
+        total = 0
+        if first and self.below is not None:
+            item_bytes, buffers = self.below
+            row_bytes = self.elements[first - 1] * item_bytes
+            total += buffers.receiver_bytes(row_bytes, item_bytes)
+        if end < len(self.network.segments) and self.above is not None:
+            total += self.above.sender_bytes(self.elements[end - 1] * self.item_bytes)
+        return total
+
+
+def _prefix_sums(sizes: Iterable[int]) -> list[int]:
+    return [0, *itertools.accumulate(sizes)]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """`pipeline.memory_limit` for the stages of a run.
 
     Attributes:
         size: bytes that no stage may exceed.
-        stages: the needs of stage j, wherever it is cut.
-        own: whether stages have settings of their own.
+        stages: entry j for stage j.
+        per_stage: whether stages have settings of their own.
     """
 
     size: int
-    stages: tuple[Needs, ...]
-    own: bool
+    stages: tuple[MemoryNeeds, ...]
+    per_stage: bool
 
     def fits(self, j: int, first: int, end: int) -> bool:
-        """Whether stage `j` may have segments `first` to `end` - 1."""
-        return self._need(j, first, end) <= self.size
+        """Whether stage `j` may consist of segments `first` to `end` - 1."""
+        return self._total(j, first, end) <= self.size
 
-    def _need(self, j: int, first: int, end: int) -> int:
-        return self.stages[j].stage(first, end)
+    def _total(self, j: int, first: int, end: int) -> int:
+        return self.stages[j].stage(first, end).total
 
     def check(self, bounds: Sequence[int], hint: str = "") -> None:
-        """Raises ConfigError, with by how much, if a stage needs more."""
-        spans = list(itertools.pairwise([*bounds, len(self.stages[0].segments)]))
-        needs = [self._need(j, *span) for j, span in enumerate(spans)]
-        largest = max(range(len(needs)), key=needs.__getitem__)
-        if needs[largest] <= self.size:
+        """Raises ConfigError, which names the excess, if a stage needs more than the limit."""
+        count = len(self.stages[0].network.segments)
+        spans = list(itertools.pairwise([*bounds, count]))
+        needs = [own.stage(*span) for own, span in zip(self.stages, spans, strict=True)]
+        largest = max(range(len(needs)), key=lambda j: needs[j].total)
+        need, (first, end) = needs[largest], spans[largest]
+        if need.total <= self.size:
             return
-        (first, end), stage = spans[largest], self.stages[largest]
-        over = f"{show(needs[largest] - self.size)} more than the limit"
-        links = f"{show(stage.rows * stage.buffers(first, end))} of it for what comes and goes"
-        settings = ", as per_stage has it" if self.own else ""
+        over = f"{show(need.total - self.size)} more than the limit"
+        links = f"{show(need.buffers)} of it for the buffers of its links"
+        settings = ", as per_stage has it" if self.per_stage else ""
         who = f"Stage {largest} (segments {first} to {end - 1})"
-        story = f"{who} needs {show(needs[largest])}{settings}, {links}, {over}. {hint}"
-        allowed = f"at least {needs[largest]} bytes for this cut"
+        story = f"{who} needs {show(need.total)}{settings}, {links}, {over}. {hint}"
+        allowed = f"at least {need.total} bytes for this cut"
         raise ConfigError("pipeline.memory_limit", self.size, allowed, story.strip())
 
     def nearest(self, may: Fits) -> list[int]:
-        """The cut whose largest stage is smallest, of stages that there may be."""
-        return least(self._need, len(self.stages[0].segments), len(self.stages), may)
+        """The cut whose largest stage is smallest.
+
+        Args:
+            may: which segments each stage may consist of.
+        """
+        count = len(self.stages[0].network.segments)
+        return least(self._total, count, len(self.stages), may)
 
 
-def segment_pieces(modules: Sequence[nn.Module], shape: Sequence[int]) -> tuple[Piece, ...]:
-    """The segments of a network on meta.
+def network_memory(traced: TracedNetwork, shape: Sequence[int]) -> NetworkMemory:
+    """Memory of the segments of a network on meta.
 
     Args:
         shape: of a row of the images.
     """
-    kept = kept_bytes(modules, shape)
-    return tuple(_piece(module, own) for module, own in zip(modules, kept, strict=True))
+    pieces = [traced.piece(at) for at in range(len(traced.segments))]
+    named = [one for one in tensors_by_key(traced.network).values() if isinstance(one, Tensor)]
+    state = {id(tensor) for tensor in named}
+    users: dict[int, tuple[Tensor, set[int]]] = {}
+    for at, piece in enumerate(pieces):
+        for tensor in itertools.chain(piece.parameters(), piece.buffers()):
+            users.setdefault(id(tensor), (tensor, set()))[1].add(at)
+    for tensor in named:  # the last stage owns what no segment uses
+        users.setdefault(id(tensor), (tensor, {len(pieces) - 1}))
+    parameters, buffers = [0] * len(pieces), [0] * len(pieces)
+    constants = []
+    for key, (tensor, segments) in users.items():
+        if isinstance(tensor, nn.Parameter):
+            parameters[min(segments)] += 4 * tensor.numel()
+        elif key in state or len(segments) == 1:
+            buffers[min(segments)] += tensor.nbytes
+        else:
+            constants.append((tensor.nbytes, frozenset(segments)))
+    saved = saved_bytes(pieces, shape)
+    segments_ = map(PieceMemory, parameters, buffers, saved)
+    return NetworkMemory(tuple(segments_), tuple(constants))
 
 
-def head_pieces(
-    heads: Sequence[nn.Module | None], shapes: Sequence[Sequence[int]]
-) -> tuple[Piece, ...]:
-    """The heads of the cut in front of each segment but the first, on meta.
+def auxiliary_memory(modules: Sequence[nn.Module], shape: Sequence[int]) -> PieceMemory:
+    """Memory of the auxiliary modules of a cut, on meta.
 
     Args:
-        heads: None: there can be none.
-        shapes: of a row of what each reads.
+        shape: of a row of the features that each of them reads.
     """
-    pieces = []
-    for head, shape in zip(heads, shapes, strict=True):
-        module = head or nn.Identity()
-        pieces.append(_piece(module, kept_bytes([module], shape, input_gradient=True)[0]))
-    return tuple(pieces)
-
-
-def _piece(module: nn.Module, kept: Kept) -> Piece:
-    weights = sum(parameter.numel() for parameter in module.parameters())
-    return Piece(4 * weights, sum(buffer.nbytes for buffer in module.buffers()), kept)
+    saved = [saved_bytes([one], shape, input_gradient=True)[0] for one in modules]
+    features = max((one.input for one in saved), default=0)  # all save the same tensor
+    whole = nn.ModuleList(modules)
+    return PieceMemory(
+        parameters=4 * sum(parameter.numel() for parameter in whole.parameters()),
+        buffers=sum(buffer.nbytes for buffer in whole.buffers()),
+        saved=SavedBytes(sum(one.own - one.input for one in saved) + features, features, 0),
+    )
 
 
 def optimizer_state(config: OptimizerConfig) -> int:
@@ -168,7 +245,7 @@ def optimizer_state(config: OptimizerConfig) -> int:
 
 
 def show(count: int) -> str:
-    """Bytes as people read them."""
+    """Bytes with a unit, for messages."""
     size, unit = float(count), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if size < 1024:

@@ -10,7 +10,7 @@ from dglpipe.config import Config
 from dglpipe.data import DataSet
 from dglpipe.data.batch_schedule import BatchSchedule, Phase
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.inputs import DataFeed
+from dglpipe.pipeline.inputs import DataInputs
 
 FEWEST, MOST_BATCHES = 8, 200
 ENOUGH_S = 3.0
@@ -25,7 +25,7 @@ def loading_seconds(config: Config, data: DataSet, plan: BatchSchedule) -> float
     items = (item for item in plan.items() if item.phase is Phase.TRAIN)
     device = Device(torch.device("cpu"), "gloo")
     count = min(MOST_BATCHES, plan.steps)
-    feed = DataFeed(data, plan.train, items, config.seed, device)
+    feed = DataInputs(data, plan.train, items, config.seed, device)
     times = [time.perf_counter()]
     try:
         # The first batch waits for the decoding processes to start.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dglpipe.config import StageConfig
-from dglpipe.partition.flops import HeadAt
+from dglpipe.partition.flops import AuxiliaryAt
 from dglpipe.partition.fx.signature import module_signature
 from dglpipe.partition.segments import TracedNetwork
 from dglpipe.pipeline.device import Device
@@ -22,7 +22,8 @@ ROUNDS = 5
 ENOUGH_S = 30.0
 """Seconds after which no further round is begun."""
 
-Loss = Callable[[Tensor], Tensor]
+NO_CUT = "no cut"
+"""Key of the time of a cut that cannot have its auxiliary modules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Times:
 def measure(
     traced: TracedNetwork,
     shape: Sequence[int],
-    head_at: HeadAt,
+    auxiliary_at: AuxiliaryAt,
     settings: StageConfig,
     device: Device,
     rows: int,
@@ -71,24 +72,21 @@ def measure(
         return key
 
     whole, own = [], []
-    heads: list[str | None] = []
+    heads: list[list[str]] = []
     for at, signature in enumerate(traced.signatures):
         piece = traced.piece(at)
         if at:
-            row = tuple(batch.shape[1:])
-            head = head_at(at, row)
-            if head is None:
-                heads.append(None)
-            else:
-                head.to(place).to(memory_format=torch.channels_last)
-                heads.append(task(head, module_signature(head), batch, True))
+            modules = auxiliary_at(at, tuple(batch.shape[1:]))
+            heads.append([NO_CUT] if modules is None else [])
+            for module in modules or ():
+                module.to(place).to(memory_format=torch.channels_last)
+                heads[-1].append(task(module, module_signature(module), batch, True))
         whole.append(task(piece, signature, batch, True))
         own.append(task(piece, signature, batch, False))
         with torch.no_grad(), device.autocast(settings.precision.name):
             batch = piece(batch)
     nothing = task(_Scale().to(place), "nothing", torch.ones(1, 1, device=place), True)
-    seconds: dict[str | None, float] = {None: math.inf}
-    seconds.update(_best_of_rounds(tasks))
+    seconds = {NO_CUT: math.inf, **_best_of_rounds(tasks)}
     segments = [max(0.0, seconds[key] - seconds[nothing]) for key in whole]
     segments[-1] = seconds[whole[-1]]
     return Times(
@@ -96,7 +94,7 @@ def measure(
         input_gradients=tuple(
             max(0.0, seconds[a] - seconds[b]) for a, b in zip(whole, own, strict=True)
         ),
-        heads=tuple(seconds[key] for key in heads),
+        heads=tuple(sum(seconds[key] for key in keys) for keys in heads),
     )
 
 
@@ -161,7 +159,7 @@ def _best_of_rounds(tasks: dict[str, _Task]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
+def cpu_threads(count: int) -> Iterator[None]:
     """Computes with `count` CPU threads, as the processes of the run will."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -67,8 +67,8 @@ class TracedNetwork:
     _pieces: dict[int, fx.GraphModule] = field(default_factory=dict)
 
     @property
-    def paper(self) -> torch.device:
-        """Where shapes and work are looked at: on meta, or with real numbers if it has them."""
+    def device(self) -> torch.device:
+        """Device of the parameters; meta if there are none."""
         return next((one.device for one in self.network.parameters()), torch.device("meta"))
 
     @property

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dglpipe.errors import ConfigError
-from dglpipe.models.meta import NeedsValuesError, example, looking
+from dglpipe.models.meta import NeedsValuesError, inspection, sample_batch
 from dglpipe.partition.fx.signature import float_type
 from dglpipe.partition.segments import TracedNetwork
 
@@ -45,7 +45,7 @@ def propagate_shapes(
 
 
 def _seen(traced: TracedNetwork, shape: Sequence[int], dtype: torch.dtype) -> list[tuple[int, ...]]:
-    batch = example(shape, traced.paper, dtype)
+    batch = sample_batch(shape, traced.device, dtype)
     shapes = []
     seen: dict[tuple[object, ...], Tensor] = {}
     for at, segment in enumerate(traced.segments):
@@ -56,7 +56,7 @@ def _seen(traced: TracedNetwork, shape: Sequence[int], dtype: torch.dtype) -> li
             continue
         piece = traced.piece(at)
         try:
-            with torch.no_grad(), looking(traced.paper):
+            with torch.no_grad(), inspection(traced.device):
                 output = piece(batch)
         except Exception as error:  # shape errors come as RuntimeError, ValueError, IndexError
             if batch.is_meta and "meta tensor" in str(error).lower():

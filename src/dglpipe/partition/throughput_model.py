@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 
-from dglpipe.config import BackpropConfig, MethodConfig, SequentialConfig
 from dglpipe.partition.estimate import StageEstimate
+from dglpipe.partition.stage_method import ScheduledMethod
 from dglpipe.pipeline.topology import Layout
 
 LOADER, CORES = "loader", "cores"
@@ -78,7 +78,7 @@ def predict(
     stages: Sequence[StageEstimate],
     rows: int,
     layout: Layout,
-    method: MethodConfig,
+    method: ScheduledMethod,
     loader: LoaderEstimate | None = None,
     node: Node | None = None,
 ) -> Plan:
@@ -112,10 +112,10 @@ def _longest(limits: Sequence[tuple[float, str]]) -> tuple[float, str]:
     return max(limits, key=itemgetter(0))
 
 
-def _rounds(stages: Sequence[StageEstimate], method: MethodConfig) -> list[list[float]]:
+def _rounds(stages: Sequence[StageEstimate], method: ScheduledMethod) -> list[list[float]]:
     """Work of every stage in a step: seconds, or FLOPs; of sequential learning in each round."""
     work = [stage.seconds_per_step or float(stage.flops_per_sample) for stage in stages]
-    if not isinstance(method, SequentialConfig):
+    if not method.trains_in_rounds:
         return [work]
     frozen = [one * _forward(stage) for one, stage in zip(work, stages, strict=True)]
     return [
@@ -134,7 +134,7 @@ def _forward(stage: StageEstimate) -> float:
 def _limits(
     work: Sequence[float],
     layout: Layout,
-    method: MethodConfig,
+    method: ScheduledMethod,
     loader: LoaderEstimate,
     node: Node | None,
 ) -> list[tuple[float, str]]:
@@ -143,7 +143,7 @@ def _limits(
     limits = []
     for process in range(layout.processes):
         own = layout.at(process).stages
-        learning = sum(work[j] for j in own) / _filled(layout, method)
+        learning = sum(work[j] for j in own) / method.utilization(layout)
         # Without workers the process of stage 0 makes a batch, then learns from it.
         feeding = loading if 0 in own and not workers else 0.0
         limits.append((feeding + learning, LOADER if feeding > learning else _name(own)))
@@ -170,17 +170,3 @@ def _name(stages: Sequence[int]) -> str:
     if stages[-1] - stages[0] == len(stages) - 1:
         return f"stages {stages[0]}-{stages[-1]}"
     return f"stages {', '.join(map(str, stages))}"
-
-
-def _filled(layout: Layout, method: MethodConfig) -> float:
-    """Share of a step in which the busiest process of a pipeline can work.
-
-    Local learning has no bubbles. GPipe and 1F1B: m / (m + P - 1) (Huang et al., 2019);
-    v stages a process, interleaved: m / (m + (P - 1) / v) (Narayanan et al., 2021); ZBV has
-    none where forward and both parts of backward take the same time (Qi et al., 2024).
-    """
-    if not isinstance(method, BackpropConfig) or not layout.is_pipelined:
-        return 1.0
-    each = layout.stages / layout.processes
-    idle = 0.0 if layout.placement == "v" else (layout.processes - 1) / each
-    return method.microbatches / (method.microbatches + idle)

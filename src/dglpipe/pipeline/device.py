@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dglpipe.errors import ConfigError, DeviceError
 from dglpipe.host import peak_resident_bytes
+from dglpipe.pipeline.precision import PRECISIONS
 
 _NOTHING = contextlib.nullcontext()
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,14 @@ class Device:
     def autocast(self, precision: str) -> contextlib.AbstractContextManager[object]:
         """The context of one forward. A context kept over optimizer steps would reuse stale
         casts of the weights, so open a new one each time."""
-        dtype = _AUTOCAST.get(precision)
-        return torch.autocast(self.torch_device.type, dtype=dtype) if dtype else _NOTHING
+        own = PRECISIONS[precision]
+        return torch.autocast(self.torch_device.type, own.dtype) if own.autocast else _NOTHING
 
     def scaler(self, precision: str) -> torch.amp.GradScaler | None:
         """The loss scaler that fp16 needs."""
-        return torch.amp.GradScaler(self.torch_device.type) if precision == "fp16" else None
+        return (
+            torch.amp.GradScaler(self.torch_device.type) if PRECISIONS[precision].scaled else None
+        )
 
     def seed(self, value: int) -> None:
         """Seeds this device's default generator, and no other one: `torch.manual_seed`

@@ -1,9 +1,10 @@
-"""Where the batches of a process come from: the data set, or the link from below."""
+"""Where the batches of a process come from: the data set, or the link from the stage below."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,6 +18,8 @@ from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.link import Receiver
 from dglpipe.pipeline.message import ACTIVATIONS, ENSEMBLE, LABELS
 
+NO_EXTRAS: Mapping[str, Tensor] = MappingProxyType({})
+
 
 class Arrival(NamedTuple):
     """One batch for the first stage of a process."""
@@ -28,21 +31,36 @@ class Arrival(NamedTuple):
     """(rows,), int64"""
     ensemble: Tensor | None
     """(rows, N): weighted sum of the exits below; None in training and at stage 0."""
+    extras: Mapping[str, Tensor] = NO_EXTRAS
+    """Further tensors of the message, (rows, ...) each, by their declared names."""
 
 
-class Feed(Protocol):
-    """A stream of arrivals, in the order of the stream plan."""
+class Inputs(Protocol):
+    """A stream of arrivals in the order of the batch schedule."""
 
-    def take(self) -> Arrival: ...
+    @property
+    def workers(self) -> int | None:
+        """Processes that decode images (`DataSet.workers`); None where there are none."""
+        ...
+
+    def take(self) -> Arrival:
+        """The next arrival. Its tensors may be read until the next call."""
+        ...
 
     def check(self) -> None:
-        """Raises LinkError if what came was not what was announced."""
+        """Raises LinkError if a message was not the scheduled one."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends loading."""
 
 
-class DataFeed:
-    """Feeds stage 0 with the rows of one replica."""
+class DataInputs:
+    """Feeds stage 0 with the rows of one replica.
+
+    Args:
+        size: images of the training split.
+        items: the batches to load, in order.
+    """
 
     def __init__(
         self, data: DataSet, size: int, items: Iterable[BatchItem], seed: int, device: Device
@@ -66,29 +84,44 @@ class DataFeed:
             yield Request(True, item.round_epoch, order[rows])
 
     def take(self) -> Arrival:
+        """The next batch, on the device."""
         images, labels = next(self._batches)
         item = self._pending.popleft()
         return Arrival(item, self._device.put(images), self._device.put(labels), None)
 
     def check(self) -> None:
-        """The data set announces nothing."""
+        """A data set sends no messages."""
 
     def close(self) -> None:
         self._data.close()
 
 
-class LinkFeed:
-    """Feeds the first stage of a process from the stage below."""
+class LinkInputs:
+    """Feeds the first stage of a process from the stage below.
 
-    def __init__(self, receiver: Receiver) -> None:
+    Args:
+        extras: names of the declared tensors of a message besides labels and activations.
+    """
+
+    workers: int | None = None
+
+    def __init__(self, receiver: Receiver, extras: Sequence[str] = ()) -> None:
         self._receiver = receiver
+        self._extras = tuple(extras)
 
     def take(self) -> Arrival:
+        """The next message; see `Receiver.take`."""
         item, parts = self._receiver.take()
-        return Arrival(item, parts[ACTIVATIONS], parts[LABELS], parts.get(ENSEMBLE))
+        return arrival(item, parts, self._extras)
 
     def check(self) -> None:
         self._receiver.check()
 
     def close(self) -> None:
         """The links are closed with the process group."""
+
+
+def arrival(item: BatchItem, parts: Mapping[str, Tensor], extras: Sequence[str]) -> Arrival:
+    """The arrival that a message with `parts` makes."""
+    more = {name: parts[name] for name in extras if name in parts} if extras else NO_EXTRAS
+    return Arrival(item, parts[ACTIVATIONS], parts[LABELS], parts.get(ENSEMBLE), more)

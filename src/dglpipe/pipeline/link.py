@@ -20,14 +20,50 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dglpipe.data.batch_schedule import BatchItem, Phase
 from dglpipe.errors import LinkError
-from dglpipe.pipeline.message import HEADER
-from dglpipe.pipeline.transport import MessageFormats, Slot, Transport, Work
+from dglpipe.pipeline.message import HEADER, MessageFormats
+from dglpipe.pipeline.transport import Slot, Transport, Work
+
+
+@dataclass(frozen=True, slots=True)
+class LinkBuffers:
+    """Memory of the link j -> j+1.
+
+    Attributes:
+        sender: message slots at stage j.
+        receiver: message slots at stage j + 1.
+        stored: batches that stage j + 1 keeps outside the slots.
+        stored_item_bytes: bytes of one stored number; None: as on the link.
+    """
+
+    sender: int
+    receiver: int
+    stored: int = 0
+    stored_item_bytes: int | None = None
+
+    def sender_bytes(self, row_bytes: int) -> int:
+        """Bytes a row at stage j.
+
+        Args:
+            row_bytes: bytes of a row on the link.
+        """
+        return self.sender * row_bytes
+
+    def receiver_bytes(self, row_bytes: int, item_bytes: int) -> int:
+        """Bytes a row at stage j + 1.
+
+        Args:
+            row_bytes: bytes of a row on the link.
+            item_bytes: bytes of one number on the link.
+        """
+        stored = self.stored * row_bytes * (self.stored_item_bytes or item_bytes) // item_bytes
+        return self.receiver * row_bytes + stored
 
 
 class Sender:

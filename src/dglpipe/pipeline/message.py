@@ -1,19 +1,22 @@
-"""What travels over a link: a declared set of named tensors in one buffer of bytes.
+"""A message: a declared set of named tensors in one buffer of bytes.
 
-    | header: phase, batch, rows | labels | (ensemble) | activations |
+    | header: phase, batch, rows | labels | (ensemble) | activations | (extras) |
 
 in this order, each part on a 64-byte boundary. A batch of fewer rows is a prefix of the
-buffer. Gradients are not among the parts: nothing flows back.
+buffer. The method of a run declares the tensors, with a direction each.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor
+
+from dglpipe.data.batch_schedule import Phase
 
 ALIGNMENT = 64
 HEADER = "header"
@@ -22,16 +25,32 @@ ENSEMBLE = "ensemble"
 ACTIVATIONS = "activations"
 
 
+class Direction(Enum):
+    """The direction of a message between neighbouring stages."""
+
+    UP = "up"
+    """From stage j to stage j + 1."""
+    DOWN = "down"
+    """From stage j + 1 to stage j."""
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One named tensor of a message, with a row for each sample."""
+    """One named tensor of a message, with a row for each sample.
+
+    Attributes:
+        shape: of one row.
+        strides: of one row, in elements. Rows are dense and contiguous.
+        direction: whether the tensor goes up or down the chain.
+        phases: the phases in which the tensor travels.
+    """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    """Shape of one row."""
     strides: tuple[int, ...]
-    """Strides of one row, in elements; rows are dense and lie one behind the other."""
+    direction: Direction = Direction.UP
+    phases: tuple[Phase, ...] = tuple(Phase)
 
     @property
     def row_elements(self) -> int:
@@ -61,10 +80,21 @@ class Field:
         return target.copy_(batch)
 
 
-def contiguous_field(name: str, dtype: torch.dtype, shape: Sequence[int]) -> Field:
-    """A field whose rows are laid out in the plain order of their dimensions."""
-    strides = [math.prod(shape[at + 1 :]) for at in range(len(shape))]
-    return Field(name, dtype, tuple(shape), tuple(strides))
+def contiguous_field(
+    name: str,
+    dtype: torch.dtype,
+    shape: Sequence[int],
+    direction: Direction = Direction.UP,
+    phases: Iterable[Phase] = Phase,
+) -> Field:
+    """A field whose rows are contiguous in the order of their dimensions.
+
+    Args:
+        shape: of one row.
+        phases: the phases in which the tensor travels.
+    """
+    strides = tuple(math.prod(shape[at + 1 :]) for at in range(len(shape)))
+    return Field(name, dtype, tuple(shape), strides, direction, tuple(phases))
 
 
 def recorded_field(name: str, dtype: torch.dtype, batch: Tensor) -> Field:
@@ -121,3 +151,22 @@ class MessageFormat:
 
 def _aligned(count: int) -> int:
     return -(-count // ALIGNMENT) * ALIGNMENT
+
+
+MessageFormats = Mapping[Phase, MessageFormat]
+"""The format of the messages of a link in each phase."""
+
+
+def message_formats(
+    fields: Iterable[Field], rows: Mapping[Phase, int], direction: Direction = Direction.UP
+) -> dict[Phase, MessageFormat]:
+    """The formats of the messages that carry `fields` in one direction of a link.
+
+    Args:
+        rows: of the largest batch of each phase.
+    """
+    own = [field for field in fields if field.direction is direction]
+    return {
+        phase: MessageFormat(rows[phase], tuple(one for one in own if phase in one.phases))
+        for phase in Phase
+    }

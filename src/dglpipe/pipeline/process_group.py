@@ -24,7 +24,6 @@ from dglpipe.errors import PeerLostError
 from dglpipe.pipeline.checked_transport import CheckedTransport
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.emulated_transport import EmulatedTransport
-from dglpipe.pipeline.launcher_env import world_of_launcher as world_of_launcher
 from dglpipe.pipeline.p2p import (
     PairTransport,
     first_line,

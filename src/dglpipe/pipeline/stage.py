@@ -1,22 +1,23 @@
-"""A stage: segments, head, local loss and optimizer. It knows nothing of processes.
+"""A stage: segments, auxiliary modules, local loss and optimizer. It knows nothing of processes.
 
-Takes a batch, hands its output on, learns (the paper's Algorithm 1):
+One step of stage j on a batch (Algorithm 1 of Belilovsky et al., ICML 2020):
 
     x_{j+1} = f_j(x_j; theta_j)         forward
-    hand on x_{j+1}, detached            before anything else
+    emit x_{j+1}, detached               before anything else
     loss_j = CE(head_j(x_{j+1}), y)      local loss
     one optimizer step on (theta_j, head_j)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from dglpipe.config import StageConfig
+from dglpipe.models.losses import Loss
 from dglpipe.monitoring.meters import ExitMeter, Totals
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.lr_schedule import rate_factor
@@ -24,45 +25,128 @@ from dglpipe.pipeline.optim import build_optimizer
 from dglpipe.seeds import Seeds
 
 Emit = Callable[[Tensor], None]
-Loss = Callable[[Tensor, Tensor], Tensor]
+"""Takes the features (B, ...) of a stage as soon as they are computed."""
+HEAD = "head"
+"""Name of the auxiliary module whose logits are the exit of a stage."""
 
 
 class StageModule(nn.Module):
-    """Segments and head as one module, so that replicas can average their gradients.
+    """The segments of a stage and its auxiliary modules.
 
     Args:
-        segments: (B, ...) -> features; of the last stage: -> logits.
-        head: features -> logits (B, N); None at the last stage.
-        is_exit: whether logits come out: False below the last stage of backprop, which has
-            no heads.
+        segments: (B, ...) -> features; in the last stage -> logits (B, N).
+        auxiliary: modules by name. `head` takes features to logits (B, N). The other modules
+            belong to a local objective. Each name is a prefix of keys in the stage's file.
+        is_exit: whether the module computes logits. It is False below the last stage of
+            backprop, which has no heads.
     """
 
-    def __init__(self, segments: nn.Module, head: nn.Module | None, is_exit: bool = True) -> None:
+    def __init__(
+        self,
+        segments: nn.Module,
+        auxiliary: Mapping[str, nn.Module] | None = None,
+        is_exit: bool = True,
+    ) -> None:
         super().__init__()
         self.segments = segments
-        self.head = head
+        self.names = tuple(auxiliary or {})
+        for name, module in (auxiliary or {}).items():
+            self.add_module(name, module)
         self.is_exit = is_exit
 
-    def forward(self, batch: Tensor, emit: Emit | None) -> Tensor:
-        """Logits of `batch`; the features go to `emit` as soon as they are there."""
-        features: Tensor = self.segments(batch)
+    @property
+    def auxiliary(self) -> dict[str, nn.Module]:
+        """The auxiliary modules by name."""
+        return {name: self.get_submodule(name) for name in self.names}
+
+    def forward(self, inputs: Tensor, emit: Emit | None = None) -> Tensor:
+        """Logits (B, N) of `inputs` (B, ...). `emit` gets the features before the head runs."""
+        features: Tensor = self.segments(inputs)
         if emit is not None:
             emit(features)
-        logits: Tensor = features if self.head is None else self.head(features)
-        return logits
+        return self.logits(features)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits (B, N) of `features` (B, ...). Without a head they are the features."""
+        head = self._modules.get(HEAD)
+        return features if head is None else head(features)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalBatch:
+    """What a local objective sees of one batch.
+
+    Attributes:
+        inputs: (B, ...), in the dtype that the stage computes with.
+        features: (B, ...), output of the segments.
+        logits: (B, N).
+        labels: (B,), int64.
+        extras: further tensors of the message, by their declared names.
+        auxiliary: the auxiliary modules of the stage, by name.
+        task_loss: logits and labels -> mean loss (`method.loss`).
+    """
+
+    inputs: Tensor
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+    extras: Mapping[str, Tensor]
+    auxiliary: Mapping[str, nn.Module]
+    task_loss: Loss
+
+
+Objective = Callable[[LocalBatch], Tensor]
+"""The local objective of a stage: a batch -> a scalar to minimise."""
+
+
+class LocalStep(nn.Module):
+    """Forward and local objective as one module, so that replicas can average its gradients.
+
+    Args:
+        objective: None: the objective is the task loss.
+    """
+
+    def __init__(self, module: StageModule, loss: Loss, objective: Objective | None) -> None:
+        super().__init__()
+        self.module = module
+        # Outside of the registered modules: a loss has no part in the stage's state.
+        self._functions = loss, objective
+
+    def forward(
+        self, inputs: Tensor, labels: Tensor, extras: Mapping[str, Tensor], emit: Emit | None
+    ) -> tuple[Tensor, Tensor]:
+        """The local loss () and the logits (B, N)."""
+        loss, objective = self._functions
+        if objective is None:
+            logits = self.module.forward(inputs, emit)
+            return loss(logits, labels), logits
+        features: Tensor = self.module.segments(inputs)
+        if emit is not None:
+            emit(features)
+        logits = self.module.logits(features)
+        batch = LocalBatch(inputs, features, logits, labels, extras, self.module.auxiliary, loss)
+        return objective(batch), logits
 
 
 @dataclass(frozen=True, slots=True)
 class RunLength:
-    """What a schedule needs to know."""
+    """The length of a run, as learning rate schedules need it.
+
+    Attributes:
+        steps: optimizer steps of a stage.
+        steps_per_epoch: optimizer steps of an epoch.
+    """
 
     steps: int
     steps_per_epoch: int
 
 
-def admit(batch: Tensor, precision: str) -> Tensor:
-    """`batch` as a stage of `precision` takes it: full precision has no autocast that would
-    convert what a stage of half precision handed on."""
+def cast_input(batch: Tensor, precision: str) -> Tensor:
+    """Casts `batch` to float32 for a stage in full precision.
+
+    Such a stage runs without autocast, which would convert the output of a stage in half
+    precision.
+    """
     return batch.float() if precision == "fp32" else batch
 
 
@@ -72,13 +156,30 @@ def _unchanged(module: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """The data-parallel copies of a stage."""
+    """The data-parallel copies of a stage.
+
+    Attributes:
+        replica: r. Replicas draw different random numbers.
+        count: R.
+        wrap: makes a module average its gradients over the copies.
+    """
 
     replica: int = 0
-    """r, for the random state: replicas drop different units."""
     count: int = 1
     wrap: Callable[[nn.Module], nn.Module] = _unchanged
-    """Makes a learner average its gradients over the copies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """What a stage learns from.
+
+    Attributes:
+        loss: logits (B, N), labels (B,) -> mean loss. Also the loss of evaluations.
+        objective: the local objective; None: the loss.
+    """
+
+    loss: Loss = field(default_factory=nn.CrossEntropyLoss)
+    objective: Objective | None = None
 
 
 class Stage:
@@ -86,17 +187,20 @@ class Stage:
 
     Args:
         index: j, from 0.
-        settings: optimizer, schedule, head and precision of this stage.
-        loss: (logits (B, N), labels (B,)) -> mean loss.
-        copies: what makes the learner average its gradients over its replicas.
+        module: segments and auxiliary modules. They move to `device`.
+        settings: optimizer, schedule and precision of this stage.
+        learning: loss and local objective.
+        length: steps of the run, for the learning rate.
+        seed: of the run.
+        copies: the data-parallel copies of the stage; None: there is one.
     """
 
     def __init__(
         self,
         index: int,
-        learner: StageModule,
+        module: StageModule,
         settings: StageConfig,
-        loss: Loss,
+        learning: Learning,
         device: Device,
         length: RunLength,
         seed: int,
@@ -104,69 +208,79 @@ class Stage:
     ) -> None:
         self.index = index
         self.settings = settings
-        self.learner = learner.to(device.torch_device).to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(settings.optimizer, self.learner.parameters())
+        self.module = module.to(device.torch_device).to(memory_format=torch.channels_last)
+        self.optimizer = build_optimizer(settings.optimizer, self.module.parameters())
         self.scaler = device.scaler(settings.precision.name)
-        self._loss = loss
+        self._loss = learning.loss
         self._device = device
         self._length = length
         self._copies = copies or Copies()
         self._seeds = Seeds(seed, "step", index, self._copies.replica)
-        self._parameters = list(self.learner.parameters())
-        # Without copies the learner has no hooks, and the way around them is the shorter one.
-        wrapped = self._copies.wrap(self.learner)
-        self._forward = self.learner.forward if wrapped is self.learner else wrapped
-        self._counter, self._tested = ExitMeter(), ExitMeter()
+        self._parameters = list(self.module.parameters())
+        step = LocalStep(self.module, self._loss, learning.objective)
+        wrapped = self._copies.wrap(step)
+        # A module without hooks is called by its forward, which is faster.
+        self._forward = step.forward if wrapped is step else wrapped
+        self._trained, self._tested = ExitMeter(), ExitMeter()
         self.mark: Callable[[str], None] | None = None
-        """Is told what part of a step has just ended, if somebody wants to know."""
+        """Optional callback after each phase of a step, with the name of the phase."""
 
     def learning_rate(self, step: int) -> float:
-        """The rate of `step`, counted from 1."""
+        """The learning rate of `step`, counted from 1."""
         factor = rate_factor(
             self.settings.schedule, step, self._length.steps, self._length.steps_per_epoch
         )
         return self.settings.optimizer.lr * factor
 
     def learn(
-        self, batch: Tensor, labels: Tensor, step: int, emit: Emit | None, total: int | None = None
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        step: int,
+        emit: Emit | None,
+        total: int | None = None,
+        extras: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """One step on `batch` (B, ...) and `labels` (B,).
+        """Makes one optimizer step on `inputs` (B, ...) and `labels` (B,).
 
         Args:
             step: from 1; determines random state and learning rate.
             emit: takes the features, computed with the weights before the step.
-            total: rows of the batch over all replicas; None: this one has them all.
+            total: rows of the batch over all replicas; None: this replica has all rows.
+            extras: further tensors of the message, (B, ...) each, for the local objective.
         """
         self.seed(step)
-        batch = admit(batch, self.settings.precision.name)
-        # The mean over all replicas' rows, although DDP averages replica by replica.
+        inputs = cast_input(inputs, self.settings.precision.name)
+        # DDP averages over replicas. The step needs the mean over the rows of all replicas.
         share = 1.0 if total is None else len(labels) * self._copies.count / total
-        # Nobody keeps the loss, so its graph is freed before the optimizer works.
-        self._backward(self._local_loss(batch, labels, emit), share)
+        # Drop the loss so that its graph is freed before optimizer.step().
+        self._backward(self._local_loss(inputs, labels, extras or {}, emit), share)
         if self.mark is not None:
             self.mark("backward")
         self.update(step)
 
-    def _local_loss(self, batch: Tensor, labels: Tensor, emit: Emit | None) -> Tensor:
+    def _local_loss(
+        self, inputs: Tensor, labels: Tensor, extras: Mapping[str, Tensor], emit: Emit | None
+    ) -> Tensor:
         with self._device.autocast(self.settings.precision.name):
-            logits: Tensor = self._forward(batch, emit)
-            loss = self.loss(logits, labels)
+            loss, logits = self._forward(inputs, labels, extras, emit)
+            self._trained.add(loss, logits, labels)
         if self.mark is not None:
             self.mark("forward" if emit is None else "head")
         return loss
 
     def count_rows(self, rows: int) -> None:
-        """Notes rows that went through a stage without an exit."""
-        self._counter.add_rows(rows)
+        """Counts training rows of a stage without an exit."""
+        self._trained.add_rows(rows)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Of logits (B, N) and labels (B,), which are counted."""
+        """Mean loss of logits (B, N) and labels (B,), counted as a training batch."""
         loss = self._loss(logits, labels)
-        self._counter.add(loss, logits, labels)
+        self._trained.add(loss, logits, labels)
         return loss
 
     def test_loss(self, logits: Tensor, labels: Tensor) -> None:
-        """Counts the loss of a test batch."""
+        """Counts loss and hits of a test batch."""
         self._tested.add(self._loss(logits, labels), logits, labels)
 
     def seed(self, step: int) -> None:
@@ -181,16 +295,17 @@ class Stage:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def squared_norm(self) -> Tensor:
-        """Of the gradients that are there."""
+        """Squared L2 norm () of the present gradients."""
         gradients = [one.grad for one in self._parameters if one.grad is not None]
         return nn.utils.get_total_norm(gradients, foreach=True) ** 2
 
     def update(self, step: int, norm: Tensor | None = None) -> None:
-        """Steps the optimizer with the gradients that are there.
+        """Steps the optimizer with the present gradients.
 
         Args:
             step: from 1; determines the learning rate.
-            norm: of the gradient that this one is a part of, for clipping; None: its own.
+            norm: L2 norm of the whole gradient of which this stage has a part, for clipping;
+                None: the norm of this stage's gradient.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
@@ -207,39 +322,33 @@ class Stage:
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def evaluate(self, batch: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and softmax (B, N) of `batch`, whose loss and hits are counted.
+    def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and softmax (B, N) of `inputs`. Counts loss and hits as a test batch.
 
-        Call `eval_mode()` before; nothing of the training state changes.
+        Call `eval_mode(True)` before. The training state does not change.
         """
-        features: Tensor | None = None
-
-        def keep(output: Tensor) -> None:
-            nonlocal features
-            features = output
-
-        batch = admit(batch, self.settings.precision.name)
+        inputs = cast_input(inputs, self.settings.precision.name)
         with torch.no_grad(), self._device.autocast(self.settings.precision.name):
-            logits = self.learner(batch, keep)
+            features: Tensor = self.module.segments(inputs)
+            logits = self.module.logits(features)
             self.test_loss(logits, labels)
-        assert features is not None
         return features, torch.softmax(logits.float(), dim=1)
 
-    def infer(self, batch: Tensor) -> Tensor:
-        """Features of `batch`, from which nothing is learnt."""
-        batch = admit(batch, self.settings.precision.name)
+    def infer(self, inputs: Tensor) -> Tensor:
+        """Features of `inputs`, without gradients."""
+        inputs = cast_input(inputs, self.settings.precision.name)
         with torch.no_grad(), self._device.autocast(self.settings.precision.name):
-            features: Tensor = self.learner.segments(batch)
+            features: Tensor = self.module.segments(inputs)
         return features
 
     def eval_mode(self, on: bool) -> None:
-        """Switches batch norm and dropout to testing or back to training."""
-        self.learner.train(not on)
+        """Switches batch norm and dropout to evaluation or back to training."""
+        self.module.train(not on)
 
     def totals(self) -> Totals:
         """Loss and hits of training since the last call; waits for the device."""
-        return self._counter.take()
+        return self._trained.take()
 
     def test_totals(self) -> Totals:
-        """The same of testing."""
+        """Loss and hits of testing since the last call; waits for the device."""
         return self._tested.take()

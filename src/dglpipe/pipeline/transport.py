@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from dglpipe.data.batch_schedule import BatchItem, Phase
-from dglpipe.pipeline.message import MessageFormat
-
-MessageFormats = Mapping[Phase, MessageFormat]
+from dglpipe.pipeline.message import MessageFormats
 
 
 class Header(NamedTuple):

@@ -9,20 +9,21 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from dglpipe.errors import RunDirError
 from dglpipe.pipeline.stage import StageModule
 
-HEAD = "head."
 
+def named_tensors(module: StageModule) -> dict[str, Tensor]:
+    """Parameters and buffers of a stage, contiguous, on the CPU, without shared memory.
 
-def named_tensors(learner: StageModule) -> dict[str, Tensor]:
-    """Parameters and buffers of a stage: the network's under its own keys, the head's under
-    `head.` + key; contiguous, on the CPU, no two in the same memory."""
+    Tensors of the network have the network's own keys. Those of an auxiliary module have its
+    name as prefix: `head.` + key.
+    """
     memory: set[int] = set()
     result = {}
-    for key, value in _state(learner).items():
+    for key, value in _state(module).items():
         tensor = value.detach().cpu().contiguous()
         address = tensor.untyped_storage().data_ptr()
         result[key] = tensor.clone() if address in memory else tensor
@@ -30,41 +31,54 @@ def named_tensors(learner: StageModule) -> dict[str, Tensor]:
     return result
 
 
-def _state(learner: StageModule) -> dict[str, Tensor]:
-    """The learner's own tensors, under the keys of its file."""
-    tensors = dict(learner.segments.state_dict())
-    if learner.head is not None:
-        tensors |= {HEAD + key: value for key, value in learner.head.state_dict().items()}
-    return tensors
+def _state(module: StageModule) -> dict[str, Tensor]:
+    """The tensors of the stage, under the keys of its file."""
+    return {**module.segments.state_dict(), **_auxiliary_state(module)}
 
 
-def clashes(learner: StageModule) -> list[str]:
-    """Keys of the network that are also those of the stage's head, in the stage's file."""
-    head = learner.head.state_dict() if learner.head is not None else {}
-    return sorted({HEAD + key for key in head} & set(learner.segments.state_dict()))
+def _auxiliary_state(module: StageModule) -> dict[str, Tensor]:
+    return {
+        f"{name}.{key}": value
+        for name, part in module.auxiliary.items()
+        for key, value in part.state_dict().items()
+    }
 
 
-def load_tensors(learner: StageModule, tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what `named_tensors` gave, every key exactly once."""
-    own, head = split_head(tensors, set(learner.segments.state_dict()))
-    learner.segments.load_state_dict(own, strict=True)
-    if learner.head is not None or head:
-        module = nn.Module() if learner.head is None else learner.head
-        module.load_state_dict(head, strict=True)
+def clashes(module: StageModule) -> list[str]:
+    """Keys of the network that an auxiliary module has in the stage's file, too."""
+    return sorted(_auxiliary_state(module).keys() & module.segments.state_dict().keys())
 
 
-def split_head(
+def load_tensors(module: StageModule, tensors: Mapping[str, Tensor]) -> None:
+    """Loads the result of `named_tensors`. Every key must be present exactly once."""
+    own, rest = split_auxiliary(tensors, set(module.segments.state_dict()))
+    module.segments.load_state_dict(own, strict=True)
+    for name, part in module.auxiliary.items():
+        part.load_state_dict(without_prefix(rest, name), strict=True)
+    unknown = [key for key in rest if key.partition(".")[0] not in module.auxiliary]
+    if unknown:
+        raise RuntimeError(f"unexpected keys in the state of a stage: {', '.join(unknown)}")
+
+
+def split_auxiliary(
     tensors: Mapping[str, Tensor], network_keys: Set[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors of the network and those of the head, under their own keys.
+    """The tensors of the network, and those of auxiliary modules with their prefixes.
 
     Args:
-        network_keys: of the stage's part of the network, whose classifier may well be called
-            `head` itself.
+        network_keys: keys of the stage's part of the network. They decide, for the network may
+            have a module called `head` itself.
     """
     own = {key: value for key, value in tensors.items() if key in network_keys}
-    rest = {key: value for key, value in tensors.items() if key not in network_keys}
-    return own, {key.removeprefix(HEAD): value for key, value in rest.items()}
+    return own, {key: value for key, value in tensors.items() if key not in network_keys}
+
+
+def without_prefix(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of the auxiliary module `name`, under the module's own keys."""
+    prefix = f"{name}."
+    return {
+        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+    }
 
 
 def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -80,11 +94,11 @@ def load(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def load_final(path: Path, learner: StageModule) -> dict[str, Tensor]:
+def load_final(path: Path, module: StageModule) -> dict[str, Tensor]:
     """Reads what `save` wrote of a stage of a finished run.
 
     Args:
-        learner: the stage, on any device, meta included.
+        module: the stage, on any device, meta included.
 
     Raises:
         RunDirError: the file cannot be read, or its tensors are not those of the stage.
@@ -93,7 +107,7 @@ def load_final(path: Path, learner: StageModule) -> dict[str, Tensor]:
         tensors = load(path)
     except (OSError, SafetensorError) as error:
         raise RunDirError.damaged(path, error) from error
-    wanted = {key: tuple(value.shape) for key, value in _state(learner).items()}
+    wanted = {key: tuple(value.shape) for key, value in _state(module).items()}
     given = {key: tuple(value.shape) for key, value in tensors.items()}
     wrong = sorted(key for key, _ in wanted.items() ^ given.items())
     if wrong:

@@ -112,14 +112,14 @@ class Checkpoints:
 
 def _state(stage: Stage) -> dict[str, Any]:
     return {
-        "learner": stage.learner.state_dict(),
+        "learner": stage.module.state_dict(),
         "optimizer": stage.optimizer.state_dict(),
         "scaler": stage.scaler.state_dict() if stage.scaler is not None else None,
     }
 
 
 def _load(stage: Stage, state: dict[str, Any]) -> None:
-    stage.learner.load_state_dict(state["learner"], strict=True)
+    stage.module.load_state_dict(state["learner"], strict=True)
     stage.optimizer.load_state_dict(state["optimizer"])
     if stage.scaler is not None:
         stage.scaler.load_state_dict(state["scaler"])

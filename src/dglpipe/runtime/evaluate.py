@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,17 @@ import torch
 from dglpipe.config import Config
 from dglpipe.data.batch_schedule import build_batch_schedule
 from dglpipe.files import write_json
-from dglpipe.methods.dgl import Chain
-from dglpipe.models.losses import build_loss
-from dglpipe.monitoring.timers import Timer
-from dglpipe.partition.pipeline_spec import PipelineSpec, build_spec
+from dglpipe.methods.registry import build_method
+from dglpipe.partition.staged_network import StagedNetwork, build_staged_network
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.inputs import DataFeed
+from dglpipe.pipeline.exits import ExitEvaluator
+from dglpipe.pipeline.inputs import DataInputs
 from dglpipe.pipeline.stage import RunLength, Stage
 from dglpipe.pipeline.weights import load_final, load_tensors
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.run_dir import RunDir
+
+CPU = Device(torch.device("cpu"), "gloo")
 
 
 def evaluate_run(path: Path) -> dict[str, Any]:
@@ -37,37 +39,38 @@ def evaluate_run(path: Path) -> dict[str, Any]:
     return result
 
 
-def load_stages(spec: PipelineSpec, run_dir: RunDir, length: RunLength) -> list[Stage]:
+def load_stages(network: StagedNetwork, run_dir: RunDir, length: RunLength) -> list[Stage]:
     """All stages of a run with their final weights."""
-    config = spec.config
-    loss = build_loss(config.method.loss, config.label_smoothing)
-    device = Device(torch.device("cpu"), "gloo")
+    config = network.config
+    method = build_method(config.method)
     stages = []
-    for j in range(len(spec.modules)):
-        learner = spec.learner(j)
-        load_tensors(learner, load_final(run_dir.final(j), learner))
-        stages.append(Stage(j, learner, config.stage(j), loss, device, length, config.seed))
+    for j in range(network.spec.stages):
+        module = network.learner(j)
+        load_tensors(module, load_final(run_dir.final(j), module))
+        learning = method.learning(config.label_smoothing)
+        stages.append(Stage(j, module, config.stage(j), learning, CPU, length, config.seed))
     return stages
 
 
 def _evaluate(config: Config, run_dir: RunDir) -> dict[str, Any]:
-    config.pipeline.replicas = 1
+    config = replace(config, pipeline=replace(config.pipeline, replicas=1))
     source = open_images(config)
-    plan = build_batch_schedule(config, source)
-    count = config.pipeline.stages or 1
-    spec = build_spec(config, source.description, count)
-    stages = load_stages(spec, run_dir, RunLength(plan.steps_per_round, plan.steps_per_epoch))
-    chain = Chain(stages, dict(enumerate(spec.fields)), None, Timer(), count)
-    items = list(plan.items(done=plan.steps))
-    device = Device(torch.device("cpu"), "gloo")
-    feed = DataFeed(source.load(), plan.train, items, config.seed, device)
-    chain.eval_mode(True)
+    method, count = build_method(config.method), config.pipeline.stages or 1
+    schedule = build_batch_schedule(config, source, method.rounds(count))
+    network = build_staged_network(config, method, source.info, count)
+    length = RunLength(schedule.steps_per_round, schedule.steps_per_epoch)
+    stages = load_stages(network, run_dir, length)
+    exits = ExitEvaluator(stages, dict(enumerate(network.spec.fields)), None, count)
+    items = list(schedule.items(done=schedule.steps))
+    inputs = DataInputs(source.load(), schedule.train, items, config.seed, CPU)
+    for stage in stages:
+        stage.eval_mode(True)
     for _ in items:
-        chain.evaluate(feed.take())
-    feed.close()
-    tests = [stage.test_totals() if stage.learner.is_exit else None for stage in stages]
+        exits.evaluate(inputs.take())
+    inputs.close()
+    tests = [stage.test_totals() if stage.module.is_exit else None for stage in stages]
     return {
         "accuracy": [test.correct / test.rows if test else None for test in tests],
-        "ensemble_accuracy": (chain.ensemble_hits() or 0) / plan.test,
+        "ensemble_accuracy": (exits.ensemble_hits() or 0) / schedule.test,
         "loss": [test.loss / test.rows if test else None for test in tests],
     }

@@ -1,46 +1,56 @@
-"""First failure wins: what went wrong where, kept apart from what that did to the others.
+"""Failures of a run: the first cause is reported, apart from its consequences.
 
-A process that fails writes a record with the time. One that merely lost its neighbour
-marks its own as secondary. Whoever reports shows the earliest primary one.
+A process that fails writes a record with the time. A process that lost its neighbour marks its
+record as secondary. Reports show the earliest primary record.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dglpipe.errors import PeerLostError, UserError
+from dglpipe.errors import PeerLostError, RunFailedError, UserError
 from dglpipe.files import write_json
+from dglpipe.methods.run_plan import RunPlan
 from dglpipe.runtime.run_dir import RunDir
+from dglpipe.runtime.summary import unfinished
+
+PEER_PAUSE_S = 2.0
+"""Seconds that a process waits after the loss of a neighbour, so that its launcher sees the
+process that failed first exit first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The end of one process."""
+    """The end of one process.
+
+    Attributes:
+        where: the process by rank and stage.
+        step: the training step under way; 0 before the first.
+        primary: whether it is not the consequence of another process's end.
+        user: whether it is a mistake in what the user gave. The message then needs no traceback.
+    """
 
     time_ns: int
     rank: int
     where: str
-    """The process by rank and stage."""
     step: int
-    """The training step under way; 0 before the first."""
     primary: bool
-    """Not the consequence of another process's end."""
     user: bool
-    """A mistake in what the user gave: the message says all, without a traceback."""
     message: str
     trace: str
 
     def describe(self, log: Path, checkpoints: bool) -> str:
-        """The whole story, the cause first; then what to do, and where the log is.
+        """The report: the cause first, then what to do, and where the log is.
 
         Args:
-            checkpoints: whether the run was to write any.
+            checkpoints: whether the run writes checkpoints.
         """
         when = f"at step {self.step}" if self.step else "before the first step"
         body = self.message if self.user else self.trace.rstrip()
@@ -49,7 +59,7 @@ class Failure:
         )
 
     def line(self) -> str:
-        """What a process says that failed because another one did."""
+        """The report of a process that stopped because another one failed."""
         return f"{self.where} stopped at step {self.step}: {self.message}"
 
 
@@ -64,7 +74,7 @@ def advice(checkpoints: bool) -> str:
 
 
 def record(error: BaseException, rank: int, where: str, step: int) -> Failure:
-    """The failure of the process that calls this."""
+    """The failure of the calling process."""
     return Failure(
         time_ns=time.time_ns(),
         rank=rank,
@@ -78,14 +88,14 @@ def record(error: BaseException, rank: int, where: str, step: int) -> Failure:
 
 
 def write(failure: Failure, run_dir: RunDir) -> None:
-    """Leaves the record for whoever reports, unless another rank has removed the directory."""
+    """Writes the record, unless another rank has removed the directory."""
     if run_dir.logs.is_dir():
         with contextlib.suppress(FileNotFoundError):
             write_json(run_dir.failure(failure.rank), asdict(failure))
 
 
 def read(run_dir: RunDir) -> list[Failure]:
-    """All records of a run, the one that explains the others first."""
+    """All records of a run, the record that explains the others first."""
     files = run_dir.logs.glob("failure_*.json")
     return in_order([Failure(**json.loads(file.read_text())) for file in files])
 
@@ -96,5 +106,40 @@ def read_own(run_dir: RunDir, rank: int) -> Failure:
 
 
 def in_order(failures: Sequence[Failure]) -> list[Failure]:
-    """Primary before secondary, then by time."""
+    """Primary records before secondary ones, then by time."""
     return sorted(failures, key=lambda failure: (not failure.primary, failure.time_ns))
+
+
+def explain(exit_codes: Mapping[int, int], plan: RunPlan, run_dir: RunDir) -> Exception:
+    """The error of a run on this machine: the earliest cause, not the first process that exited.
+
+    Args:
+        exit_codes: of the failed processes, by rank; -N for one that signal N ended.
+    """
+    checkpoints = plan.config.checkpoint.every > 0
+    records = read(run_dir)
+    killed = [(rank, code) for rank, code in exit_codes.items() if code < 0]
+    if records and records[0].primary:
+        first = records[0]
+        if first.user and first.step == 0:
+            return UserError(first.message)
+        return RunFailedError(first.describe(run_dir.log(first.rank), checkpoints))
+    if killed:
+        rank, code = killed[0]
+        text = f"{plan.layout.at(rank).name()} was ended by {signal.Signals(-code).name}"
+        if records:
+            text += f"; {records[0].where} noticed at step {records[0].step}"
+        return RunFailedError(f"{text}\n{advice(checkpoints)}\nlog: {run_dir.log(rank)}")
+    if records:
+        log = run_dir.log(records[0].rank)
+        return RunFailedError(records[0].describe(log, checkpoints))
+    codes = ", ".join(f"rank {rank}: status {code}" for rank, code in exit_codes.items())
+    return RunFailedError(
+        f"a worker exited without an error report ({codes})\nlogs: {run_dir.logs}"
+    )
+
+
+def conclude(status: str, plan: RunPlan, run_dir: RunDir) -> None:
+    """Writes the summary of a run that ends early, unless another rank has written one."""
+    if not run_dir.summary.exists():
+        write_json(run_dir.summary, unfinished(status, plan))

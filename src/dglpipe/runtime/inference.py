@@ -14,9 +14,16 @@ from torch import Tensor, nn
 from dglpipe.config.checks import whole
 from dglpipe.data import DataInfo
 from dglpipe.errors import ConfigError, RunDirError, UserError
-from dglpipe.partition.pipeline_spec import PipelineSpec, build_spec
-from dglpipe.pipeline.stage import StageModule, admit
-from dglpipe.pipeline.weights import load_final, load_tensors, save, split_head
+from dglpipe.methods.registry import build_method
+from dglpipe.partition.staged_network import StagedNetwork, build_staged_network
+from dglpipe.pipeline.stage import HEAD, StageModule, cast_input
+from dglpipe.pipeline.weights import (
+    load_final,
+    load_tensors,
+    save,
+    split_auxiliary,
+    without_prefix,
+)
 from dglpipe.runtime.run_dir import RunDir
 
 EXITS = "exits."
@@ -26,13 +33,13 @@ class TrainedNetwork(nn.Module):
     """All stages of a run, in evaluation mode: logits from any exit.
 
     Attributes:
-        stages: `StageModule`s in order, with segments and head each.
+        stages: `StageModule`s in order, with segments and auxiliary modules.
     """
 
-    def __init__(self, spec: PipelineSpec) -> None:
+    def __init__(self, network: StagedNetwork) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(spec.learner(j) for j in range(len(spec.modules)))
-        self._precisions = [spec.precision(j) for j in range(len(self.stages))]
+        self.stages = nn.ModuleList(network.learner(j) for j in range(network.spec.stages))
+        self._precisions = [network.precision(j) for j in range(len(self.stages))]
 
     def forward(self, batch: Tensor, exit: int | None = None) -> Tensor:
         """Logits (B, N) of `batch` (B, C, H, W), normalised as in training.
@@ -45,31 +52,28 @@ class TrainedNetwork(nn.Module):
         """
         count = len(self.stages)
         end = count - 1 if exit is None else whole(exit)
-        if end is None or not 0 <= end < count or not self._learner(end).is_exit:
-            there = [j for j in range(count) if self._learner(j).is_exit]
+        if end is None or not 0 <= end < count or not self._stage(end).is_exit:
+            there = [j for j in range(count) if self._stage(j).is_exit]
             raise ConfigError("exit", exit, f"one of {there}")
         for j in range(end):
-            batch = self._learner(j).segments(self._admit(j, batch))
-        logits: Tensor = self._learner(end)(self._admit(end, batch), None)
+            batch = self._stage(j).segments(self._cast(j, batch))
+        logits: Tensor = self._stage(end)(self._cast(end, batch), None)
         return logits
 
     def exits(self, batch: Tensor) -> list[Tensor | None]:
         """Logits (B, N) of every stage, in one pass; None of a stage that has no exit."""
         logits: list[Tensor | None] = []
         for j in range(len(self.stages)):
-            learner = self._learner(j)
-            batch = learner.segments(self._admit(j, batch))
-            if learner.is_exit:
-                logits.append(batch if learner.head is None else learner.head(batch))
-            else:
-                logits.append(None)
+            stage = self._stage(j)
+            batch = stage.segments(self._cast(j, batch))
+            logits.append(stage.logits(batch) if stage.is_exit else None)
         return logits
 
-    def _learner(self, j: int) -> StageModule:
+    def _stage(self, j: int) -> StageModule:
         return cast(StageModule, self.stages[j])
 
-    def _admit(self, j: int, batch: Tensor) -> Tensor:
-        return admit(batch, self._precisions[j])
+    def _cast(self, j: int, batch: Tensor) -> Tensor:
+        return cast_input(batch, self._precisions[j])
 
     def ensemble(self, batch: Tensor) -> Tensor:
         """Mean of the softmax (B, N) of all exits, weighted 2^j (the paper's section 4.2)."""
@@ -84,11 +88,11 @@ def load_run(path: Path) -> TrainedNetwork:
     Raises:
         RunDirError: `path` is not the directory of a finished run, or has been damaged.
     """
-    spec, run_dir = _open(path)
-    trained = TrainedNetwork(spec)
+    network, run_dir = _open(path)
+    trained = TrainedNetwork(network)
     for j, stage in enumerate(trained.stages):
-        learner = cast(StageModule, stage)
-        load_tensors(learner, load_final(run_dir.final(j), learner))
+        module = cast(StageModule, stage)
+        load_tensors(module, load_final(run_dir.final(j), module))
     return trained.eval()
 
 
@@ -106,19 +110,20 @@ def export_run(path: Path, output: Path, exits: bool = False) -> int:
         UserError: the file cannot be written, or would be one of the run's own; keys of the
             network look like those of exits.
     """
-    spec, run_dir = _open(path, meta=True)
+    network, run_dir = _open(path, meta=True)
     folder = run_dir.manifest.parent
     if output.resolve().is_relative_to(folder.resolve()):
         hint = "The weights of the run itself are in there"
         raise ConfigError("output", str(output), f"a file outside of {folder}", hint)
     tensors: dict[str, Tensor] = {}
-    for j, module in enumerate(spec.modules):
+    for j, module in enumerate(network.modules):
         keys = set(module.state_dict())
         if exits:
             _refuse_exits(keys)
-        own, head = split_head(load_final(run_dir.final(j), spec.learner(j)), keys)
+        own, rest = split_auxiliary(load_final(run_dir.final(j), network.learner(j)), keys)
         tensors |= own
         if exits:
+            head = without_prefix(rest, HEAD)
             tensors |= {f"{EXITS}{j}.{key}": value for key, value in head.items()}
     try:
         save(output, tensors)
@@ -135,11 +140,12 @@ def _refuse_exits(keys: Iterable[str]) -> None:
         raise ConfigError("exits", True, allowed, f"It has {own[0]}")
 
 
-def _open(path: Path, meta: bool = False) -> tuple[PipelineSpec, RunDir]:
+def _open(path: Path, meta: bool = False) -> tuple[StagedNetwork, RunDir]:
     run_dir = RunDir(path)
     config = run_dir.finished_config()
     data = _description(run_dir.manifest)
-    return build_spec(config, data, config.pipeline.stages or 1, meta=meta), run_dir
+    method, stages = build_method(config.method), config.pipeline.stages or 1
+    return build_staged_network(config, method, data, stages, meta=meta), run_dir
 
 
 def _description(manifest: Path) -> DataInfo:

@@ -24,8 +24,8 @@ def open_images(config: Config, loaders: int = 1) -> DataSource:
     """
     wanted = wanted_channels(config.model)
     source = open_data(config.data, config.seed, wanted, loaders)
-    if isinstance(config.model, CustomModelConfig) and source.description.channels == 1:
-        wanted = _first_channels(config, source.description)
+    if isinstance(config.model, CustomModelConfig) and source.info.channels == 1:
+        wanted = _first_channels(config, source.info)
         source = open_data(config.data, config.seed, wanted, loaders)
     return source
 

@@ -1,57 +1,128 @@
-"""A run before it starts: what is wrong with it, what it takes, and where it is cut."""
+"""The plan of a run: what is wrong with its settings, where the network is cut, what it takes."""
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
-from dglpipe.config import AsyncConfig, Config
+from dglpipe.config import Config, PipelineConfig
 from dglpipe.data import DataSource
-from dglpipe.data.batch_schedule import Phase, build_batch_schedule
+from dglpipe.data.batch_schedule import BatchSchedule, Phase, build_batch_schedule
 from dglpipe.errors import ConfigError
 from dglpipe.host import cores
-from dglpipe.methods.backprop import check_microbatches
-from dglpipe.methods.dgl_async.updates import check_drops
-from dglpipe.models.losses import build_loss
+from dglpipe.methods.base import Method
+from dglpipe.methods.registry import build_method
+from dglpipe.methods.run_plan import RunPlan
 from dglpipe.partition.auto_split import measure_times, timed_costs
 from dglpipe.partition.balance import stage_costs
 from dglpipe.partition.estimate import estimate
-from dglpipe.partition.pipeline_spec import PipelineSpec, build_spec, check_per_stage
 from dglpipe.partition.profile_loader import loading_seconds
-from dglpipe.partition.profiling import Times, threads
+from dglpipe.partition.profiling import Times, cpu_threads
+from dglpipe.partition.staged_network import (
+    StagedNetwork,
+    build_staged_network,
+    check_per_stage,
+)
 from dglpipe.partition.throughput_model import LoaderEstimate, Node, Plan, predict
 from dglpipe.pipeline.device import check_precision, choose_backend, select
-from dglpipe.pipeline.topology import Layout, plan_layout
+from dglpipe.pipeline.topology import Layout
+from dglpipe.runtime.method_check import check_messages
 from dglpipe.runtime.open_data import open_images
 
 
-def check(config: Config, layout: Layout, local: int) -> list[int]:
-    """All that can be known to be wrong before anything is started.
+def plan_layout(
+    pipeline: PipelineConfig,
+    method: Method,
+    cores: int,
+    world_size: int | None = None,
+    local: int | None = None,
+) -> Layout:
+    """Fills in what the configuration leaves open about stages and processes.
 
-    `pipeline.split=auto` becomes the list that it stands for.
-
-    Returns:
-        FLOPs a sample, of every stage.
+    Args:
+        cores: cores of this machine, for the default number of threads.
+        world_size: number of processes of an outside launcher; None: there is none.
+        local: how many of them run on this machine; None: all.
 
     Raises:
-        UserError: with the key, what came, what is allowed and what to do.
+        ConfigError: more processes than stages, a world size that is not P x R, numbers that do
+            not fit the method.
     """
-    source = open_images(config)
-    spec, _ = _draw(config, source, layout, local, config.pipeline.split == "auto")
-    if config.pipeline.split == "auto":
-        config.pipeline.split = list(spec.bounds[1:])
-    build_loss(config.method.loss, config.label_smoothing)
+    replicas = pipeline.replicas
+    if world_size is not None and world_size % replicas:
+        allowed = f"a divisor of the world size, {world_size}"
+        raise ConfigError("pipeline.replicas", replicas, allowed)
+    given = world_size // replicas if world_size is not None else None
+    placement = method.placement(pipeline, given)
+    stages, processes = placement.stages, placement.processes
+    if processes > stages:
+        hint = "Raise pipeline.stages or start fewer processes"
+        raise ConfigError("pipeline.processes", processes, f"1 to {stages}, the stages", hint)
+    if world_size is not None and processes * replicas != world_size:
+        allowed = f"world size {world_size} / replicas {replicas} = {given}"
+        hint = f"Start {processes * replicas} processes or leave the key out"
+        raise ConfigError("pipeline.processes", processes, allowed, hint)
+    threads = pipeline.threads or max(1, cores // (local or processes * replicas))
+    return Layout(stages, processes, replicas, threads, placement.kind)
+
+
+def make_plan(
+    config: Config, layout: Layout, local: int | None = None, source: DataSource | None = None
+) -> RunPlan:
+    """The plan of a run. Finds everything that can be known to be wrong before the run starts.
+
+    Args:
+        config: is not changed; the plan has a resolved copy.
+        local: processes on this machine; None: all.
+        source: the data set of `config`; None: this function opens it.
+
+    Raises:
+        UserError: with the key, what was given, what is allowed and what to do.
+    """
+    local = local or layout.world_size
+    source = source or open_images(config)
+    method = build_method(config.method)
+    network, config, schedule = _cut(config, method, source, layout, local, _is_auto(config))
+    messages = tuple(
+        method.messages(link, network.spec) for link in range(len(network.spec.fields))
+    )
     backend = choose_backend(config.pipeline.backend, local)
     if config.link.is_emulated and (backend == "nccl" or layout.is_pipelined):
         got = "nccl" if backend == "nccl" else "a pipeline of backprop"
-        raise ConfigError("link", f"slow links with {got}", "slow links of a chain over gloo")
-    if isinstance(config.method, AsyncConfig):
-        _check_async(config, config.method, layout)
+        allowed = "emulated links of a chain over gloo"
+        raise ConfigError("link", f"emulated links with {got}", allowed)
     _check_precisions(config, layout.stages, backend)
-    _warn_of_crowd(layout, local)
-    return [spec.flops(j) for j in range(layout.stages)]
+    _warn_of_oversubscription(layout, local)
+    plan = RunPlan(
+        config=_resolved(config, layout, network.spec.bounds),
+        data=source.info,
+        layout=layout,
+        schedule=schedule,
+        backend=backend,
+        spec=network.spec,
+        messages=messages,
+        flops=tuple(network.flops(j) for j in range(layout.stages)),
+    )
+    check_messages(method, plan)
+    return plan
+
+
+def _is_auto(config: Config) -> bool:
+    return bool(config.pipeline.split == "auto")
+
+
+def _resolved(config: Config, layout: Layout, bounds: Sequence[int]) -> Config:
+    """`config` with the numbers that the plan has chosen."""
+    pipeline = replace(
+        config.pipeline,
+        stages=layout.stages,
+        processes=layout.processes,
+        threads=layout.threads,
+        split=list(bounds[1:]) if _is_auto(config) else config.pipeline.split,
+    )
+    return replace(config, pipeline=pipeline)
 
 
 def _check_precisions(config: Config, stages: int, backend: str) -> None:
@@ -61,87 +132,93 @@ def _check_precisions(config: Config, stages: int, backend: str) -> None:
         check_precision(config.stage(j).precision.name, backend, key)
 
 
-def _warn_of_crowd(layout: Layout, local: int) -> None:
-    """Tells of `local` processes that are too many for the cores of this machine."""
+def _warn_of_oversubscription(layout: Layout, local: int) -> None:
+    """Warns if `local` processes have more threads than this machine has cores."""
     have = cores()
     if layout.threads * local > have and os.environ.get("RANK", "0") == "0":
         sys.stderr.write(
-            f"dglpipe: warning: {local} processes x {layout.threads} threads "
-            f"(pipeline.threads) on {have} cores: they will be in each other's way\n"
+            f"dglpipe: warning: CPU oversubscription: {local} processes x {layout.threads} "
+            f"threads (pipeline.threads) on {have} cores\n"
         )
 
 
-def _check_async(config: Config, method: AsyncConfig, layout: Layout) -> None:
-    if method.reset_optimizer:
-        for j in range(layout.stages):
-            check_drops(config.stage(j).schedule, f"schedule of stage {j}")
-    rows = config.evaluate.batch_size
-    if rows is not None and rows > config.batch_size and not method.simulate:
-        hint = "All messages of method=dgl_async have one size, that of the larger batch"
-        raise ConfigError("evaluate.batch_size", rows, f"at most {config.batch_size}", hint)
-
-
-def plan(config: Config) -> Plan:
-    """What the stages of `config` will take, and how fast they can be, without training.
+def plan_run(config: Config) -> Plan:
+    """What the stages of `config` take, and how fast they can be, without training.
 
     Raises:
-        UserError: as `train` does.
+        UserError: as `make_plan`.
     """
-    layout = plan_layout(config.pipeline, config.method, cores())
-    _warn_of_crowd(layout, layout.world_size)
+    method = build_method(config.method)
+    layout = plan_layout(config.pipeline, method, cores())
+    _warn_of_oversubscription(layout, layout.world_size)
     source = open_images(config, layout.replicas)
-    spec, rows = _draw(config, source, layout, layout.world_size, True)
-    image = spec.input_shape(0)
+    network, config, schedule = _cut(config, method, source, layout, layout.world_size, True)
+    rows = schedule.largest_rows(Phase.TRAIN)
+    image = network.spec.image_shape
     if config.pipeline.cost == "flops" or not config.pipeline.times:
-        # Work by FLOPs is that of any machine: its cores are not looked at.
+        # FLOPs do not depend on the machine, so its cores do not count.
         loader = LoaderEstimate(image)
-        return predict(estimate(spec, rows), rows, layout, config.method, loader)
-    seconds = stage_costs(timed_costs(config, layout.stages), spec.bounds)
-    loader = _measure_loader(config, source, layout, image)
+        return predict(estimate(network, rows), rows, layout, method, loader)
+    costs = timed_costs(config, method, layout.stages)
+    seconds = stage_costs(costs, network.spec.bounds)
+    loader = _measure_loader(config, source, layout, schedule, image)
     computes = choose_backend(config.pipeline.backend, layout.world_size) != "nccl"
-    stages = estimate(spec, rows, seconds)
-    return predict(stages, rows, layout, config.method, loader, Node(cores(), computes))
+    stages = estimate(network, rows, seconds)
+    return predict(stages, rows, layout, method, loader, Node(cores(), computes))
 
 
 def _measure_loader(
-    config: Config, source: DataSource, layout: Layout, image: tuple[int, ...]
+    config: Config,
+    source: DataSource,
+    layout: Layout,
+    schedule: BatchSchedule,
+    image: tuple[int, ...],
 ) -> LoaderEstimate:
-    """The loader of one replica, while nothing else works."""
+    """The loader of one replica, measured while nothing else runs."""
     data = source.load()
-    with threads(layout.threads):
-        seconds = loading_seconds(config, data, build_batch_schedule(config, source, layout.stages))
+    with cpu_threads(layout.threads):
+        seconds = loading_seconds(config, data, schedule)
     return LoaderEstimate(image, seconds, data.workers or 0)
 
 
-def _written(times: Times) -> dict[str, list[float]]:
-    """For `pipeline.times`."""
-    return {name: [round(one, 7) for one in values] for name, values in asdict(times).items()}
-
-
-def _draw(
-    config: Config, source: DataSource, layout: Layout, local: int, timed: bool
-) -> tuple[PipelineSpec, int]:
-    """The stages on paper, and the rows of a step on one replica.
+def _cut(
+    config: Config, method: Method, source: DataSource, layout: Layout, local: int, timed: bool
+) -> tuple[StagedNetwork, Config, BatchSchedule]:
+    """The network on the meta device, cut; `config` with measured times; the batch schedule.
 
     Args:
-        timed: whether `pipeline.cost=time` is to be measured; `pipeline.times` gets it.
+        timed: whether to measure where `pipeline.cost` is `time`.
     """
-    check_per_stage(config, layout.stages)
-    stream = build_batch_schedule(config, source, layout.stages)
-    check_microbatches(config, layout, stream)
-    rows = stream.largest_rows(Phase.TRAIN)
-    data, pipeline = source.description, config.pipeline
-    if timed and pipeline.cost == "time" and pipeline.times is None:
-        backend = choose_backend(pipeline.backend, local)
-        _check_precisions(config, layout.stages, backend)
-        # What is wrong is found before anything is measured.
-        by_flops = copy.deepcopy(config)
-        by_flops.pipeline.cost = "flops"
-        build_spec(by_flops, data, layout.stages, meta=True).check_logits()
-        device = select(backend, 0)
-        times = measure_times(config, data, device, layout.threads, rows, layout.stages)
-        alike = all(one is times[0] for one in times)
-        pipeline.times = _written(times[0]) if alike else [_written(one) for one in times]
-    spec = build_spec(config, data, layout.stages, meta=True, rows=rows)
-    spec.check_logits()
-    return spec, rows
+    stages = layout.stages
+    check_per_stage(config, stages)
+    method.learning(config.label_smoothing)
+    schedule = build_batch_schedule(config, source, method.rounds(stages))
+    method.check(config, layout, schedule)
+    rows = schedule.largest_rows(Phase.TRAIN)
+    if timed and config.pipeline.cost == "time" and config.pipeline.times is None:
+        config = _with_times(config, method, source, layout, local, rows)
+    network = build_staged_network(config, method, source.info, stages, meta=True, rows=rows)
+    network.check_outputs()
+    return network, config, schedule
+
+
+def _with_times(
+    config: Config, method: Method, source: DataSource, layout: Layout, local: int, rows: int
+) -> Config:
+    """`config` with `pipeline.times` as measured on this machine."""
+    backend = choose_backend(config.pipeline.backend, local)
+    _check_precisions(config, layout.stages, backend)
+    # Find mistakes before anything is measured.
+    by_flops = replace(config, pipeline=replace(config.pipeline, cost="flops"))
+    network = build_staged_network(by_flops, method, source.info, layout.stages, meta=True)
+    network.check_outputs()
+    device, stages = select(backend, 0), layout.stages
+    times = measure_times(config, method, source.info, device, layout.threads, rows, stages)
+    alike = all(one is times[0] for one in times)
+    written = _rounded(times[0]) if alike else [_rounded(one) for one in times]
+    return replace(config, pipeline=replace(config.pipeline, times=written))
+
+
+def _rounded(times: Times) -> dict[str, list[float]]:
+    """`times` as `pipeline.times` has them."""
+    return {name: [round(one, 7) for one in values] for name, values in asdict(times).items()}

@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import IO
@@ -113,8 +113,7 @@ class RunDir:
             config = from_yaml(self.config.read_text())
         except (OSError, ValueError) as error:
             raise RunDirError.damaged(self.config, error) from error
-        config.model.weights = None
-        return config
+        return replace(config, model=replace(config.model, weights=None))
 
     def check(self, resume: str) -> None:
         """Whether a run may use the directory; touches nothing.

@@ -1,8 +1,7 @@
-"""What `summary.json` says."""
+"""The content of `summary.json`."""
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -14,22 +13,19 @@ from typing import Any
 import torch
 
 import dglpipe
-from dglpipe.config import Config
-from dglpipe.data import DataInfo
-from dglpipe.data.batch_schedule import BatchSchedule
+from dglpipe.methods.run_plan import RunPlan
 from dglpipe.monitoring.metrics import ENSEMBLE, Line
-from dglpipe.pipeline.device import Device, choose_backend
+from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.topology import Layout
 
 
 class Summary:
-    """Gathers the last test lines and the last words of all processes."""
+    """Gathers the last test lines and the final reports of all processes."""
 
-    def __init__(self, config: Config, layout: Layout, device: Device, plan: BatchSchedule) -> None:
-        self._config = config
-        self._layout = layout
-        self._device = device
+    def __init__(self, plan: RunPlan, device: Device) -> None:
         self._plan = plan
+        self._layout = plan.layout
+        self._device = device
         self._tests: dict[int | str, Line] = {}
 
     def line(self, line: Line) -> None:
@@ -51,33 +47,33 @@ class Summary:
         }
 
     def finished(self, finals: Sequence[dict[str, Any]], wall_seconds: float) -> dict[str, Any]:
-        """The whole file, for the run that came to its end.
+        """The whole file of a finished run.
 
         Args:
-            finals: the last words of all processes, by rank.
+            finals: the final reports of all processes, by rank.
         """
         layout = self._layout
         last = [finals[rank] for rank in range(layout.world_size) if layout.at(rank).is_last]
         rates = [final["samples_per_second"] for final in last]
         return {
-            **header("finished", self._config, layout),
+            **header("finished", self._plan),
             "device": self._device.torch_device.type,
             "backend": self._device.backend,
-            "steps": self._plan.steps,
+            "steps": self._plan.schedule.steps,
             "wall_seconds": wall_seconds,
             "test": self.test(),
             "throughput": {"samples_per_second": None if None in rates else sum(rates)},
-            **_told_apart(_per_stage(finals, layout)),
+            **_split_staleness(_per_stage(finals, layout)),
         }
 
-    def manifest(self, finals: Sequence[dict[str, Any]], data: DataInfo) -> dict[str, Any]:
-        """What `final/` holds, and what the network was made for."""
+    def manifest(self, finals: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The content of `final/`, and the data set that the network was built for."""
         keys = ("stage", "segments", "weights_sha256")
         stages = _per_stage(finals, self._layout)
         return {
             "dglpipe": dglpipe.__version__,
-            "step": self._plan.steps,
-            "data": asdict(data),
+            "step": self._plan.schedule.steps,
+            "data": asdict(self._plan.data),
             "stages": [
                 {"file": f"stage_{stage['stage']}.safetensors", **{key: stage[key] for key in keys}}
                 for stage in stages
@@ -85,13 +81,12 @@ class Summary:
         }
 
 
-def unfinished(status: str, config: Config, layout: Layout) -> dict[str, Any]:
-    """The whole file, for a run that did not come to its end: the same names, with nulls."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", layout.world_size))
-    nothing = [None] * layout.stages
+def unfinished(status: str, plan: RunPlan) -> dict[str, Any]:
+    """The whole file of a run that did not finish: the same names, with nulls."""
+    nothing = [None] * plan.layout.stages
     return {
-        **header(status, config, layout),
-        "backend": choose_backend(config.pipeline.backend, local),
+        **header(status, plan),
+        "backend": plan.backend,
         "test": {"accuracy": nothing, "ensemble_accuracy": None, "loss": nothing},
         "throughput": {"samples_per_second": None},
         "per_stage": [],
@@ -99,8 +94,9 @@ def unfinished(status: str, config: Config, layout: Layout) -> dict[str, Any]:
     }
 
 
-def header(status: str, config: Config, layout: Layout) -> dict[str, Any]:
+def header(status: str, plan: RunPlan) -> dict[str, Any]:
     """The part of the summary that is known from the start."""
+    config, layout = plan.config, plan.layout
     return {
         "status": status,
         "method": config.method.name,
@@ -144,8 +140,8 @@ def _per_stage(finals: Sequence[dict[str, Any]], layout: Layout) -> list[dict[st
     return sorted((stage for final in first for stage in final["stages"]), key=lambda s: s["stage"])
 
 
-def _told_apart(stages: list[dict[str, Any]]) -> dict[str, Any]:
-    """`per_stage`, and `staleness` where stages read from buffers."""
+def _split_staleness(stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """`per_stage`, and `staleness` of stages that read from buffers."""
     buffers = [stage.get("staleness") for stage in stages]
     return {
         "per_stage": [

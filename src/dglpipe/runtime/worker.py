@@ -1,4 +1,4 @@
-"""The life of one process of a run, from rendezvous to its last word."""
+"""Worker entry point: rendezvous, training, shutdown of one process of a run."""
 
 from __future__ import annotations
 
@@ -9,176 +9,232 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from dglpipe.config import AsyncConfig, Config
 from dglpipe.data import DataSource
 from dglpipe.files import write_json
 from dglpipe.host import keep_freed_memory
-from dglpipe.methods.dgl_async.distributed import AsyncWorker
-from dglpipe.methods.dgl_async.simulation import SimulatedWorker
+from dglpipe.methods.base import Method, RunContext
 from dglpipe.methods.dgl_async.staleness import draw_staleness
+from dglpipe.methods.registry import build_method
+from dglpipe.methods.run_plan import RunPlan
+from dglpipe.monitoring.cuda_timers import CudaTimer
 from dglpipe.monitoring.metrics import Collector, JsonLines, Sink
 from dglpipe.monitoring.progress import open_progress
 from dglpipe.monitoring.tensorboard import TensorBoard
-from dglpipe.monitoring.trace import merge
-from dglpipe.pipeline.device import Device, choose_backend, select
+from dglpipe.monitoring.timers import Timer
+from dglpipe.monitoring.trace import TracingTimer, merge
+from dglpipe.partition.own_stages import build_own_stages
+from dglpipe.pipeline.device import Device, select
 from dglpipe.pipeline.process_group import ProcessGroup, Store, rendezvous
-from dglpipe.pipeline.topology import Layout, Topology
+from dglpipe.pipeline.stage import Copies, RunLength, Stage
+from dglpipe.pipeline.topology import Topology
 from dglpipe.runtime import failure
+from dglpipe.runtime.checkpoint import Checkpoints
 from dglpipe.runtime.closing_table import closing_table
 from dglpipe.runtime.config_consistency import check_consistency
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.run_dir import RunDir
 from dglpipe.runtime.signals import watch_parent
 from dglpipe.runtime.summary import Summary
-from dglpipe.runtime.trainer import Worker
+from dglpipe.runtime.trainer import Trainer
 
 logger = logging.getLogger("dglpipe")
 
-PEER_PAUSE_S = 2.0
-"""A process that only lost its neighbour stays this long, so that whoever watches the
-processes sees the one that failed by itself exit first."""
 
-
-def run_process(
-    config: Config,
-    layout: Layout,
-    run_dir: RunDir,
-    store: Store | None = None,
-    flops: Sequence[int] | None = None,
-) -> dict[str, Any] | None:
-    """Runs this process to its end, under any launcher that sets RANK and its company.
+def run_worker(plan: RunPlan, run_dir: RunDir, store: Store | None = None) -> dict[str, Any] | None:
+    """Runs this process to its end, under any launcher that sets RANK and its companions.
 
     Args:
-        store: from `rendezvous`; None: to be met here.
-        flops: see `Worker`.
+        store: from `rendezvous`; None: this function meets the other processes.
 
     Returns:
-        At rank 0 the summary, else None.
+        The summary at rank 0, else None.
     """
     rank = int(os.environ["RANK"])
-    topology = layout.at(rank)
+    topology = plan.layout.at(rank)
     watch_parent()
     keep_freed_memory()
     _log_to_file(run_dir, topology)
-    worker: list[Worker] = []
+    run = _Run(plan, topology, run_dir)
     try:
-        store = store or rendezvous(config.timeout_s)
-        return _run(config, topology, run_dir, store, worker, flops)
+        return run.train(store or rendezvous(plan.config.timeout_s))
     except BaseException as error:
-        step = worker[0].step if worker else 0
-        story = failure.record(error, rank, topology.name(), step)
-        failure.write(story, run_dir)
-        logger.error("%s", story.describe(run_dir.log(rank), config.checkpoint.every > 0))
-        if not story.primary:
-            time.sleep(PEER_PAUSE_S)
+        record = failure.record(error, rank, topology.name(), run.step)
+        failure.write(record, run_dir)
+        has_checkpoints = plan.config.checkpoint.every > 0
+        logger.error("%s", record.describe(run_dir.log(rank), has_checkpoints))
+        if not record.primary:
+            time.sleep(failure.PEER_PAUSE_S)
         raise
 
 
-def _run(
-    config: Config,
-    topology: Topology,
+class _Run:
+    """One process of a run, and how far it has come."""
+
+    def __init__(self, plan: RunPlan, topology: Topology, run_dir: RunDir) -> None:
+        self._plan = plan
+        self._topology = topology
+        self._run_dir = run_dir
+        self._trainer: Trainer | None = None
+
+    @property
+    def step(self) -> int:
+        """The training step under way; 0 before the first."""
+        return 0 if self._trainer is None else self._trainer.step
+
+    def train(self, store: Store) -> dict[str, Any] | None:
+        """Connects the process, trains, and closes the run."""
+        plan, topology, run_dir = self._plan, self._topology, self._run_dir
+        config = plan.config
+        device = open_device(plan)
+        source = open_images(config, _loaders(topology))
+        # First of all: processes with different layouts would wait for each other.
+        store_only = ProcessGroup.store_only(topology, store)
+        check_consistency(store_only, config, source.info, plan.backend)
+        checked, link = config.pipeline.checked, config.link
+        group = ProcessGroup.connect(topology, device, store, config.timeout_s, checked, link)
+        _write_workers(group, run_dir)
+        started = time.monotonic()
+        trainer = self._trainer = open_trainer(plan, source, device, group, run_dir)
+        if plan.schedule.left_out and topology.rank == 0:
+            logger.info(
+                "the last batch of every epoch, %d rows, is left out: "
+                "batch norm needs 2 rows a replica",
+                plan.schedule.left_out,
+            )
+        summary = Summary(plan, device)
+        collector = _collect(trainer, run_dir, summary) if topology.rank == 0 else None
+        trainer.run()
+        trainer.finish()
+        result = None
+        if collector is not None:
+            finals = collector.finals(config.timeout_s)
+            result = summary.finished(finals, time.monotonic() - started)
+            _write_results(plan, run_dir, summary, finals, result)
+            closing_table(result, run_dir.path, trainer.runner.decoders)
+        group.close()
+        return result
+
+
+def _write_results(
+    plan: RunPlan,
     run_dir: RunDir,
-    store: Store,
-    holder: list[Worker],
-    flops: Sequence[int] | None,
-) -> dict[str, Any] | None:
-    device = open_device(config, topology.layout)
-    source = open_images(config, _loaders(topology))
-    # First of all: processes that mean different layouts would wait for each other.
-    store_only = ProcessGroup.store_only(topology, store)
-    check_consistency(store_only, config, source.description, device.backend)
-    checked, slow = config.pipeline.checked, config.link
-    group = ProcessGroup.connect(topology, device, store, config.timeout_s, checked, slow)
-    _write_workers(group, run_dir)
-    started = time.monotonic()
-    worker = open_worker(config, source, device, group, run_dir, flops)
-    holder.append(worker)
-    if worker.plan.left_out and topology.rank == 0:
-        logger.info(
-            "the last batch of every epoch, %d rows, is left out: batch norm needs 2 a replica",
-            worker.plan.left_out,
-        )
-    summary = Summary(config, topology.layout, device, worker.plan)
-    collector = _collect(config, group, worker, run_dir, summary) if topology.rank == 0 else None
-    worker.run()
-    worker.finish()
-    result = None
-    if collector is not None:
-        finals = collector.finals(config.timeout_s)
-        result = summary.finished(finals, time.monotonic() - started)
-        write_json(run_dir.manifest, summary.manifest(finals, source.description))
-        write_json(run_dir.summary, result)
-        closing_table(result, run_dir.path, worker.decoders)
-        draw_staleness(result["staleness"] or [], run_dir.staleness)
-        if config.timeline:
-            ranks = range(topology.layout.world_size)
-            parts = [run_dir.timeline_part(rank) for rank in ranks]
-            merge(parts, run_dir.timeline, run_dir.timeline.with_suffix(".png"))
-    group.close()
-    return result
+    summary: Summary,
+    finals: list[dict[str, Any]],
+    result: dict[str, Any],
+) -> None:
+    """Writes what rank 0 leaves of a finished run: manifest, summary and pictures."""
+    write_json(run_dir.manifest, summary.manifest(finals))
+    write_json(run_dir.summary, result)
+    draw_staleness(result["staleness"] or [], run_dir.staleness)
+    if plan.config.timeline:
+        parts = [run_dir.timeline_part(rank) for rank in range(plan.layout.world_size)]
+        merge(parts, run_dir.timeline, run_dir.timeline.with_suffix(".png"))
 
 
-def open_worker(
-    config: Config,
+def open_trainer(
+    plan: RunPlan,
     source: DataSource,
     device: Device,
     group: ProcessGroup,
     run_dir: RunDir | None = None,
-    flops: Sequence[int] | None = None,
-) -> Worker:
-    """The worker of this process, as the method wants it; for its arguments see `Worker`."""
-    kind = Worker
-    if isinstance(config.method, AsyncConfig):
-        kind = SimulatedWorker if config.method.simulate else AsyncWorker
-    return kind(config, source, device, group, run_dir, flops)
+) -> Trainer:
+    """The trainer of this process, with the state of the newest complete checkpoint.
+
+    Args:
+        run_dir: where weights and checkpoints go; None: nowhere.
+    """
+    method = build_method(plan.config.method)
+    stages = _build_stages(plan, method, device, group)
+    checkpoints, done, restored = None, 0, {}
+    if run_dir is not None:
+        replica = group.topology.replica
+        checkpoints = Checkpoints(run_dir.checkpoints, plan.config, plan.layout, replica)
+        done = _agree_on_checkpoint(checkpoints, group)
+        restored = checkpoints.restore(done, stages) if done else {}
+    timer = _open_timer(plan, device)
+    context = RunContext(plan, method, source, device, group, timer, stages, done, restored)
+    return Trainer(context, method.runner(context), run_dir, checkpoints)
+
+
+def _build_stages(
+    plan: RunPlan, method: Method, device: Device, group: ProcessGroup
+) -> list[Stage]:
+    config, topology = plan.config, group.topology
+    modules = build_own_stages(config, method, plan.data, plan.spec, topology.stages)
+    length = RunLength(plan.schedule.steps_per_round, plan.schedule.steps_per_epoch)
+    copies = Copies(topology.replica, config.pipeline.replicas, group.replicate)
+    return [
+        Stage(
+            j,
+            modules[j],
+            config.stage(j),
+            method.learning(config.label_smoothing),
+            device,
+            length,
+            config.seed,
+            copies,
+        )
+        for j in topology.stages
+    ]
+
+
+def _agree_on_checkpoint(checkpoints: Checkpoints, group: ProcessGroup) -> int:
+    """The step of the checkpoint that rank 0 chooses, so that all processes resume from one
+    step; 0 for a run that begins."""
+    step = checkpoints.newest()
+    if group.topology.rank == 0:
+        checkpoints.drop_after(step)
+    return int(group.exchange("resumed step", str(step))[0])
+
+
+def _open_timer(plan: RunPlan, device: Device) -> Timer:
+    timer = TracingTimer() if plan.config.timeline else Timer()
+    return CudaTimer(device.torch_device, timer) if device.is_cuda else timer
+
+
+def open_device(plan: RunPlan) -> Device:
+    """Chooses and prepares the device of this process."""
+    device = select(plan.backend, int(os.environ.get("LOCAL_RANK", "0")))
+    device.prepare(plan.layout.threads, plan.config.deterministic)
+    return device
 
 
 def _loaders(topology: Topology) -> int:
+    """Processes of stage 0 on this machine."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", topology.layout.world_size))
     return topology.loaders(int(os.environ.get("LOCAL_RANK", topology.rank)), local)
 
 
-def open_device(config: Config, layout: Layout) -> Device:
-    """Chooses and prepares the device of this process."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", layout.world_size))
-    backend = choose_backend(config.pipeline.backend, local)
-    device = select(backend, int(os.environ.get("LOCAL_RANK", "0")))
-    device.prepare(layout.threads, config.deterministic)
-    return device
-
-
-def _collect(
-    config: Config, group: ProcessGroup, worker: Worker, run_dir: RunDir, summary: Summary
-) -> Collector:
-    run_dir.forget_after(worker.done, worker.done_by())
-    layout = group.topology.layout
+def _collect(trainer: Trainer, run_dir: RunDir, summary: Summary) -> Collector:
+    context, plan = trainer.context, trainer.plan
+    run_dir.forget_after(context.done, trainer.runner.done_by_stage)
     sinks: list[Sink] = [
         JsonLines(run_dir.metrics),
         TensorBoard(run_dir.tensorboard),
-        open_progress(worker.plan, layout.stages),
+        open_progress(plan.schedule, plan.layout.stages),
         summary,
     ]
-    return Collector(group.store, layout.world_size, layout.replicas, sinks)
+    layout = plan.layout
+    return Collector(context.group.store, layout.world_size, layout.replicas, sinks)
 
 
 def _write_workers(group: ProcessGroup, run_dir: RunDir) -> None:
-    """Leaves `workers.json`: who runs what where."""
+    """Writes `workers.json`: which process runs which stages where."""
     topology = group.topology
-    mine = {
+    own = {
         "rank": topology.rank,
         "stages": list(topology.stages),
         "replica": topology.replica,
         "pid": os.getpid(),
         "host": socket.gethostname(),
     }
-    everyone = [json.loads(text) for text in group.exchange("workers", json.dumps(mine))]
+    workers = [json.loads(text) for text in group.exchange("workers", json.dumps(own))]
     if topology.rank == 0:
-        write_json(run_dir.workers, everyone)
+        write_json(run_dir.workers, workers)
 
 
 def _log_to_file(run_dir: RunDir, topology: Topology) -> None:

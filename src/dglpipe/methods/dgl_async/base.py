@@ -1,81 +1,108 @@
-"""The loop of a process whose stages learn at a pace of their own."""
+"""What the simulated and the distributed runner of asynchronous learning share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from dglpipe.config import AsyncConfig
-from dglpipe.methods.dgl import Chain, Outgoing
+from dglpipe.data.batch_schedule import BatchItem
+from dglpipe.methods.base import Emission, Evaluation, RunContext, Update
+from dglpipe.methods.chain_runner import EvaluationPass, mark_phases
+from dglpipe.methods.dgl_async.storage import Batch
 from dglpipe.methods.dgl_async.updates import StageUpdates
-from dglpipe.monitoring import timers
-from dglpipe.monitoring.timers import Timer
-from dglpipe.pipeline.message import Field
+from dglpipe.pipeline.exits import ExitEvaluator, Sending
+from dglpipe.pipeline.inputs import Inputs
 from dglpipe.pipeline.stage import Stage
-from dglpipe.runtime.trainer import Worker
 
 
-class PacedChain(Chain):
-    """A chain whose stages come to their end one by one.
+class AsyncRunner:
+    """Stages that count their own updates.
 
     Args:
-        paces: of its stages.
+        sender: the link to the next process; None where there is none.
+        done_by_stage: updates that each stage had made when the run was resumed.
     """
+
+    inputs: Inputs
 
     def __init__(
         self,
-        stages: Sequence[Stage],
-        fields: Mapping[int, Field],
-        sender: Outgoing | None,
-        timer: Timer,
-        count: int,
-        paces: Sequence[StageUpdates],
+        context: RunContext,
+        settings: AsyncConfig,
+        sender: Sending | None,
+        done_by_stage: Mapping[int, int],
     ) -> None:
-        super().__init__(stages, fields, sender, timer, count)
-        self._paces = paces
-
-    def eval_mode(self, on: bool) -> None:
-        for pace in self._paces:
-            pace.eval_mode(on)
-
-
-class PacedWorker(Worker):
-    """What simulated and real asynchronous learning have in common."""
-
-    _paces: Sequence[StageUpdates]
+        self.context = context
+        self.settings = settings
+        self.stages = context.stages
+        self.step = 0
+        self.done_by_stage = done_by_stage
+        self.timer = context.timer
+        self.schedule = context.plan.schedule
+        self.fields = context.plan.activations()
+        self.exits = ExitEvaluator(self.stages, self.fields, sender, context.plan.layout.stages)
+        self.updates = [
+            StageUpdates(
+                stage,
+                self.schedule.steps,
+                settings.reset_optimizer,
+                done_by_stage.get(stage.index, context.done),
+            )
+            for stage in self.stages
+        ]
+        self.evaluation = EvaluationPass(context, self.eval_mode)
+        mark_phases(self.stages, self.timer)
 
     @property
-    def _method(self) -> AsyncConfig:
-        assert isinstance(self.config.method, AsyncConfig)
-        return self.config.method
+    def decoders(self) -> int | None:
+        return self.inputs.workers
 
-    def _set_out(self, stages: Sequence[Stage]) -> Sequence[StageUpdates]:
-        reset, steps = self._method.reset_optimizer, self.plan.steps
-        done = self.done_by()
-        self._paces = [
-            StageUpdates(stage, steps, reset, done.get(stage.index, self.done)) for stage in stages
-        ]
-        self._told = dict.fromkeys((stage.index for stage in stages), 0.0)
-        return self._paces
+    def evaluate(self, item: BatchItem) -> Iterator[Evaluation]:
+        """One test batch; yields after the last batch of an evaluation."""
+        return self.evaluation.step(item, self.inputs, self.exits.evaluate, self.exits)
 
-    def _updated(self, pace: StageUpdates, rows: int) -> None:
-        """Follows an update of a stage from so many rows."""
-        stage, step = pace.stage, pace.updates
-        if pace is self._paces[-1]:
-            self._window_rows += rows
-        if step % self.config.log_every == 0 or self.plan.ends_epoch(step):
-            self._feed.check()
-            now = timers.seconds(self._timer.snapshot())
-            since = now - max(self._logged, self._told[stage.index])
-            self._log_stage(stage, self.plan.fed(step).epoch, step, step, since)
-            self._told[stage.index] = now
-        self._save(step, [stage])
-        if pace is self._paces[-1]:
-            self._watch(step)
+    def eval_mode(self, on: bool) -> None:
+        """Switches all stages to evaluation, or back to the mode of their updates."""
+        for one in self.updates:
+            one.eval_mode(on)
 
-    def _final(self, stage: Stage, digest: str) -> dict[str, Any]:
-        return {**super()._final(stage, digest), "staleness": self._staleness(stage)}
+    def update(self, made: StageUpdates, rows: int, saved: Sequence[Stage]) -> Update:
+        """The event of an update from so many rows."""
+        step = made.count
+        return Update(
+            step=step,
+            epoch=self.schedule.fed(step).epoch,
+            stages=[made.stage],
+            schedule_step=step,
+            rows=rows if made is self.updates[-1] else 0,
+            ends_pass=self.schedule.ends_epoch(step),
+            saved=saved,
+            is_lockstep=False,
+        )
 
-    def _staleness(self, stage: Stage) -> dict[str, Any]:
+    def extras(self, stage: int, batch: Batch, features: Tensor) -> dict[str, Tensor]:
+        """The extras of the message that `stage` sends for `batch`."""
+        emission = Emission(stage, batch.features, features.detach(), batch.labels, batch.extras)
+        return self.context.extras(emission)
+
+    def check(self) -> None:
+        self.inputs.check()
+
+    def close(self) -> None:
+        self.inputs.close()
+
+    def state(self, stages: Sequence[Stage]) -> Mapping[int, Any] | None:
+        """Weights, optimizer and loss scaler are the whole state."""
+        del stages
+        return None
+
+    def report(self, stage: Stage) -> Mapping[str, Any]:
         """The entry of `stage` in `staleness` of `summary.json`."""
+        return {"staleness": self.staleness(stage)}
+
+    def staleness(self, stage: Stage) -> dict[str, Any]:
+        """What `stage` read from its buffer."""
         raise NotImplementedError

@@ -1,8 +1,8 @@
-"""Asynchronous learning for real: every stage in its own process, at its own pace.
+"""Asynchronous learning on several processes: every stage in its own process, at its own pace.
 
-A stage learns from what its buffer holds when it comes by. It waits only where nothing may be
-read, or for the transfer before. Evaluations travel with the batches: a stage takes part in one
-when its first test batch has come, with the weights that it has then.
+A stage learns from what its buffer holds. It waits only where the buffer has nothing to read, or
+for its previous transfer. Evaluations travel with the batches: a stage takes part in one when its
+first test batch arrives, with the weights that the stage has then.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from typing import Any
 
 from torch import Tensor
 
-from dglpipe.config import SPARE
-from dglpipe.data import DataSource
+from dglpipe.config import AsyncConfig
 from dglpipe.data.batch_schedule import BatchItem, Phase
 from dglpipe.errors import LinkError
-from dglpipe.methods.dgl import Chain
-from dglpipe.methods.dgl_async.base import PacedChain, PacedWorker
+from dglpipe.methods.base import Event, RunContext, Update
+from dglpipe.methods.dgl_async.base import AsyncRunner
 from dglpipe.methods.dgl_async.progress_engine import (
     EventProgressEngine,
     ProgressEngine,
@@ -33,225 +32,243 @@ from dglpipe.methods.dgl_async.sender import AsyncSender
 from dglpipe.methods.dgl_async.staleness import ages, summarize
 from dglpipe.methods.dgl_async.storage import Batch, StorageFormat
 from dglpipe.monitoring.timers import Kind
-from dglpipe.pipeline.inputs import Arrival, DataFeed, Feed
-from dglpipe.pipeline.message import ACTIVATIONS, ENSEMBLE, LABELS
+from dglpipe.pipeline.inputs import Arrival, arrival
+from dglpipe.pipeline.message import ACTIVATIONS, LABELS
 from dglpipe.pipeline.stage import Stage
 from dglpipe.pipeline.transport import Header
 
 
-class InboxFeed:
-    """Feeds a stage with test batches; those of training it reads from its inbox.
+class TestBatches:
+    """The test batches of a stage. It reads its training batches from the receiver.
 
     Args:
-        items: of the test batches, in order.
+        items: the test batches, in order.
     """
 
-    def __init__(self, inbox: AsyncReceiver, items: Iterator[BatchItem]) -> None:
-        self._inbox = inbox
+    workers: int | None = None
+
+    def __init__(self, receiver: AsyncReceiver, items: Iterator[BatchItem]) -> None:
+        self._receiver = receiver
         self._items = items
 
     def take(self) -> Arrival:
+        """The next test batch."""
         item = next(self._items)
-        parts = self._inbox.test(item)
-        return Arrival(item, parts[ACTIVATIONS], parts[LABELS], parts.get(ENSEMBLE))
+        return arrival(item, self._receiver.test(item), ())
 
     def check(self) -> None:
-        """Every message is looked at when it comes."""
+        """The receiver checks every message when it arrives."""
 
     def close(self) -> None:
-        self._inbox.close()
+        self._receiver.close()
 
 
-class AsyncWorker(PacedWorker):
-    """The process of one stage."""
+class DistributedRunner(AsyncRunner):
+    """Runs the one stage of a process."""
 
-    _outbox: AsyncSender | None = None
-    _inbox: AsyncReceiver | None = None
-
-    def _chain(self, stages: list[Stage]) -> Chain:
-        (stage,) = stages
-        j, device = stage.index, self._device.torch_device
-        self._fields = dict(enumerate(self._spec.fields))
+    def __init__(self, context: RunContext, settings: AsyncConfig) -> None:
+        (self._stage,) = context.stages
+        self._index = self._stage.index
+        self._sender = self._open_sender(context, settings)
+        super().__init__(context, settings, self._sender, {})
+        (self._own,) = self.updates
+        self._done = context.done
         self._outputs = self._waits = 0
-        # When each output was made, and when each batch was read: times of this machine.
+        # Times at which each output was made and each batch was read, by the clock of the machine.
         self._made, self._read = array("q"), array("q")
-        self._has_told = False
-        if self._group.following is not None:
-            drops = self._method.policy_of(j) == "overwrite"
-            self._outbox = AsyncSender(
-                self._group.following,
-                self._layouts(j),
-                device,
-                self._method.sends(j, self.config.pipeline.depth),
-                drops,
-                self._ferry(f"to stage {j + 1}"),
-            )
-        count, own = self.topology.layout.stages, self._set_out(stages)
-        return PacedChain(stages, self._fields, self._outbox, self._timer, count, own)
+        self._has_announced = False
+        self._receiver: AsyncReceiver | None = None
+        self._order, ahead = itertools.tee(self._items())
+        if context.group.previous is None:
+            self.inputs = context.open_data(item for item in ahead if item.rows)
+        else:
+            self._receiver = self._open_receiver()
+            self.inputs = TestBatches(self._receiver, ahead)
 
-    def _ferry(self, name: str) -> ProgressEngine:
-        if self._device.is_cuda:
-            return EventProgressEngine(self._device.torch_device)
-        return ThreadProgressEngine(name)
+    def _open_sender(self, context: RunContext, settings: AsyncConfig) -> AsyncSender | None:
+        if context.group.following is None:
+            return None
+        buffers = context.method.buffers(self._index, context.plan.config.pipeline.depth)
+        return AsyncSender(
+            context.group.following,
+            context.plan.formats(self._index),
+            context.device.torch_device,
+            buffers.sender,
+            settings.policy_of(self._index) == "overwrite",
+            _engine(context, f"to stage {self._index + 1}"),
+        )
 
-    def _ordered(self) -> Iterator[BatchItem]:
-        """Of stage 0: all batches, and more of them while other stages are not done; then the last
-        evaluation. Of others: the test batches, for the batches of training come as they may."""
-        if self._group.previous is not None:
-            steps = (*range(self.done, self.plan.steps), self.plan.steps)
-            yield from itertools.chain.from_iterable(map(self.plan.tests_after, steps))
+    def _open_receiver(self) -> AsyncReceiver:
+        context, settings, link = self.context, self.settings, self._index - 1
+        assert context.group.previous is not None
+        storage = StorageFormat(settings, context.device, self.fields[link].dtype)
+        buffers = context.method.buffers(link, context.plan.config.pipeline.depth)
+        self._replay: Buffer = InOrder()
+        if settings.policy_of(link) == "overwrite":
+            rules = settings.read_rule, settings.max_reuse, settings.max_age
+            self._replay = Replay(settings.buffer, *rules)
+        return AsyncReceiver(
+            context.group.previous,
+            context.plan.formats(link),
+            context.device.torch_device,
+            self._replay,
+            # Batches that are not converted stay in their message slots.
+            buffers.receiver + (0 if storage.converts else buffers.stored),
+            storage,
+            self.schedule.last_test,
+            f"link {link} -> {self._index}",
+            _engine(context, f"from stage {link}"),
+            [field.name for field in context.plan.extras(link)],
+        )
+
+    def _items(self) -> Iterator[BatchItem]:
+        """The batches of the process, in order.
+
+        Stage 0 has all batches, and more while other stages are not done; then the last
+        evaluation. Other stages have the test batches: their training batches are not scheduled.
+        """
+        schedule, done = self.schedule, self._done
+        if self._index:
+            steps = (*range(done, schedule.steps), schedule.steps)
+            yield from itertools.chain.from_iterable(map(schedule.tests_after, steps))
             return
-        if self.done < self.plan.steps:
-            yield from self.plan.tests_after(self.done)
-        for number in itertools.count(self.done + 1):
-            if number > self.plan.steps and self._all_done():
-                yield from self.plan.tests_after(self.plan.steps)
+        if done < schedule.steps:
+            yield from schedule.tests_after(done)
+        for number in itertools.count(done + 1):
+            if number > schedule.steps and self._all_done():
+                yield from schedule.tests_after(schedule.steps)
                 return
-            yield self.plan.fed(number)
-            if number < self.plan.steps:
-                yield from self.plan.tests_after(number)
+            yield schedule.fed(number)
+            if number < schedule.steps:
+                yield from schedule.tests_after(number)
 
     def _all_done(self) -> bool:
-        ranks = range(self.topology.layout.world_size)
-        return self._group.store.check([_done(rank) for rank in ranks])
+        ranks = range(self.context.topology.layout.world_size)
+        return self.context.group.store.check([_done(rank) for rank in ranks])
 
-    def _open_feed(self, source: DataSource, items: Iterator[BatchItem]) -> Feed:
-        if self._group.previous is None:
-            size = source.description.train
-            return DataFeed(source.load(), size, items, self.config.seed, self._device)
-        below = self._first - 1
-        method, depth = self._method, self.config.pipeline.depth
-        keeping = StorageFormat(method, self._device, self._fields[below].dtype)
-        slots = depth
-        self._replay: Buffer = InOrder()
-        if method.policy_of(below) == "overwrite":
-            self._replay = Replay(method.buffer, method.read_rule, method.max_reuse, method.max_age)
-            slots = SPARE + (0 if keeping.changes else method.buffer)
-        layouts = self._layouts(below)
-        self._inbox = AsyncReceiver(
-            self._group.previous,
-            layouts,
-            self._device.torch_device,
-            self._replay,
-            slots,
-            keeping,
-            self.plan.last_test,
-            f"link {below} -> {self._first}",
-            self._ferry(f"from stage {below}"),
-        )
-        return InboxFeed(self._inbox, items)
-
-    def _run(self) -> None:
-        self._begin()
-        self._say_when_done()
-        if self._inbox is None:
-            self._feed_others()
+    def run(self) -> Iterator[Event]:
+        """Updates and evaluations of the stage, as batches arrive."""
+        self._announce_done()
+        if self._receiver is None:
+            yield from self._run_first()
         else:
-            self._follow(self._inbox)
-        if self._outbox is not None:
-            self._outbox.close()
-            self._group.store.set(_made(self._first), b64encode(self._made.tobytes()).decode())
+            yield from self._run_other(self._receiver)
+        if self._sender is not None:
+            self._sender.close()
+            made = b64encode(self._made.tobytes()).decode()
+            self.context.group.store.set(_made(self._index), made)
 
-    def _feed_others(self) -> None:
+    def _run_first(self) -> Iterator[Event]:
         """The loop of stage 0."""
         for item in self._order:
             if item.phase is Phase.TEST:
-                self._evaluate(item)
+                yield from self.evaluate(item)
                 continue
-            self._timer.lap(self._first, Kind.OTHER)
-            arrival = self._feed.take()
-            self._timer.lap(self._first, Kind.LOADING)
-            self._turn(Batch(arrival.batch, arrival.labels))
+            self.timer.lap(self._index, Kind.OTHER)
+            batch = self.inputs.take()
+            self.timer.lap(self._index, Kind.LOADING)
+            yield from self._learn(Batch(batch.batch, batch.labels))
 
-    def _follow(self, inbox: AsyncReceiver) -> None:
-        """The loop of another stage."""
-        pace, since = self._paces[0], time.monotonic()
+    def _run_other(self, receiver: AsyncReceiver) -> Iterator[Event]:
+        """The loop of a stage above stage 0."""
+        own, since = self._own, time.monotonic()
         for item in self._order:
             # Between two evaluations, and not inside one.
-            while self._testing is False and not inbox.has_test:
-                self._timer.lap(self._first, Kind.OTHER)
-                # Behind a link that blocks, what is not taken would hold up the stage below.
-                idle = pace.is_done and self._outbox is None and self._replay.keeps
+            while not self.evaluation.is_open and not receiver.has_test:
+                self.timer.lap(self._index, Kind.OTHER)
+                # Batches left in a link that blocks would stop the stage below.
+                idle = own.is_done and self._sender is None and self._replay.keeps
                 if self._bounds_age:
-                    inbox.know_of(self._group.store.add(_outputs(self._first - 1), 0))
-                batch = None if idle else inbox.read(learns=not pace.is_done)
+                    outputs = self.context.group.store.add(_outputs(self._index - 1), 0)
+                    receiver.know_of(outputs)
+                batch = None if idle else receiver.read(learns=not own.is_done)
                 if batch is None:
-                    self._waits += not pace.is_done
+                    self._waits += not own.is_done
                     if not self._replay.usage.written:  # the stage below has not begun
                         since = time.monotonic()
                     self._refuse_to_starve(since)
-                    inbox.wait()
-                    self._timer.lap(self._first, Kind.WAIT_INPUT)
+                    receiver.wait()
+                    self.timer.lap(self._index, Kind.WAIT_INPUT)
                 else:
-                    if not pace.is_done:
+                    if not own.is_done:
                         self._read.append(time.time_ns())
-                    self._turn(batch)
+                    yield from self._learn(batch)
                     since = time.monotonic()
-            self._evaluate(item)
-            since = time.monotonic()  # an evaluation may take its time
+            yield from self.evaluate(item)
+            since = time.monotonic()  # the time of an evaluation does not count
 
     def _refuse_to_starve(self, since: float) -> None:
-        """Raises LinkError if nothing young enough has come for too long."""
-        limit, done = self.config.timeout_s, self._paces[0].is_done
+        """Raises LinkError if no batch of the allowed age has arrived for too long."""
+        limit, done = self.context.plan.config.timeout_s, self._own.is_done
         if self._bounds_age and not done and time.monotonic() - since > limit:
             raise LinkError(
-                f"link {self._first - 1} -> {self._first}: whatever came in {limit:g} s was older "
-                f"than method.max_age={self._method.max_age} outputs of the stage below. Allow "
-                "more, or take method.policy=block, which slows that stage down"
+                f"link {self._index - 1} -> {self._index}: every batch received in {limit:g} s was "
+                f"older than method.max_age={self.settings.max_age} outputs of the stage below. "
+                "Raise method.max_age, or set method.policy=block, which slows that stage down"
             )
 
     @property
     def _bounds_age(self) -> bool:
-        return self._method.max_age is not None
+        return self.settings.max_age is not None
 
-    def _turn(self, batch: Batch) -> None:
-        pace, outbox = self._paces[0], self._outbox
-        learns = not pace.is_done
-        self.step = pace.updates + learns
-        self._timer.steps_to(pace.updates + 1)
+    def _learn(self, batch: Batch) -> Iterator[Update]:
+        """The stage computes its output from `batch`, and learns if updates are left."""
+        own, sender = self._own, self._sender
+        learns = not own.is_done
+        self.step = own.count + learns
+        self.timer.steps_to(own.count + 1)
         start, waited = time.perf_counter(), 0.0
 
         def emit(features: Tensor) -> None:
             nonlocal waited
-            assert outbox is not None
-            self._timer.lap(self._first, Kind.BUSY, "forward")
+            assert sender is not None
+            self.timer.lap(self._index, Kind.BUSY, "forward")
             before = time.perf_counter()
             self._outputs += 1
             self._made.append(time.time_ns())
-            if self._bounds_age:  # a word to the store, which takes some tenths of a millisecond
-                self._group.store.add(_outputs(self._first), 1)
+            if self._bounds_age:  # a message to the store takes tenths of a millisecond
+                self.context.group.store.add(_outputs(self._index), 1)
             header = Header(Phase.TRAIN, self._outputs, len(batch.labels))
-            outbox.send(header, {LABELS: batch.labels, ACTIVATIONS: features.detach()})
-            self._timer.lap(self._first, Kind.WAIT_OUTPUT, "send")
+            parts = {LABELS: batch.labels, ACTIVATIONS: features.detach()}
+            sender.send(header, parts | self.extras(self._index, batch, features))
+            self.timer.lap(self._index, Kind.WAIT_OUTPUT, "send")
             waited = time.perf_counter() - before
 
-        pace.turn(*batch, emit if outbox is not None else None)
-        slower = self._method.slowdown_of(self._first) - 1
+        emits = emit if sender is not None else None
+        own.learn(batch.features, batch.labels, emits, batch.extras)
+        slower = self.settings.slowdown_of(self._index) - 1
         if slower > 0:
             time.sleep(slower * (time.perf_counter() - start - waited))
-        self._timer.lap(self._first, Kind.BUSY, "step")
+        self.timer.lap(self._index, Kind.BUSY, "step")
         if learns:
-            self._updated(pace, len(batch.labels))
-            self._say_when_done()
+            yield self.update(own, len(batch.labels), [self._stage])
+            self._announce_done()
 
-    def _say_when_done(self) -> None:
-        if self._paces[0].is_done and not self._has_told:
-            self._group.store.set(_done(self.topology.rank), "")
-            self._has_told = True
+    def _announce_done(self) -> None:
+        """Tells the other processes, once, that the stage has made its updates."""
+        if self._own.is_done and not self._has_announced:
+            self.context.group.store.set(_done(self.context.topology.rank), "")
+            self._has_announced = True
 
-    def _staleness(self, stage: Stage) -> dict[str, Any]:
-        updates = self._paces[0].updates
-        dropped = 0 if self._outbox is None else self._outbox.dropped
-        replay = None if self._inbox is None else self._replay
-        if replay is None:
-            return summarize(None, updates, self._outputs, dropped)
-        if not self._bounds_age:  # which counts them as it reads
-            made = array("q", b64decode(self._group.store.get(_made(stage.index - 1))))
+    def staleness(self, stage: Stage) -> dict[str, Any]:
+        dropped = 0 if self._sender is None else self._sender.dropped
+        if self._receiver is None:
+            return summarize(None, self._own.count, self._outputs, dropped)
+        replay, link = self._replay, stage.index - 1
+        if not self._bounds_age:  # with a bound the buffer counts ages as it reads
+            made = array("q", b64decode(self.context.group.store.get(_made(link))))
             replay.usage.ages = ages(made, self._read, replay.usage.numbers)
-        below, depth = self._fields[stage.index - 1], self.config.pipeline.depth
-        row = self._method.receives(stage.index - 1, depth, below.row_bytes, below.dtype.itemsize)
-        size = row * self.plan.largest_rows(Phase.TRAIN)
-        return summarize(replay, updates, self._outputs, dropped, self._waits, size)
+        plan, field = self.context.plan, self.fields[link]
+        buffers = self.context.method.buffers(link, plan.config.pipeline.depth)
+        row = buffers.receiver_bytes(field.row_bytes, field.dtype.itemsize)
+        size = row * self.schedule.largest_rows(Phase.TRAIN)
+        return summarize(replay, self._own.count, self._outputs, dropped, self._waits, size)
+
+
+def _engine(context: RunContext, name: str) -> ProgressEngine:
+    if context.device.is_cuda:
+        return EventProgressEngine(context.device.torch_device)
+    return ThreadProgressEngine(name)
 
 
 def _done(rank: int) -> str:

@@ -18,7 +18,7 @@ from dglpipe.methods.dgl_async.replay import Replay
 from dglpipe.seeds import derive
 
 
-class Turn(NamedTuple):
+class Draw(NamedTuple):
     """One stage comes to a batch."""
 
     stage: int
@@ -31,7 +31,7 @@ class Turn(NamedTuple):
     """Number of the output that this one takes the place of."""
 
 
-class Turns:
+class DrawOrder:
     """The order of a simulation.
 
     Args:
@@ -59,7 +59,7 @@ class Turns:
         self._fed = 0
         self._generator = random.Random(derive(seed, "turns"))
 
-    def __iter__(self) -> Iterator[Turn | BatchItem]:
+    def __iter__(self) -> Iterator[Draw | BatchItem]:
         """Every turn of the run, with an evaluation whenever all stages have come to one.
 
         A stage that has made its updates still has turns, in which it feeds the next one. Of a run
@@ -69,9 +69,9 @@ class Turns:
         for event in self._events():
             if turns >= self._after:
                 yield event
-            turns += isinstance(event, Turn)
+            turns += isinstance(event, Draw)
 
-    def _events(self) -> Iterator[Turn | BatchItem]:
+    def _events(self) -> Iterator[Draw | BatchItem]:
         """The same, from the start."""
         through = 0
         for stage in self._stages():
@@ -93,11 +93,11 @@ class Turns:
             yield from itertools.chain.from_iterable((stage, stage) for stage in stages)
         if self._method.order == "sequential":
             yield from itertools.cycle(stages)
-        shares = draws(self._method, len(stages))
+        shares = draw_weights(self._method, len(stages))
         while True:
             yield from self._generator.choices(stages, shares, k=1)
 
-    def _turn(self, stage: int) -> Turn | None:
+    def _turn(self, stage: int) -> Draw | None:
         if stage == 0:
             self._fed += 1
             source = self._fed
@@ -111,9 +111,9 @@ class Turns:
         written, gone = self._written[stage], None
         if stage < len(self.replays):
             gone = self.replays[stage].write(written)
-        return Turn(stage, source, written, gone)
+        return Draw(stage, source, written, gone)
 
 
-def draws(method: AsyncConfig, stages: int) -> Sequence[float]:
+def draw_weights(method: AsyncConfig, stages: int) -> Sequence[float]:
     """How likely the turn of each stage is, up to a factor: a stage S times slower has 1/S."""
     return [1 / method.slowdown_of(stage) for stage in range(stages)]

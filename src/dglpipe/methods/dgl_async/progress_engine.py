@@ -1,9 +1,9 @@
-"""What carries the messages of a link whatever the stage is doing.
+"""Progress engines for asynchronous transfers.
 
-An end of a link says which slot is next and what to do when it is through; a ferry issues the
-transfers, one after the other. How it sees that one is through is the transport's: gloo tells
-only who waits, so a thread does; on CUDA an event behind the transfer is asked whenever the process
-comes by, and nothing is issued from another thread.
+An endpoint of a link names the slot of the next transfer and takes each transfer that has
+completed. A progress engine issues the transfers, one after the other, while the stage computes.
+With gloo completion shows only in `wait`, so a thread waits. On CUDA the process queries an event
+recorded after the transfer, and no other thread issues work.
 """
 
 from __future__ import annotations
@@ -20,41 +20,42 @@ Words = tuple[int, int, int]
 """Phase, number and rows, as they stand in the header of a slot."""
 
 
-class End(Protocol):
-    """One end of a link. All but `issue` is called with the lock of the ferry held."""
+class Endpoint(Protocol):
+    """One end of a link. The engine holds its lock in every call but `issue`."""
 
     def next_slot(self) -> Slot | None:
         """The slot of the next transfer; None: there is none yet."""
 
     def issue(self, slot: Slot) -> Work:
-        """Issues it."""
+        """Issues the transfer of `slot`."""
 
-    def through(self, slot: Slot, words: Words) -> None:
-        """Follows a transfer, with the header of its message."""
+    def completed(self, slot: Slot, words: Words) -> None:
+        """Takes a completed transfer and the header of its message."""
 
     @property
     def is_over(self) -> bool:
-        """Whether no other transfer will come."""
+        """Whether no transfer will follow."""
 
 
 class ProgressEngine(Protocol):
-    """Carries the messages of one end."""
+    """Issues the transfers of one endpoint."""
 
-    def start(self, end: End) -> None: ...
+    def start(self, end: Endpoint) -> None: ...
 
     def __enter__(self) -> object:
-        """Takes the lock, and sees what has come; raises what has gone wrong."""
+        """Takes the lock and completes transfers; raises the error of a failed transfer."""
 
     def __exit__(self, *_: object) -> None: ...
 
     def changed(self) -> None:
-        """Something is there for it to do; the lock is held."""
+        """Wakes the engine after a change of the endpoint; the caller holds the lock."""
 
     def wait_for(self, holds: Callable[[], object]) -> None:
-        """Returns when `holds()`; raises what has gone wrong; the lock is held."""
+        """Returns when `holds()` is true; raises the error of a failed transfer. The caller holds
+        the lock."""
 
     def finish(self) -> None:
-        """Returns when the end is over."""
+        """Returns after the last transfer of the endpoint."""
 
 
 class ThreadProgressEngine:
@@ -68,9 +69,9 @@ class ThreadProgressEngine:
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._guarded, name=name, daemon=True)
-        self._end: End | None = None
+        self._end: Endpoint | None = None
 
-    def start(self, end: End) -> None:
+    def start(self, end: Endpoint) -> None:
         self._end = end
         self._thread.start()
 
@@ -106,7 +107,7 @@ class ThreadProgressEngine:
                 self._error = error
                 self._changed.notify_all()
 
-    def _run(self, end: End) -> None:
+    def _run(self, end: Endpoint) -> None:
         while True:
             slot: Slot | None = None
             with self._changed:
@@ -119,24 +120,24 @@ class ThreadProgressEngine:
             end.issue(slot).wait()
             phase, number, rows = (int(word) for word in slot.header)
             with self._changed:
-                end.through(slot, (phase, number, rows))
+                end.completed(slot, (phase, number, rows))
                 self._changed.notify_all()
 
 
 class EventProgressEngine:
-    """Sees by events of a device what is through; nobody waits for the device.
+    """Queries events of a device for completion; the host does not wait for the device.
 
-    The header is copied to the host behind the transfer, on a stream of its own, so that reading it
-    does not wait for what the stage computes.
+    The header is copied to the host after the transfer, on a side stream, so that reading it does
+    not wait for the computation of the stage.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._stream: Any = torch.Stream(device)
         self._device = device
-        self._end: End | None = None
+        self._end: Endpoint | None = None
         self._under_way: tuple[Slot, Any, torch.Tensor] | None = None
 
-    def start(self, end: End) -> None:
+    def start(self, end: Endpoint) -> None:
         self._end = end
         self._poll()
 
@@ -162,7 +163,7 @@ class EventProgressEngine:
         self.wait_for(lambda: end.is_over)
 
     def _poll(self) -> None:
-        """Sees what is through and issues what is next."""
+        """Completes transfers and issues the next one."""
         assert self._end is not None
         while True:
             if self._under_way is None:
@@ -175,7 +176,7 @@ class EventProgressEngine:
                 return
             self._under_way = None
             phase, number, rows = words.tolist()
-            self._end.through(slot, (phase, number, rows))
+            self._end.completed(slot, (phase, number, rows))
 
     def _issue(self, slot: Slot) -> tuple[Slot, Any, torch.Tensor]:
         assert self._end is not None
@@ -183,7 +184,7 @@ class EventProgressEngine:
         work = self._end.issue(slot)
         event = torch.Event(self._device)
         with self._stream:
-            work.wait()  # orders this stream behind the transfer, and no other
+            work.wait()  # orders this stream after the transfer, and no other stream
             words.copy_(slot.words, non_blocking=True)
             event.record()
         return slot, event, words

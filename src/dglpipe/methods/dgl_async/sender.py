@@ -10,89 +10,92 @@ from torch import Tensor
 
 from dglpipe.data.batch_schedule import BatchItem, Phase
 from dglpipe.methods.dgl_async.progress_engine import ProgressEngine, Words
-from dglpipe.pipeline.transport import Header, MessageFormats, Slot, Transport, Work
+from dglpipe.pipeline.message import MessageFormats
+from dglpipe.pipeline.transport import Header, Slot, Transport, Work
 
 
 class AsyncSender:
     """Holds messages until they are sent.
 
-        stage j          outbox: up to D messages
+        stage j          sender: up to D messages
         send   ──▶  [oldest | ... | newest] ══ link ══▶
-                    a newer one takes the place of
-                    the oldest that has not been sent
+                    a new message replaces the oldest
+                    training message that is not yet sent
 
     Args:
-        slots: messages that it holds: D of a link that overwrites, 1 of one that blocks.
-        drops: whether a newer message of training may take the place of one that has not been
-            sent.
+        slots: number of message slots: D of a link that overwrites, 1 of one that blocks.
+        drops: whether a new training message may replace one that is not yet sent.
+        engine: issues the sends.
 
     Attributes:
-        dropped: messages that were never sent.
+        dropped: number of messages that were replaced.
     """
 
     def __init__(
         self,
         transport: Transport,
-        layouts: MessageFormats,
+        formats: MessageFormats,
         device: torch.device,
         slots: int,
         drops: bool,
-        ferry: ProgressEngine,
+        engine: ProgressEngine,
     ) -> None:
         self.dropped = 0
         self._transport = transport
         self._drops = drops
-        self._free = deque(Slot(layouts, device) for _ in range(slots))
+        self._free = deque(Slot(formats, device) for _ in range(slots))
         self._count = slots
         self._unsent: deque[tuple[Slot, Phase]] = deque()
         self._closing = False
-        self._ferry = ferry
-        ferry.start(self)
+        self._engine = engine
+        engine.start(self)
 
     def send(self, item: BatchItem | Header, parts: Mapping[str, Tensor]) -> None:
-        """Takes a copy of `parts`, each (rows, ...), to be sent; waits for a place where nothing
-        may be dropped."""
-        slot = self._place(item.phase)
+        """Copies `parts`, each (rows, ...), into a slot to be sent. Waits for a free slot where
+        no message may be dropped."""
+        slot = self._claim_slot(item.phase)
         views = slot.views(item)
         for word, value in zip(slot.header, (item.phase, item.number, item.rows), strict=True):
             self._transport.fill(word, int(value))
         for name, tensor in parts.items():
             self._transport.copy(views[name], tensor)
-        with self._ferry:
+        with self._engine:
             self._unsent.append((slot, item.phase))
-            self._ferry.changed()
+            self._engine.changed()
 
     def wait(self) -> None:
-        """Nothing to wait for: `send` does."""
+        """Returns at once: `send` waits."""
 
     def close(self) -> None:
-        """Returns when all has been sent."""
-        with self._ferry:
+        """Returns when all messages are sent."""
+        with self._engine:
             self._closing = True
-            self._ferry.changed()
-        self._ferry.finish()
+            self._engine.changed()
+        self._engine.finish()
 
     def next_slot(self) -> Slot | None:
-        """The oldest message."""
+        """The slot of the oldest message."""
         return self._unsent.popleft()[0] if self._unsent else None
 
     def issue(self, slot: Slot) -> Work:
-        """All messages have one size: who receives cannot know which comes next."""
+        """Issues a send. All messages have one size, for the receiver does not know which comes
+        next."""
         return self._transport.isend(slot.buffer)
 
-    def through(self, slot: Slot, words: Words) -> None:
-        """The message has left."""
+    def completed(self, slot: Slot, words: Words) -> None:
+        """Frees the slot of a message that was sent."""
         del words
         self._free.append(slot)
 
     @property
     def is_over(self) -> bool:
+        """Whether no message will follow."""
         return self._closing and len(self._free) == self._count
 
-    def _place(self, phase: Phase) -> Slot:
-        with self._ferry:
+    def _claim_slot(self, phase: Phase) -> Slot:
+        with self._engine:
             drops = self._drops and phase is Phase.TRAIN
-            self._ferry.wait_for(lambda: self._free or (drops and self._oldest() is not None))
+            self._engine.wait_for(lambda: self._free or (drops and self._oldest() is not None))
             if self._free:
                 return self._free.popleft()
             oldest = self._oldest()

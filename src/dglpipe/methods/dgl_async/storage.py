@@ -1,7 +1,8 @@
-"""How the batches of a replay buffer are kept: where, and in which number format."""
+"""How the batches of a replay buffer are stored: on which device, in which number format."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from dglpipe.config import AsyncConfig
 from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.inputs import NO_EXTRAS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -20,87 +22,99 @@ class Batch(NamedTuple):
     """(rows, ...)"""
     labels: Tensor
     """(rows,), int64"""
+    extras: Mapping[str, Tensor] = NO_EXTRAS
+    """Further tensors of the message, (rows, ...) each."""
 
     @property
     def nbytes(self) -> int:
-        return self.features.nbytes + self.labels.nbytes
+        """Bytes of all tensors."""
+        return sum(one.nbytes for one in (self.features, self.labels, *self.extras.values()))
 
 
 class StorageFormat:
-    """Takes batches away and brings them back, as `method.storage` and `storage_precision` say.
+    """Converts batches to and from their storage dtype and device (`method.storage`,
+    `method.storage_precision`).
 
     Args:
-        dtype: of features as a stage takes them.
+        dtype: of features as the stage reads them.
     """
 
     def __init__(self, method: AsyncConfig, device: Device, dtype: torch.dtype) -> None:
         self._device = device.torch_device
         self._dtype = dtype
-        self._kept_in = DTYPES.get(method.storage_precision or "", dtype)
-        self._away = method.storage == "host" and device.is_cuda
+        self._stored_dtype = DTYPES.get(method.storage_precision or "", dtype)
+        self._on_host = method.storage == "host" and device.is_cuda
 
     @property
-    def changes(self) -> bool:
-        """Whether a batch that is kept is another one than the one that came."""
-        return self._away or self._kept_in != self._dtype
+    def converts(self) -> bool:
+        """Whether a stored batch is a copy of the batch that arrived."""
+        return self._on_host or self._stored_dtype != self._dtype
 
-    def keep(self, batch: Batch) -> Batch:
-        """The batch as it is kept; itself where nothing changes."""
-        if not self.changes:
+    def store(self, batch: Batch) -> Batch:
+        """The batch in storage format; itself where nothing is converted."""
+        return self.copy(batch) if self.converts else batch
+
+    def copy(self, batch: Batch) -> Batch:
+        """A copy of `batch`, from any device, in storage format."""
+        return Batch(
+            self._stored(batch.features, self._stored_dtype),
+            self._stored(batch.labels),
+            {name: self._stored(tensor) for name, tensor in batch.extras.items()},
+        )
+
+    def load(self, batch: Batch) -> Batch:
+        """A stored batch as the stage reads it."""
+        if not self.converts:
             return batch
-        return Batch(self._stored(batch.features, self._kept_in), self._stored(batch.labels))
+        features = self._loaded(batch.features).to(self._dtype)
+        extras = {name: self._loaded(tensor) for name, tensor in batch.extras.items()}
+        return Batch(features, self._loaded(batch.labels), extras)
 
-    def restore(self, batch: Batch) -> Batch:
-        """A batch that was kept, wherever it lies now, where batches are kept."""
-        return Batch(self._stored(batch.features, self._kept_in), self._stored(batch.labels))
-
-    def bring(self, batch: Batch) -> Batch:
-        """A batch that was kept, as a stage takes it."""
-        if not self.changes:
-            return batch
-        features = batch.features.to(self._device, non_blocking=True).to(self._dtype)
-        return Batch(features, batch.labels.to(self._device, non_blocking=True))
+    def _loaded(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
 
     def _stored(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        kept = torch.empty_strided(
+        stored = torch.empty_strided(
             tensor.shape,
             tensor.stride(),
             dtype=dtype or tensor.dtype,
-            device="cpu" if self._away else self._device,
-            pin_memory=self._away,
+            device="cpu" if self._on_host else self._device,
+            pin_memory=self._on_host,
         )
-        return kept.copy_(tensor, non_blocking=self._away)
+        return stored.copy_(tensor, non_blocking=self._on_host)
 
 
 class BatchStore:
-    """The batches of a buffer in one process, by number."""
+    """The stored batches of a buffer in one process, by number."""
 
-    def __init__(self, keeping: StorageFormat) -> None:
-        self._keeping = keeping
+    def __init__(self, storage: StorageFormat) -> None:
+        self._storage = storage
         self._batches: dict[int, Batch] = {}
         self.most_bytes = 0
 
     def put(self, number: int, batch: Batch, gone: int | None) -> None:
-        """Keeps a batch, in the place of batch `gone`."""
+        """Stores a batch in the place of batch `gone`."""
         if gone is not None:
             del self._batches[gone]
-        self._batches[number] = self._keeping.keep(batch)
+        self._batches[number] = self._storage.store(batch)
         size = sum(one.nbytes for one in self._batches.values())
         self.most_bytes = max(self.most_bytes, size)
 
+    def take(self, number: int) -> Batch:
+        """Batch `number`, which stays in the store."""
+        return self._storage.load(self._batches[number])
+
     def state(self) -> dict[str, Any]:
-        """What `restore` puts back: batches and numbers."""
-        batches = {number: tuple(batch) for number, batch in self._batches.items()}
+        """Batches and numbers, for a checkpoint."""
+        batches = {
+            number: (batch.features, batch.labels, dict(batch.extras))
+            for number, batch in self._batches.items()
+        }
         return {"batches": batches, "most_bytes": self.most_bytes}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Puts back what `state` gave."""
+        """Loads the result of `state`."""
         self.most_bytes = state["most_bytes"]
         self._batches = {
-            number: self._keeping.restore(Batch(*batch))
-            for number, batch in state["batches"].items()
+            number: self._storage.copy(Batch(*batch)) for number, batch in state["batches"].items()
         }
-
-    def take(self, number: int) -> Batch:
-        """Batch `number`, which stays."""
-        return self._keeping.bring(self._batches[number])

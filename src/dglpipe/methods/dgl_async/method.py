@@ -1,0 +1,68 @@
+"""Asynchronous decoupled greedy learning (Algorithm 2 of the paper): settings become a method."""
+
+from __future__ import annotations
+
+from dglpipe.config import AsyncConfig, Config, PipelineConfig
+from dglpipe.config.method import ITEM_BYTES
+from dglpipe.data.batch_schedule import BatchSchedule
+from dglpipe.errors import ConfigError
+from dglpipe.methods.base import Placement, RunContext, Runner
+from dglpipe.methods.dgl import Dgl
+from dglpipe.methods.dgl_async.distributed import DistributedRunner
+from dglpipe.methods.dgl_async.simulation import SimulatedRunner
+from dglpipe.methods.dgl_async.updates import require_drops
+from dglpipe.pipeline.link import LinkBuffers
+from dglpipe.pipeline.topology import Layout
+
+SPARE = 2
+"""Message slots besides the M batches of a link that overwrites: one for the message on its way,
+and one for a batch that left the buffer while the stage learns from it."""
+
+
+class DglAsync(Dgl):
+    """No stage waits for another: each learns from one of the last M batches from below."""
+
+    settings: AsyncConfig
+
+    def placement(self, pipeline: PipelineConfig, given: int | None) -> Placement:
+        """A process for each stage, or one process that simulates all stages."""
+        settings = self.settings
+        stages = pipeline.stages or given or 2
+        settings.check_stages(stages)
+        if pipeline.replicas > 1:
+            hint = "Replicas average gradients in every step, and these stages share no step"
+            got, allowed = pipeline.replicas, "1 with method=dgl_async"
+            raise ConfigError("pipeline.replicas", got, allowed, hint)
+        wanted = 1 if settings.simulate else stages
+        got = pipeline.processes or given or wanted
+        if got != wanted:
+            hint = "Every stage learns at its own pace, in its own process"
+            if settings.simulate:
+                hint = "One process runs all stages of a simulation"
+            raise ConfigError("pipeline.processes", got, str(wanted), hint)
+        return Placement(stages, wanted)
+
+    def check(self, config: Config, layout: Layout, schedule: BatchSchedule) -> None:
+        """Refuses a reset of the optimizer without drops, and test batches of another size."""
+        if self.settings.reset_optimizer:
+            for j in range(layout.stages):
+                require_drops(config.stage(j).schedule, f"schedule of stage {j}")
+        rows = config.evaluate.batch_size
+        if rows is not None and rows > config.batch_size and not self.settings.simulate:
+            hint = "All messages of method=dgl_async have the size of the largest batch"
+            allowed = f"at most {config.batch_size}"
+            raise ConfigError("evaluate.batch_size", rows, allowed, hint)
+
+    def buffers(self, link: int, depth: int) -> LinkBuffers:
+        """D messages of a link that blocks; of one that overwrites, M stored batches, too."""
+        settings = self.settings
+        stored_as = settings.storage_precision and ITEM_BYTES[settings.storage_precision]
+        if settings.simulate:
+            return LinkBuffers(0, 0, settings.buffer, stored_as or None)
+        if settings.policy_of(link) == "block":
+            return LinkBuffers(sender=1, receiver=depth)
+        return LinkBuffers(depth, SPARE, settings.buffer, stored_as or None)
+
+    def runner(self, context: RunContext) -> Runner:
+        kind = SimulatedRunner if self.settings.simulate else DistributedRunner
+        return kind(context, self.settings)

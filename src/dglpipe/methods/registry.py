@@ -1,0 +1,42 @@
+"""Methods by name: from the settings of a run to its method."""
+
+from __future__ import annotations
+
+import importlib
+
+from dglpipe.config import CustomMethodConfig, MethodConfig, PluginConfig
+from dglpipe.config.instantiate import build_plug_in
+from dglpipe.errors import ConfigError
+from dglpipe.methods.base import Method
+
+BUILDERS = {
+    "dgl": "dglpipe.methods.dgl:Dgl",
+    "dgl_async": "dglpipe.methods.dgl_async.method:DglAsync",
+    "sequential": "dglpipe.methods.sequential:Sequential",
+    "backprop": "dglpipe.methods.backprop:Backprop",
+}
+"""Module and class of each method. A method is imported when a run uses it."""
+
+
+def build_method(settings: MethodConfig) -> Method:
+    """The method that `settings` name.
+
+    The target of a custom method is called with its arguments and, where its signature names it,
+    with `settings`.
+
+    Raises:
+        ConfigError: a custom target that cannot be loaded, or that returns something else than
+            a `Method`.
+    """
+    if isinstance(settings, CustomMethodConfig):
+        plugin = PluginConfig(target=settings.target, args=settings.args or {})
+        method = build_plug_in(plugin, "method", settings=settings)
+        if not isinstance(method, Method):
+            allowed = "a builder of a dglpipe.methods.Method"
+            hint = f"It returned a {type(method).__name__}"
+            raise ConfigError("method.target", settings.target, allowed, hint)
+        return method
+    module, _, name = BUILDERS[settings.name].partition(":")
+    method = getattr(importlib.import_module(module), name)(settings)
+    assert isinstance(method, Method)
+    return method

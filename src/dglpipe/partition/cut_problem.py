@@ -1,0 +1,162 @@
+"""Everything that the choice of a cut depends on: network, settings, method, K."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from dglpipe.config import Config, HeadConfig, PluginConfig
+from dglpipe.data import DataInfo
+from dglpipe.errors import ConfigError
+from dglpipe.models.features import Boundary, Features
+from dglpipe.models.heads import check_output
+from dglpipe.models.meta import META, building
+from dglpipe.partition.channels import channels_at
+from dglpipe.partition.flops import AuxiliaryAt, SegmentFlops, Shape, link_bytes
+from dglpipe.partition.memory import (
+    MemoryNeeds,
+    NetworkMemory,
+    PieceMemory,
+    auxiliary_memory,
+    network_memory,
+    optimizer_state,
+)
+from dglpipe.partition.segments import TracedNetwork
+from dglpipe.partition.shape_prop import propagate_shapes
+from dglpipe.partition.stage_method import StageMethod
+from dglpipe.pipeline.precision import PRECISIONS
+
+Head = HeadConfig | PluginConfig
+
+
+@dataclass(frozen=True, eq=False)
+class CutProblem:
+    """A network to cut into stages.
+
+    Attributes:
+        traced: the network of `config`, on meta unless it reads values.
+        stages: K.
+    """
+
+    config: Config
+    method: StageMethod
+    data: DataInfo
+    traced: TracedNetwork
+    stages: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return image_shape(self.data)
+
+    @functools.cached_property
+    def shapes(self) -> list[Shape]:
+        """Shape of a row of the input of every segment."""
+        outputs = propagate_shapes(self.traced, (2, *self.image_shape))
+        return [self.image_shape, *(shape[1:] for shape in outputs[:-1])]
+
+    @functools.cached_property
+    def flops(self) -> SegmentFlops:
+        """FLOPs of the segments."""
+        return SegmentFlops(self.traced, self.shapes)
+
+    def head_of(self, j: int) -> Head:
+        """Head settings of stage `j`. The last stage has no head; its costs are computed as if
+        it had that of the stage below."""
+        return self.config.stage(min(j, max(self.stages - 2, 0))).head
+
+    def item_bytes(self, j: int) -> int:
+        """Bytes of one number of an activation of stage `j`."""
+        return PRECISIONS[self.config.stage(j).precision.name].item_bytes
+
+    def auxiliary_at(
+        self, head: Head, meta: bool = True, refused: list[ConfigError] | None = None
+    ) -> AuxiliaryAt:
+        """The auxiliary modules of every cut.
+
+        Args:
+            head: head settings of the stage below the cut.
+            meta: build the modules on meta.
+            refused: collects why modules cannot be built or do not work.
+        """
+        operations, starts = self.traced.operations, self.traced.starts
+        known: dict[tuple[Features, tuple[str, ...]], tuple[nn.Module, ...] | None] = {}
+
+        def modules_at(at: int, row: Shape) -> tuple[nn.Module, ...] | None:
+            features = Features(row, channels_at(operations, starts[at], row))
+            classes = len(self.data.classes)
+            boundary = Boundary(features, classes, self.image_shape, head, at)
+            builders = self.method.auxiliary(boundary)
+            key = features, tuple(builders)
+            if key not in known:
+                try:
+                    modules = {name: _built(build, True) for name, build in builders.items()}
+                    for name, module in modules.items():
+                        check_output(name, module, row, classes, META)
+                    if not meta:
+                        modules = {name: _built(build, False) for name, build in builders.items()}
+                    known[key] = tuple(modules.values())
+                except ConfigError as error:
+                    if refused is not None:
+                        refused.append(error)
+                    known[key] = None
+            return known[key]
+
+        return modules_at
+
+    @functools.cached_property
+    def network_memory(self) -> NetworkMemory:
+        """Memory of the segments."""
+        return network_memory(self.traced, self.image_shape)
+
+    def memory_needs(self, rows: int) -> list[MemoryNeeds]:
+        """Memory of stage j, for every span of segments that it may consist of.
+
+        Args:
+            rows: of a step on one replica.
+        """
+        known: dict[str, Callable[[int], PieceMemory]] = {}
+        result = []
+        for j in range(self.stages):
+            own, depth = self.config.stage(j), self.config.pipeline.depth
+            is_last = j == self.stages - 1
+            auxiliary = known.setdefault(repr(own.head), self._auxiliary_memory(own.head))
+            below = (self.item_bytes(j - 1), self.method.buffers(j - 1, depth)) if j else None
+            result.append(
+                MemoryNeeds(
+                    network=self.network_memory,
+                    auxiliary=auxiliary,
+                    elements=link_bytes(self.shapes, 1),
+                    optimizer_state=optimizer_state(own.optimizer),
+                    rows=rows,
+                    item_bytes=self.item_bytes(j),
+                    below=below,
+                    above=None if is_last else self.method.buffers(j, depth),
+                    share=self.method.activation_share(j, self.stages),
+                )
+            )
+        return result
+
+    def _auxiliary_memory(self, head: Head) -> Callable[[int], PieceMemory]:
+        modules_at = self.auxiliary_at(head)
+
+        @functools.cache
+        def memory_at(at: int) -> PieceMemory:
+            modules = modules_at(at, self.shapes[at]) or ()
+            return auxiliary_memory(modules, self.shapes[at])
+
+        return memory_at
+
+
+def _built(build: Callable[[], nn.Module], meta: bool) -> nn.Module:
+    """A module of which only the sizes matter."""
+    with building(meta, 0):
+        return build()
+
+
+def image_shape(data: DataInfo) -> tuple[int, int, int]:
+    """(C, H, W)"""
+    return data.channels, data.height, data.width

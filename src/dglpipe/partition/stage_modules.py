@@ -1,0 +1,37 @@
+"""Builds a stage module: segments and auxiliary modules."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from dglpipe.config import Config
+from dglpipe.models.heads import HEAD
+from dglpipe.models.meta import building
+from dglpipe.partition.pipeline_spec import PipelineSpec
+from dglpipe.partition.stage_method import StageMethod
+from dglpipe.pipeline.stage import StageModule
+from dglpipe.seeds import derive
+
+
+def build_auxiliary(
+    config: Config, method: StageMethod, spec: PipelineSpec, j: int, meta: bool = False
+) -> dict[str, nn.Module]:
+    """The auxiliary modules of stage `j` by name; none for the last stage.
+
+    Their weights depend on the seed, the name and the place of the cut, not on K.
+    """
+    if j == spec.stages - 1:
+        return {}
+    builders = method.auxiliary(spec.boundary(j, config.stage(j).head))
+    modules = {}
+    for name, build in builders.items():
+        with building(meta, derive(config.seed, name, spec.bounds[j + 1])):
+            modules[name] = build()
+    return modules
+
+
+def stage_module(
+    segments: nn.Module, auxiliary: dict[str, nn.Module], is_last: bool
+) -> StageModule:
+    """The module of a stage; the last stage and every stage with a head are exits."""
+    return StageModule(segments, auxiliary, is_exit=is_last or HEAD in auxiliary)

@@ -1,0 +1,226 @@
+"""The network of a run, cut into stages: on meta, or with its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dglpipe.config import Config
+from dglpipe.data import DataInfo
+from dglpipe.errors import ConfigError
+from dglpipe.models import build_network
+from dglpipe.models.heads import check_output
+from dglpipe.models.meta import NeedsValuesError, ShapesOnly, building
+from dglpipe.partition.auto_split import choose_bounds
+from dglpipe.partition.channels import channels_at
+from dglpipe.partition.cut_problem import CutProblem, image_shape
+from dglpipe.partition.pipeline_spec import PipelineSpec
+from dglpipe.partition.segments import TracedNetwork, trace
+from dglpipe.partition.split import boundaries, check_stages, cut
+from dglpipe.partition.stage_method import StageMethod
+from dglpipe.partition.stage_modules import build_auxiliary, stage_module
+from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.message import ACTIVATIONS, Field, recorded_field
+from dglpipe.pipeline.precision import PRECISIONS
+from dglpipe.pipeline.stage import StageModule, cast_input
+from dglpipe.pipeline.weights import clashes
+from dglpipe.seeds import derive
+
+CPU = Device(torch.device("cpu"), "gloo")
+
+
+@dataclass(frozen=True, slots=True)
+class StagedNetwork:
+    """A network cut into stages.
+
+    Attributes:
+        modules: segments of every stage, under the network's own `state_dict` keys.
+        meta: whether parameters and buffers are on meta.
+        problem: costs and memory of the segments; None unless built by `meta=True`.
+    """
+
+    spec: PipelineSpec
+    config: Config
+    method: StageMethod
+    modules: tuple[nn.Module, ...]
+    meta: bool
+    problem: CutProblem | None
+
+    def auxiliary(self, j: int) -> dict[str, nn.Module]:
+        """New auxiliary modules of stage `j`, by name."""
+        return build_auxiliary(self.config, self.method, self.spec, j, self.meta)
+
+    def learner(self, j: int) -> StageModule:
+        """Stage `j` with new auxiliary modules."""
+        return stage_module(self.modules[j], self.auxiliary(j), j == self.spec.stages - 1)
+
+    def precision(self, j: int) -> str:
+        """Name of the precision of stage `j`."""
+        return self.config.stage(j).precision.name
+
+    def flops(self, j: int) -> int:
+        """FLOPs a sample of stage `j`: forward and backward, with auxiliary modules.
+
+        Only for a network built by `meta=True`, as the two methods below.
+        """
+        return self.segment_flops(j) + self.auxiliary_flops(j)
+
+    def segment_flops(self, j: int) -> int:
+        """FLOPs of the segments of stage `j`."""
+        flows_back = j > 0 and self.method.flows_back
+        return self.require_problem().flops.stage(*self.spec.span(j), flows_back)
+
+    def auxiliary_flops(self, j: int) -> int:
+        """FLOPs of the auxiliary modules of stage `j`, with the gradient of their input."""
+        modules = self.auxiliary(j).values()
+        if not modules:
+            return 0
+        return self.require_problem().flops.auxiliary(modules, self.spec.fields[j].shape)
+
+    def require_problem(self) -> CutProblem:
+        """`problem`, which must not be None."""
+        assert self.problem is not None, "build_staged_network(..., meta=True) counts FLOPs"
+        return self.problem
+
+    def check_outputs(self) -> None:
+        """Sends two rows through all auxiliary modules and the last stage.
+
+        Raises:
+            ConfigError: a module fails, an exit returns something else than logits (B, N), or
+                a key of the network is also one of an auxiliary module.
+        """
+        for j in range(self.spec.stages):
+            where, auxiliary = f" (stage {j})", self.auxiliary(j)
+            device = next(self.modules[j].parameters()).device
+            is_last = j == self.spec.stages - 1
+            modules = {"model": self.modules[j]} if is_last else auxiliary
+            shape = self.spec.input_shape(j) if is_last else self.spec.fields[j].shape
+            for name, module in modules.items():
+                check_output(name, module, shape, self.spec.classes, device, where)
+            same = clashes(stage_module(self.modules[j], auxiliary, is_last))
+            if same:
+                allowed = "networks whose own keys are not those of a head, `head.` + key"
+                raise ConfigError("model", f"the key {same[0]} in stage {j}", allowed)
+
+
+def build_staged_network(
+    config: Config,
+    method: StageMethod,
+    data: DataInfo,
+    stages: int,
+    meta: bool = False,
+    rows: int | None = None,
+) -> StagedNetwork:
+    """Builds the network of `config`, whose weights depend on the seed alone, and cuts it.
+
+    Args:
+        stages: K.
+        meta: build without weights, to check a configuration and to count.
+        rows: of a step on one replica, for `pipeline.memory_limit`; only with `meta`.
+
+    Raises:
+        ConfigError: the network cannot be built or cut in this way, or does not fit the images.
+    """
+    check_per_stage(config, stages)
+    if not meta:
+        return _build(config, method, data, stages)
+    try:
+        return _build_counted(config, method, data, stages, rows, values=False)
+    except NeedsValuesError:
+        return _build_counted(config, method, data, stages, rows, values=True)
+
+
+def check_per_stage(config: Config, stages: int) -> None:
+    """Raises ConfigError if `per_stage` has another number of entries than K or 0."""
+    count = len(config.per_stage)
+    if count not in (0, stages):
+        allowed = f"a list of {stages} entries, one a stage, or an empty one"
+        raise ConfigError("per_stage", f"{count} entries", allowed)
+
+
+def _build_counted(
+    config: Config,
+    method: StageMethod,
+    data: DataInfo,
+    stages: int,
+    rows: int | None,
+    values: bool,
+) -> StagedNetwork:
+    """Builds a network with costs and memory of its segments.
+
+    Args:
+        values: build with weights, for a network that reads values.
+    """
+    traced = _trace_network(config, data, stages, meta=not values)
+    problem = CutProblem(config, method, data, traced, stages)
+    bounds = choose_bounds(problem, rows)
+    return _assemble(config, method, data, traced, bounds, problem)
+
+
+def _build(config: Config, method: StageMethod, data: DataInfo, stages: int) -> StagedNetwork:
+    traced = _trace_network(config, data, stages, meta=False)
+    if config.pipeline.split == "auto":
+        counted = build_staged_network(config, method, data, stages, meta=True)
+        bounds = list(counted.spec.bounds)
+    else:
+        names = [segment.name for segment in traced.segments]
+        bounds = boundaries(config.pipeline.split, len(names), stages, names)
+    return _assemble(config, method, data, traced, bounds)
+
+
+def _trace_network(config: Config, data: DataInfo, stages: int, meta: bool) -> TracedNetwork:
+    with building(meta, derive(config.seed, "network")):
+        network = build_network(config.model, data.channels, len(data.classes), data.height)
+    traced = trace(network.to(memory_format=torch.channels_last))
+    check_stages(traced, stages)
+    return traced
+
+
+def _assemble(
+    config: Config,
+    method: StageMethod,
+    data: DataInfo,
+    traced: TracedNetwork,
+    bounds: Sequence[int],
+    problem: CutProblem | None = None,
+) -> StagedNetwork:
+    meta = traced.device.type == "meta"
+    modules = cut(traced, bounds)
+    fields = _record(config, modules, image_shape(data), meta)
+    names = [segment.name for segment in traced.segments]
+    ends = [*bounds[1:], len(names)]
+    spec = PipelineSpec(
+        bounds=tuple(bounds),
+        segments=tuple(tuple(names[a:b]) for a, b in zip(bounds, ends, strict=True)),
+        fields=fields,
+        channels_at=tuple(
+            channels_at(traced.operations, traced.starts[bound], field.shape)
+            for bound, field in zip(bounds[1:], fields, strict=True)
+        ),
+        image_shape=image_shape(data),
+        classes=len(data.classes),
+    )
+    return StagedNetwork(spec, config, method, tuple(modules), meta, problem)
+
+
+def _record(
+    config: Config, modules: Sequence[nn.Module], shape: tuple[int, ...], meta: bool
+) -> tuple[Field, ...]:
+    """Activations that each stage but the last sends, recorded in one forward of 2 rows."""
+    device = torch.device("meta" if meta else "cpu")
+    batch: Tensor = torch.zeros(2, *shape, device=device)
+    batch = batch.to(memory_format=torch.channels_last)
+    fields = []
+    for j, module in enumerate(modules[:-1]):
+        precision = config.stage(j).precision.name
+        context = ShapesOnly() if meta else CPU.autocast(precision)
+        module.eval()
+        with torch.no_grad(), context:
+            batch = module(batch if meta else cast_input(batch, precision))
+        module.train()
+        fields.append(recorded_field(ACTIVATIONS, PRECISIONS[precision].dtype, batch))
+        batch = batch.to(PRECISIONS[precision].dtype) if not meta else batch
+    return tuple(fields)

@@ -1,0 +1,139 @@
+"""Checks what a method declares against what it does, before the first step of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dglpipe.data.batch_schedule import Phase
+from dglpipe.errors import ConfigError
+from dglpipe.methods.base import Emission, Method
+from dglpipe.methods.dgl import Dgl
+from dglpipe.methods.run_plan import RunPlan
+from dglpipe.partition.own_stages import build_own_stages
+from dglpipe.pipeline.message import ACTIVATIONS, Direction, Field
+from dglpipe.pipeline.stage import LocalStep, StageModule, cast_input
+
+ROWS = 2
+"""Rows of the batch of the check. Batch norm needs more than one."""
+
+
+def check_messages(method: Method, plan: RunPlan) -> None:
+    """Runs forward and objective of every stage on two rows, and compares messages.
+
+    Only methods that fill tensors or have an objective of their own are checked: the messages
+    and the loss of the others are those of the package.
+
+    Raises:
+        ConfigError: a declared tensor that is not filled, a filled tensor that is not declared,
+            another dtype or shape than declared, an objective that gives no scalar with a
+            gradient; with method, stage and tensor.
+    """
+    kind = type(method)
+    declares = any(plan.extras(link) for link in range(len(plan.messages)))
+    if not declares and kind.outgoing is Dgl.outgoing and method.objective is None:
+        return
+    for link in range(len(plan.messages)):
+        _check_declared(method, plan, link)
+    modules = build_own_stages(plan.config, method, plan.data, plan.spec, range(plan.layout.stages))
+    inputs = torch.rand(ROWS, *plan.spec.image_shape, generator=torch.Generator().manual_seed(0))
+    inputs = inputs.to(memory_format=torch.channels_last)
+    labels = torch.arange(ROWS) % plan.spec.classes
+    extras: Mapping[str, Tensor] = {}
+    with torch.random.fork_rng(devices=[]):
+        for j, module in modules.items():
+            inputs, extras = _check_stage(method, plan, j, module, inputs, labels, extras)
+
+
+def _check_declared(method: Method, plan: RunPlan, link: int) -> None:
+    """Refuses directions and names that no link carries."""
+    fields = plan.messages[link]
+    for field in fields:
+        if field.direction is not Direction.UP:
+            got = f"{_place(method, link, field.name)}: direction {field.direction.value}"
+            raise ConfigError("method", got, "up: links carry no messages down the chain yet")
+    names = [field.name for field in fields]
+    for name in names:
+        if names.count(name) > 1:
+            got = f"{_place(method, link, name)}: declared {names.count(name)} times"
+            raise ConfigError("method", got, "each name once")
+    if plan.spec.fields and ACTIVATIONS not in names:
+        got = f"{_place(method, link, ACTIVATIONS)}: not declared"
+        raise ConfigError("method", got, "messages with the tensors of Method.messages")
+
+
+def _check_stage(
+    method: Method,
+    plan: RunPlan,
+    j: int,
+    module: StageModule,
+    inputs: Tensor,
+    labels: Tensor,
+    extras: Mapping[str, Tensor],
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Checks stage `j`; returns the inputs and extras of the next stage."""
+    emitted: list[Tensor] = []
+    learning = method.learning(plan.config.label_smoothing)
+    step = LocalStep(module, learning.loss, learning.objective)
+    cast = cast_input(inputs.float(), plan.config.stage(j).precision.name)
+    try:
+        loss, _ = step(cast, labels, extras, emitted.append)
+    except ConfigError:
+        raise
+    except Exception as error:  # a method from outside may raise anything
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        got = f"{method.name}, stage {j}: the local objective fails"
+        raise ConfigError("method", got, "an objective that works on every stage", reason) from (
+            error
+        )
+    if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
+        kind = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        got = f"{method.name}, stage {j}: no loss (the objective returned {kind})"
+        raise ConfigError("method", got, "a scalar tensor with a gradient")
+    if j >= len(plan.messages):
+        return inputs, extras
+    features = plan.spec.fields[j].normalise(emitted[0])
+    filled = method.outgoing(Emission(j, inputs, features, labels, extras))
+    declared = {field.name: field for field in plan.extras(j)}
+    _check_filled(method, j, declared, filled)
+    return features, {name: field.normalise(filled[name]) for name, field in declared.items()}
+
+
+def _check_filled(
+    method: Method, j: int, declared: Mapping[str, Field], filled: Mapping[str, Tensor]
+) -> None:
+    """Compares the tensors that stage `j` fills with the declared ones."""
+    for name in filled.keys() - declared.keys():
+        got = f"{_place(method, j, name)}: filled, but not declared"
+        hint = "Declare it in Method.messages, or leave it out of Method.outgoing"
+        raise ConfigError("method", got, "declared tensors only", hint)
+    for name, field in declared.items():
+        if Phase.TEST in field.phases:
+            got = f"{_place(method, j, name)}: declared for evaluations"
+            raise ConfigError("method", got, "phases=[Phase.TRAIN]: evaluations have no extras")
+        if name not in filled:
+            got = f"{_place(method, j, name)}: declared, but never filled"
+            hint = "Fill it in Method.outgoing, or do not declare it"
+            raise ConfigError("method", got, "every declared tensor filled", hint)
+        tensor = filled[name]
+        kind = (
+            (tensor.dtype, tuple(tensor.shape[1:]), len(tensor))
+            if isinstance(tensor, Tensor)
+            else type(tensor).__name__
+        )
+        if kind != (field.dtype, field.shape, ROWS):
+            got = f"{_place(method, j, name)}: {_describe(tensor)}"
+            allowed = f"{field.dtype} of shape {(ROWS, *field.shape)} for {ROWS} rows, as declared"
+            raise ConfigError("method", got, allowed)
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return type(value).__name__
+
+
+def _place(method: Method, stage: int, tensor: str) -> str:
+    return f"{method.name}, stage {stage}, tensor {tensor!r}"

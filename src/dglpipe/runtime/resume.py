@@ -1,0 +1,67 @@
+"""Resuming a run: which settings may differ, and which cut it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from dglpipe.config import Config, from_yaml, to_tree
+from dglpipe.errors import ConfigError, RunDirError
+from dglpipe.pipeline.topology import Layout
+from dglpipe.runtime.config_consistency import flatten
+from dglpipe.runtime.run_dir import RunDir
+
+RESUMABLE = {
+    *("run_dir", "resume", "timeout_s", "log_every", "checkpoint.every", "checkpoint.keep"),
+    *("pipeline.processes", "pipeline.threads", "pipeline.depth", "pipeline.backend"),
+    *("pipeline.checked", "pipeline.cost", "pipeline.memory_limit", "pipeline.times", "timeline"),
+    *("link.delay_ms", "link.bandwidth_mbps"),
+    *(f"pipeline.times.{part}" for part in ("segments", "input_gradients", "heads")),
+}
+"""Keys that may differ from those of the resumed run: they change no weight."""
+
+
+def with_cut_of_resumed_run(config: Config, layout: Layout) -> Config:
+    """`config` with the cut of the run in its directory, if that run is to be resumed.
+
+    A new measurement could put `pipeline.split=auto` elsewhere.
+    """
+    if config.resume == "never" or config.run_dir is None or config.pipeline.split != "auto":
+        return config
+    run_dir = RunDir(Path(config.run_dir))
+    run_dir.check(config.resume)
+    if run_dir.status() is None:
+        return config
+    old = read_config(run_dir)
+    if (old.model, old.pipeline.stages) != (config.model, layout.stages):
+        return config
+    return with_cut(config, old.pipeline.split, old.pipeline.times)
+
+
+def with_cut(config: Config, split: object, times: object) -> Config:
+    """`config` with another `pipeline.split` and `pipeline.times`."""
+    return replace(config, pipeline=replace(config.pipeline, split=split, times=times))
+
+
+def read_config(run_dir: RunDir) -> Config:
+    """The configuration of the run in `run_dir`.
+
+    Raises:
+        RunDirError: it cannot be read.
+    """
+    try:
+        return from_yaml(run_dir.config.read_text())
+    except (ValueError, OSError) as error:
+        raise RunDirError(
+            f"run_dir: {run_dir.config} is not the configuration of a run ({error}); give "
+            "another directory, or delete this one"
+        ) from error
+
+
+def check_same(old: Config, new: Config) -> None:
+    """Raises ConfigError at the first setting of a resumed run that may not differ."""
+    before, after = flatten(to_tree(old)), flatten(to_tree(new))
+    for key in sorted(before.keys() | after.keys()):
+        if key not in RESUMABLE and before.get(key) != after.get(key):
+            hint = "A resumed run keeps its settings; give another run_dir for a new run"
+            raise ConfigError(key, after.get(key), f"{before.get(key)!r}, as before", hint)

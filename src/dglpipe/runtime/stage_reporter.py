@@ -1,0 +1,100 @@
+"""What a process reports of its stages: training lines, test lines and the final entry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from dglpipe.methods.base import Evaluation, RunContext, Update
+from dglpipe.monitoring import timers
+from dglpipe.monitoring.metrics import ENSEMBLE, Reporter, Sums
+from dglpipe.monitoring.timers import Kind
+from dglpipe.pipeline.stage import Stage
+
+
+class StageReporter:
+    """Reports the stages of one process.
+
+    Args:
+        reporter: the sending side of the metrics.
+    """
+
+    def __init__(self, context: RunContext, reporter: Reporter) -> None:
+        self._context = context
+        self._reporter = reporter
+        self._timer = context.timer
+        self._logged = {stage.index: 0.0 for stage in context.stages}
+
+    def begin(self, now: float) -> None:
+        """Training begins at `now` seconds of the timer."""
+        self._logged = dict.fromkeys(self._logged, now)
+
+    def log_train(self, update: Update) -> None:
+        """A training line of every stage that made the step."""
+        now = timers.seconds(self._timer.snapshot())
+        for stage in update.stages:
+            totals = stage.totals()
+            has_exit = stage.module.is_exit
+            sums = Sums(
+                kind="train",
+                epoch=update.epoch,
+                step=update.step,
+                stage=stage.index,
+                rows=totals.rows,
+                loss=totals.loss if has_exit else None,
+                correct=totals.correct if has_exit else None,
+                learning_rate=stage.learning_rate(update.schedule_step),
+                seconds=now - self._logged[stage.index],
+            )
+            self._reporter.send(sums)
+            self._timer.lap(stage.index, Kind.LOGGING)
+        logged = self._logged if update.is_lockstep else [one.index for one in update.stages]
+        self._logged.update(dict.fromkeys(logged, now))
+
+    def log_test(self, event: Evaluation, stages: Sequence[Stage]) -> None:
+        """A test line of every exit, and of the ensemble."""
+        rows = 0
+        for stage in stages:
+            if stage.module.is_exit:
+                totals = stage.test_totals()
+                rows = totals.rows
+                self._send_test(event, stage.index, rows, totals.loss, totals.correct)
+        if event.hits is not None:
+            self._send_test(event, ENSEMBLE, rows, None, event.hits)
+
+    def _send_test(
+        self, event: Evaluation, stage: int | str, rows: int, loss: float | None, correct: int
+    ) -> None:
+        self._reporter.send(Sums("test", event.epoch, event.step, stage, rows, loss, correct))
+
+    def final(self, stage: Stage, digest: str, spent: timers.Spent | None) -> dict[str, Any]:
+        """The entry of `stage` in `per_stage` of `summary.json`.
+
+        Args:
+            digest: `weights_sha256`.
+            spent: time of the throughput window; None: there is none.
+        """
+        plan, j = self._context.plan, stage.index
+        return {
+            "stage": j,
+            "process": self._context.topology.process,
+            "segments": list(plan.spec.segments[j]),
+            "parameters": count_parameters(stage.module.segments),
+            "head_parameters": sum(map(count_parameters, stage.module.auxiliary.values())),
+            "flops_per_sample": plan.flops[j],
+            "link_bytes_per_sample": plan.row_bytes(j),
+            **(timers.shares(spent, j) if spent else dict.fromkeys(timers.SHARE_NAMES)),
+            "peak_memory_bytes": self._context.device.peak_memory(),
+            "weights_sha256": digest,
+        }
+
+    def finish(self, samples_per_second: float | None, finals: Sequence[dict[str, Any]]) -> None:
+        """Sends the final report of the process."""
+        self._reporter.finish({"samples_per_second": samples_per_second, "stages": list(finals)})
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters of `module`."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,145 @@
+"""One worker of a run that an outside launcher has started: torchrun or the like."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from dglpipe.config import Config
+from dglpipe.errors import ConsistencyError, RunDirError, RunFailedError, UserError
+from dglpipe.host import cores
+from dglpipe.methods.registry import build_method
+from dglpipe.methods.run_plan import RunPlan
+from dglpipe.pipeline.launcher_env import world_of_launcher
+from dglpipe.pipeline.process_group import ProcessGroup, Store, rendezvous
+from dglpipe.pipeline.topology import Layout
+from dglpipe.runtime import failure
+from dglpipe.runtime.plan import make_plan, plan_layout
+from dglpipe.runtime.resume import with_cut, with_cut_of_resumed_run
+from dglpipe.runtime.run import choose_run_dir, in_run_dir, settle
+from dglpipe.runtime.run_dir import RunDir
+from dglpipe.runtime.signals import on_sigterm
+from dglpipe.runtime.worker import run_worker
+
+TERMINATION_PAUSE_S = 1.5
+"""Longest time until a process notices the loss of a neighbour."""
+KEY = "dglpipe/run_dir"
+
+
+def train_under_launcher(config: Config) -> None:
+    """Runs this process as one worker.
+
+    Args:
+        config: is not changed.
+    """
+    world = world_of_launcher()
+    assert world is not None
+    rank, size, local = world
+    layout = plan_layout(config.pipeline, build_method(config.method), cores(), size, local)
+    if rank:
+        _follow(config, layout, rank, local)
+    else:
+        _lead(config, layout, local)
+
+
+def _lead(config: Config, layout: Layout, local: int) -> None:
+    """Rank 0 chooses the cut and the run directory, for two measurements give two cuts."""
+    plan = make_plan(with_cut_of_resumed_run(config, layout), layout, local)
+    store = rendezvous(config.timeout_s)
+    group = ProcessGroup.store_only(layout.at(0), store)
+    run_dir = choose_run_dir(config)
+    is_new = run_dir.status() is None
+    try:
+        lock = run_dir.claim(config.resume)
+        plan = settle(plan, run_dir)
+    except UserError as error:
+        store.set(KEY, json.dumps({"error": str(error)}))
+        group.wait_for_departure("run_dir")
+        raise
+    pipeline = plan.config.pipeline
+    choice = {
+        "path": os.fspath(run_dir.path),
+        "split": pipeline.split,
+        "times": pipeline.times,
+    }
+    store.set(KEY, json.dumps(choice))
+    with lock:
+        _run_worker(plan, run_dir, store, is_new)
+
+
+def _follow(config: Config, layout: Layout, rank: int, local: int) -> None:
+    """Another rank checks the configuration, then takes cut and run directory from rank 0."""
+    by_flops = replace(config, pipeline=replace(config.pipeline, cost="flops"))
+    plan = make_plan(by_flops, layout, local)
+    store = rendezvous(config.timeout_s)
+    group = ProcessGroup.store_only(layout.at(rank), store)
+    choice = json.loads(store.get(KEY))
+    group.wait_for_departure("run_dir")
+    if "error" in choice:
+        raise RunDirError(choice["error"])
+    chosen = with_cut(config, choice["split"], choice["times"])
+    if choice["split"] == plan.config.pipeline.split:
+        pipeline = replace(plan.config.pipeline, cost=config.pipeline.cost, times=choice["times"])
+        plan = replace(plan, config=replace(plan.config, pipeline=pipeline))
+    else:
+        plan = make_plan(chosen, layout, local)
+    run_dir = RunDir(Path(choice["path"]))
+    _run_worker(in_run_dir(plan, run_dir), run_dir, store, is_new=False)
+
+
+def _run_worker(plan: RunPlan, run_dir: RunDir, store: Store, is_new: bool) -> None:
+    """Runs the worker and reports its failure, which nobody else reports.
+
+    Args:
+        is_new: whether this process made the run directory. It removes the directory when a
+            mistake of the user shows before the first step.
+    """
+    rank = int(os.environ["RANK"])
+    has_checkpoints = plan.config.checkpoint.every > 0
+    on_sigterm(lambda: _terminated(plan, run_dir, rank))
+    try:
+        run_worker(plan, run_dir, store)
+    except UserError:
+        record = failure.read_own(run_dir, rank)
+        if record.step:
+            failure.conclude("failed", plan, run_dir)
+            text = record.describe(run_dir.log(rank), has_checkpoints)
+            raise RunFailedError(text) from None
+        if is_new:
+            run_dir.discard()
+        raise
+    except ConsistencyError:
+        if is_new:
+            run_dir.discard()
+        raise
+    except KeyboardInterrupt:
+        failure.conclude("interrupted", plan, run_dir)
+        raise
+    except Exception:
+        failure.conclude("failed", plan, run_dir)
+        record = failure.read_own(run_dir, rank)
+        text = record.line()
+        if record.primary:
+            text = record.describe(run_dir.log(rank), has_checkpoints)
+        sys.stderr.write(f"{text}\n")
+        raise
+
+
+def _terminated(plan: RunPlan, run_dir: RunDir, rank: int) -> None:
+    """Reports the end of a run whose launcher terminates this process: another process is gone,
+    which this process then notices itself, or the run is to stop."""
+    end = time.monotonic() + TERMINATION_PAUSE_S
+    while not run_dir.failure(rank).exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    if not run_dir.failure(rank).exists():
+        failure.conclude("interrupted", plan, run_dir)
+        sys.stderr.write(f"{plan.layout.at(rank).name()} received SIGTERM and stopped\n")
+        return
+    failure.conclude("failed", plan, run_dir)
+    advice = failure.advice(plan.config.checkpoint.every > 0)
+    line = failure.read_own(run_dir, rank).line()
+    sys.stderr.write(f"{line}\n{advice}\nlog: {run_dir.log(rank)}\n")

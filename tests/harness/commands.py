@@ -1,0 +1,185 @@
+"""Commands of `dglpipe` as processes, and their output."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dglpipe.runtime.run_dir import RunDir
+from harness.worlds import PRELOAD
+
+DGLPIPE = (sys.executable, "-m", "dglpipe")
+"""`dglpipe` as users start it."""
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+
+
+class Command:
+    """A program in a session of its own, its output kept in files.
+
+    Args:
+        words: what to run. Without a program in front, the arguments of `dglpipe`: they run
+            in a process of the fork server whose workers are forked in their turn, which
+            spares seconds of importing.
+        folder: where it runs, and where its output is kept.
+        environment: on top of this process's own; the tests' plug-ins can be imported.
+    """
+
+    def __init__(
+        self, words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [os.fspath(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        own = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), **(environment or {})}
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | _Forked
+        if words[0] == sys.executable:
+            with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
+                self._process = subprocess.Popen(
+                    words,
+                    cwd=folder,
+                    env={**os.environ, **own},
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    start_new_session=True,
+                    preexec_fn=_answer_to_ctrl_c,
+                )
+        else:
+            self._process = _Forked(words, folder, own)
+        self.pid = self._process.pid
+        self._workers: list[int] = []
+
+    @property
+    def stdout(self) -> str:
+        return (self._folder / "stdout").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return (self._folder / "stderr").read_text()
+
+    def wait(self, seconds: float = 60) -> int:
+        """The exit status; fails if the program takes longer than `seconds`."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            story = f"not done in {seconds:g} s\n{self.stdout}\n{self.stderr}"
+            raise AssertionError(story) from None
+
+    def wait_for(self, holds: Callable[[], Any], seconds: float = 60) -> Any:
+        """Waits until `holds()` gives something true while the program runs, and returns that."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self._process.poll() is None:
+            if result := holds():
+                return result
+            time.sleep(0.02)
+        raise AssertionError(f"waited in vain\n{self.stdout}\n{self.stderr}")
+
+    def wait_for_step(self, run_dir: Path, step: int, seconds: float = 60) -> list[int]:
+        """Waits until `metrics.jsonl` tells of `step`; returns the pids of the workers, by rank."""
+
+        def done() -> bool:
+            lines = RunDir(run_dir).metrics.read_text().splitlines()
+            told = [json.loads(line) for line in lines]
+            return {0, 1} <= {line["stage"] for line in told if line["step"] >= step}
+
+        self.wait_for(lambda: RunDir(run_dir).metrics.exists() and done(), seconds)
+        workers = json.loads(RunDir(run_dir).workers.read_text())
+        self._workers = [worker["pid"] for worker in workers]
+        return self._workers
+
+    def alive(self) -> list[int]:
+        """Processes of the session, and workers in sessions of their own, that run."""
+        sessions = {self.pid, *self._workers}
+        return [pid for pid, session in _running() if session in sessions]
+
+    def assert_nobody_left(self, seconds: float = 10) -> None:
+        """Within `seconds` no process of the program is left."""
+        deadline = time.monotonic() + seconds
+        while self.alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert self.alive() == []
+
+    def kill(self) -> list[int]:
+        """Kills what is left, and says what that was."""
+        left = self.alive()
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait(10)
+        return left
+
+
+class _Forked:
+    """A process of the fork server, with the methods of a `Popen` that are used here."""
+
+    def __init__(self, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        task = (list(words), os.fspath(folder), dict(environment))
+        self._process = context.Process(target=_command_main, args=task)
+        self._process.start()
+        self.pid = self._process.pid or 0
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, seconds: float) -> int:
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired([], seconds)
+        return self._process.exitcode
+
+
+def _answer_to_ctrl_c() -> None:
+    """Programs in the background of a shell inherit that they ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _command_main(words: list[str], folder: str, environment: dict[str, str]) -> None:
+    from dglpipe.cli.main import main
+
+    os.setsid()
+    _answer_to_ctrl_c()
+    os.chdir(folder)
+    os.environ.update(environment)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    _fork_workers()
+    main(words)
+
+
+def _fork_workers() -> None:
+    """Makes the launcher fork its workers; they get the signal handlers of spawned ones."""
+    from dglpipe.runtime import launcher
+
+    configure, enter = launcher._launch_config, launcher._entry
+
+    def configure_fork(*args: Any) -> Any:
+        config = configure(*args)
+        config.start_method = "fork"
+        return config
+
+    def enter_afresh(*args: Any) -> Any:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
+        return enter(*args)
+
+    launcher._launch_config, launcher._entry = configure_fork, enter_afresh
+
+
+def _running() -> Iterator[tuple[int, int]]:
+    """(pid, session) of all processes but those that have ended unreaped."""
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, session = file.read_text().rpartition(")")[2].split()[:4]
+            if state != "Z":
+                yield int(file.parent.name), int(session)

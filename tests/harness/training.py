@@ -1,0 +1,149 @@
+"""Training in the processes of a world, without a run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+
+from dglpipe.config import Config
+from dglpipe.monitoring.metrics import Collector, Line
+from dglpipe.pipeline.process_group import ProcessGroup
+from dglpipe.pipeline.topology import Layout, plan_layout
+from dglpipe.pipeline.weights import named_tensors, sha256
+from dglpipe.runtime.open_data import open_images
+from dglpipe.runtime.run_dir import RunDir
+from dglpipe.runtime.trainer import Worker
+from dglpipe.runtime.worker import open_worker
+from harness.worlds import CPU, run_world
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """What a run left behind, without its files."""
+
+    finals: list[dict[str, Any]]
+    """The entries of `per_stage` in summary.json, by stage, of replica 0."""
+    lines: list[Line]
+    """What would be in metrics.jsonl."""
+    tensors: dict[tuple[int, int], dict[str, Tensor]]
+    """(replica, stage) -> weights and buffers, by key."""
+
+    @property
+    def hashes(self) -> list[str]:
+        """weights_sha256 by stage."""
+        return [final["weights_sha256"] for final in self.finals]
+
+    def tests(self) -> list[Line]:
+        """The lines of the last evaluation, by stage, the ensemble's last: they come in the
+        order in which the ranks were heard."""
+        tests = [line for line in self.lines if line.kind == "test"]
+        last = max(line.step for line in tests)
+        return sorted((line for line in tests if line.step == last), key=lambda at: str(at.stage))
+
+
+def train_world(
+    config: Config,
+    layout: Layout | None = None,
+    run_dir: Path | None = None,
+    deadline_s: float = 60,
+) -> TrainedNetwork:
+    """Trains as `dglpipe train` does, in processes of the fork server.
+
+    Args:
+        layout: None: what the configuration asks for.
+        run_dir: where final weights and checkpoints go; None: nowhere.
+    """
+    return train_all([config], layout, run_dir, deadline_s)[0]
+
+
+def train_all(
+    configs: Sequence[Config],
+    layout: Layout | None = None,
+    run_dir: Path | None = None,
+    deadline_s: float = 60,
+) -> list[TrainedNetwork]:
+    """`train_world` for one configuration after the other, in the same processes."""
+    layout = layout or plan_layout(configs[0].pipeline, configs[0].method, cores=1)
+    said = run_world(layout, _train_all, configs, run_dir, deadline_s=deadline_s)
+    return [_gather(layout, [of_rank[at] for of_rank in said]) for at in range(len(configs))]
+
+
+def hash_all(configs: Sequence[Config], layout: Layout, deadline_s: float = 60) -> list[list[str]]:
+    """weights_sha256 by stage, for each configuration.
+
+    Leaves out the last report, which takes longer than such short runs.
+    """
+    said = run_world(layout, _hash_all, configs, deadline_s=deadline_s)
+    firsts = [rank for rank in range(layout.world_size) if layout.at(rank).replica == 0]
+    return [[digest for rank in firsts for digest in said[rank][at]] for at in range(len(configs))]
+
+
+def _hash_all(group: ProcessGroup, configs: Sequence[Config]) -> list[list[str]]:
+    store, hashes = group.store, []
+    for number, config in enumerate(configs):
+        group.store = PrefixStore(f"run{number}", store)
+        worker = make_worker(group, config)
+        worker.run()
+        hashes.append([sha256(named_tensors(stage.learner)) for stage in worker.chain.stages])
+    group.store = store
+    return hashes
+
+
+def _gather(layout: Layout, said: Sequence[Any]) -> TrainedNetwork:
+    finals, lines, _ = said[0]
+    firsts = [rank for rank in range(layout.world_size) if layout.at(rank).replica == 0]
+    found = [stage for rank in firsts for stage in finals[rank]["stages"]]
+    stages = sorted(found, key=lambda stage: stage["stage"])
+    tensors = {key: value for _, _, own in said for key, value in own.items()}
+    assert [stage["stage"] for stage in stages] == list(range(layout.stages))
+    assert len(tensors) == layout.stages * layout.replicas
+    return TrainedNetwork(stages, lines, tensors)
+
+
+class _Lines:
+    """A sink that keeps every line."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+
+    def line(self, line: Line) -> None:
+        self.lines.append(line)
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+def _train_all(group: ProcessGroup, configs: Sequence[Config], run_dir: Path | None) -> list[Any]:
+    store, said = group.store, []
+    for number, config in enumerate(configs):
+        group.store = PrefixStore(f"run{number}", store)
+        said.append(_train(group, config, run_dir))
+    group.store = store
+    return said
+
+
+def _train(group: ProcessGroup, config: Config, run_dir: Path | None) -> Any:
+    topology = group.topology
+    worker = make_worker(group, config, run_dir)
+    sink = _Lines()
+    size, replicas = topology.layout.world_size, topology.layout.replicas
+    collector = Collector(group.store, size, replicas, [sink]) if topology.rank == 0 else None
+    worker.run()
+    worker.finish()
+    finals = collector.finals(config.timeout_s) if collector else []
+    tensors = {
+        (topology.replica, stage.index): named_tensors(stage.learner)
+        for stage in worker.chain.stages
+    }
+    return finals, sink.lines, tensors
+
+
+def make_worker(group: ProcessGroup, config: Config, run_dir: Path | None = None) -> Worker:
+    """The worker of this rank, ready to run."""
+    source = open_images(config)
+    return open_worker(config, source, CPU, group, RunDir(run_dir) if run_dir else None)

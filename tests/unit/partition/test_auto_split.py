@@ -1,0 +1,378 @@
+"""Where `pipeline.split`, `cost` and `memory_limit` put the cut."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import re
+import weakref
+from dataclasses import asdict
+
+import pytest
+import torch
+from torch import nn
+
+from dglpipe.config import PluginConfig
+from dglpipe.errors import ConfigError
+from dglpipe.models import build_network
+from dglpipe.models.meta import building
+from dglpipe.partition import auto_split, profiling
+from dglpipe.partition.auto_split import (
+    entrances,
+    measure_times,
+    measured_costs,
+    memory_needs,
+    network_costs,
+)
+from dglpipe.partition.balance import stage_costs
+from dglpipe.partition.estimate import estimate
+from dglpipe.partition.flops import SegmentFlops, count_flops
+from dglpipe.partition.memory import Limit
+from dglpipe.partition.pipeline_spec import build_spec
+from dglpipe.partition.segments import trace
+from dglpipe.pipeline.device import Device
+from dglpipe.runtime.open_data import open_images
+from dglpipe.runtime.plan import plan
+from harness.configs import make_config
+
+CPU = Device(torch.device("cpu"), "gloo")
+ROWS = 16
+NETWORKS = [
+    ("model=cnn6",),
+    ("model=cnn6", "optimizer=adam", "precision=bf16", "model.dropout=0.1"),
+    ("model=resnet18", "data.image_size=32"),
+    ("model=vgg11_bn", "data.image_size=32", "head=cnn"),
+    ("model=torchvision", "model.name=mobilenet_v3_small", "data.image_size=32", "head=mlp"),
+    ("model=torchvision", "model.name=swin_t", "data.image_size=32", "optimizer.momentum=0"),
+    ("model=cnn6", "per_stage=[{head:linear},{precision:bf16,head:mlp},{optimizer:adam}]"),
+    ("model=cnn6", "method=dgl_async", "per_stage=[{precision:bf16},{optimizer:adam},{}]"),
+]
+
+
+def on_paper(*overrides):
+    config = make_config(*overrides)
+    data = open_images(config).info
+    with building(True, 0):
+        network = build_network(config.model, data.channels, len(data.classes), data.height)
+    return config, data, trace(network)
+
+
+class Whole(nn.Module):
+    """A stage with its head."""
+
+    def __init__(self, spec, j):
+        super().__init__()
+        self.learner = spec.learner(j)
+
+    def forward(self, batch):
+        return self.learner(batch, None)
+
+
+@pytest.mark.parametrize("overrides", NETWORKS, ids=lambda words: ",".join(words))
+def test_costs_and_needs_of_any_cut_are_those_of_its_stages(overrides):
+    """What the segments add up to is what a whole stage, looked at by itself, comes to."""
+    config, data, traced = on_paper(*overrides)
+    costs = network_costs(config, data, traced, SegmentFlops(traced, entrances(data, traced)), 3)
+    needs = memory_needs(config, data, traced, ROWS, 3)
+    count = len(traced.segments)
+    for bounds in [[0, count // 3, 2 * count // 3], [0, 1, count - 1]][: 1 + (count < 10)]:
+        config.pipeline.split = bounds[1:]
+        spec = build_spec(config, data, 3, meta=True)
+        flops = [count_flops(Whole(spec, j), spec.input_shape(j)).own for j in range(3)]
+        assert flops == [spec.flops(j) for j in range(3)]
+        assert stage_costs(costs, bounds) == flops
+        stages = estimate(spec, ROWS)
+        spans = itertools.pairwise([*bounds, count])
+        found = [one.stage(*span) for one, span in zip(needs, spans, strict=True)]
+        assert found == [one.memory_bytes for one in stages]
+
+
+LIMITED = "model=vgg11_bn"
+
+
+def draw_limited(limit, *overrides):
+    config, data, _ = on_paper(
+        LIMITED, "data.image_size=32", f"pipeline.memory_limit={limit}", *overrides
+    )
+    return build_spec(config, data, 2, meta=True, rows=ROWS).bounds
+
+
+def needs_of(at):
+    """Bytes of the larger stage; `at` None: of the cut for which that is least."""
+    config, data, traced = on_paper(LIMITED, "data.image_size=32")
+    needs, count = memory_needs(config, data, traced, ROWS, 2), len(traced.segments)
+    at = at or Limit(0, tuple(needs), own=False).nearest(lambda *_: True)[1]
+    return max(needs[0].stage(0, at), needs[1].stage(at, count)), at
+
+
+def test_a_limit_moves_the_cut():
+    free = draw_limited("1TiB", "pipeline.split=auto")
+    largest, at = needs_of(None)
+    assert draw_limited(largest, "pipeline.split=auto") == (0, at) != free
+
+
+@pytest.mark.parametrize(("split", "at"), [("auto", None), ("even", 4), ("[1]", 1)])
+def test_a_limit_that_cannot_be_met_says_by_how_much(split, at):
+    largest, _ = needs_of(at)
+    with pytest.raises(ConfigError) as caught:
+        draw_limited(1024, f"pipeline.split={split}")
+    text = str(caught.value)
+    assert text.startswith("pipeline.memory_limit: got 1024; allowed: ")
+    assert f"at least {largest} bytes" in text
+    assert f"{(largest - 1024) / 2**30:.4g} GiB more than the limit" in text
+
+
+def test_a_limit_with_tensors_that_segments_share():
+    config, data, _ = on_paper("model=custom", "pipeline.memory_limit=1024")
+    config.model.target, config.model.args = "harness.plug_ins:sharing_network", {}
+    config.pipeline.split = "auto"
+    with pytest.raises(ConfigError) as caught:
+        build_spec(config, data, 2, meta=True, rows=ROWS)
+    found = re.match(
+        r"pipeline\.memory_limit: got 1024; allowed: at least (\d+)", str(caught.value)
+    )
+    config.pipeline.memory_limit = int(found[1])
+    assert len(build_spec(config, data, 2, meta=True, rows=ROWS).bounds) == 2
+
+
+def test_settings_of_a_single_stage_count_for_the_limit():
+    config = make_config("optimizer.momentum=0.0", "pipeline.split=even")
+    plain = max(stage.memory_bytes for stage in plan(config).stages)
+    config = make_config(
+        "optimizer.momentum=0.0",
+        "pipeline.split=even",
+        f"pipeline.memory_limit={plain}",
+        "per_stage=[{optimizer:{momentum:0.9}},{optimizer:{momentum:0.9}}]",
+    )
+    with pytest.raises(ConfigError, match=r"^pipeline\.memory_limit: .* as per_stage has it"):
+        plan(config)
+
+
+OWN_HEADS = "per_stage=[{head:linear},{head:linear},{}]"
+"""Heads that need little; the common one would need most."""
+
+
+@pytest.mark.parametrize("split", ["[4,8]", "even", "auto"])
+def test_a_limit_that_stages_with_their_own_heads_meet(split):
+    words = ("model=resnet18", "data.image_size=32", "pipeline.stages=3", OWN_HEADS)
+    words += (f"pipeline.split={split}",)
+    free = plan(make_config(*words)).stages
+    largest = max(stage.memory_bytes for stage in free)
+    limited = plan(make_config(*words, f"pipeline.memory_limit={largest}")).stages
+    assert [one.segments for one in limited] == [one.segments for one in free]
+    with pytest.raises(ConfigError, match="MiB, as per_stage has it"):
+        plan(make_config(*words, "pipeline.memory_limit=1KB"))
+    config, data, _ = on_paper(*words)
+    config.per_stage, config.pipeline.memory_limit = [], largest
+    with pytest.raises(ConfigError):  # so it is the settings of the stages that let it fit
+        config.pipeline.split = [len(free[0].segments), sum(len(s.segments) for s in free[:2])]
+        build_spec(config, data, 3, meta=True, rows=400)
+
+
+def test_a_limit_moves_the_cut_between_stages_that_differ():
+    """Adam keeps two numbers more than no momentum: its stage gets the smaller part."""
+    words = ("model=cnn6", "model.width=64", "optimizer.momentum=0", "pipeline.split=auto")
+    sizes = []
+    for own in ("{optimizer:adam},{}", "{},{optimizer:adam}"):
+        given = (*words, f"per_stage=[{own}]")
+        config, data, traced = on_paper(*given)
+        needs = memory_needs(config, data, traced, ROWS, 2)
+        limit = Limit(0, tuple(needs), own=True)
+        bounds = limit.nearest(lambda *_: True)
+        spans = itertools.pairwise([*bounds, len(traced.segments)])
+        largest = max(one.stage(*span) for one, span in zip(needs, spans, strict=True))
+        config.pipeline.memory_limit = largest
+        assert list(build_spec(config, data, 2, meta=True, rows=ROWS).bounds) == bounds
+        sizes.append(bounds[1])
+    assert sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "6 furlongs", "true", "GiB"])
+def test_a_limit_is_a_number_of_bytes(limit):
+    with pytest.raises(ConfigError, match=r"^pipeline\.memory_limit: got"):
+        make_config(f"pipeline.memory_limit={limit!r}")
+
+
+def test_units_of_a_limit():
+    for text, count in (("1.5KiB", 1536), ("2MB", 2_000_000), ("7", 7), ("3 GiB", 3 * 2**30)):
+        assert make_config(f"pipeline.memory_limit='{text}'").pipeline.memory_bytes == count
+
+
+TIMES = {"segments": [1.0] * 6, "input_gradients": [0.0] * 6, "heads": [0.0] * 5}
+
+
+def draw_timed(split="auto", **times):
+    return draw_by({**TIMES, **times} if times else None, split)
+
+
+def draw_by(times, split="auto"):
+    config, data, _ = on_paper("model=cnn6", f"pipeline.split={split}", "pipeline.cost=time")
+    config.pipeline.times = times
+    return build_spec(config, data, 2, meta=True).bounds
+
+
+def test_a_cut_weighs_every_stage_as_it_is():
+    """Of all cuts the fastest, which is another one than with equal heads."""
+    own = "per_stage=[{head:linear},{head:cnn},{}]"
+    config, data, _ = on_paper("model=cnn6", "pipeline.split=auto", own)
+    slowest = {}
+    for cut in itertools.combinations(range(1, 6), 2):
+        config.pipeline.split = list(cut)
+        spec = build_spec(config, data, 3, meta=True)
+        slowest[cut] = max(spec.flops(j) for j in range(3))
+    config.pipeline.split = "auto"
+    found = build_spec(config, data, 3, meta=True).bounds[1:]
+    assert slowest[found] == min(slowest.values())
+    config.per_stage = []
+    assert slowest[build_spec(config, data, 3, meta=True).bounds[1:]] > slowest[found]
+
+
+def test_a_head_whose_work_is_known_by_its_id_stays():
+    """Else another one may get the id, and with it the FLOPs."""
+    _, data, traced = on_paper("model=cnn6")
+    work = SegmentFlops(traced, entrances(data, traced))
+    with building(True, 0):
+        head = Own(nn.Linear(4, 10))
+    gone = weakref.ref(head)
+    work.head(head, (4,))
+    del head
+    gc.collect()
+    assert gone() is not None
+
+
+class Own(nn.Sequential):
+    """Not of a package whose modules say all that they do."""
+
+
+def test_every_kind_of_stage_is_measured_once(monkeypatch):
+    measured = []
+
+    def measure(_traced, _shape, head_at, settings, _device, _rows):
+        name = f"{settings.optimizer.name} {settings.precision.name}"
+        measured.append((name, str(head_at(1, (32, 8, 8)))))
+        return profiling.Times((float(len(measured)),) * 6, (0.0,) * 6, (0.0,) * 5)
+
+    monkeypatch.setattr(auto_split, "measure", measure)
+    own = "per_stage=[{},{optimizer:{lr:0.5}},{optimizer:adam},{head:cnn,precision:bf16}]"
+    words = ("model=cnn6", "pipeline.split=auto", "pipeline.cost=time", "pipeline.stages=4")
+    config = make_config(*words, own)
+    stages = plan(config).stages
+    assert [settings for settings, _ in measured] == ["sgd fp32", "adam fp32", "sgd bf16"]
+    assert len({head for _, head in measured}) == 1, "the last stage has none"
+    kinds = [times["segments"][0] for times in config.pipeline.times]
+    assert kinds == [1.0, 1.0, 2.0, 3.0]
+    seconds = [len(stage.segments) * kind for stage, kind in zip(stages, kinds, strict=True)]
+    assert [stage.seconds_per_step for stage in stages] == seconds
+    assert max(seconds) == 3.0, "one segment in each of the last two"
+    config = make_config(*words, "per_stage=[{},{optimizer:{lr:0.5}},{},{head:linear}]")
+    plan(config)
+    assert config.pipeline.times["segments"] == [4.0] * 6, "all alike: once for all stages"
+    plan(make_config(*words, "per_stage=[{},{head:linear},{head:mlp},{}]"))
+    assert len({head for _, head in measured[4:]}) == len(measured[4:]) == 3
+
+
+def test_times_decide_where_they_are_given():
+    slow = {**TIMES, "segments": [2.0] * 6}
+    assert draw_by([slow, TIMES]) == (0, 2)
+    assert draw_by([TIMES, slow]) == (0, 4)
+    assert draw_timed(heads=[0, 0, 0, 0, 0]) == (0, 3)
+    assert draw_timed(segments=[9, 1, 1, 1, 1, 1]) == (0, 1)
+    assert draw_timed(segments=[1, 1, 1, 1, 1, 9]) == (0, 5)
+
+
+def test_times_of_another_network_are_refused():
+    with pytest.raises(ConfigError, match=r"^pipeline\.times: got .*'segments': 2"):
+        draw_timed(segments=[1, 1])
+    with pytest.raises(ConfigError, match=r"^pipeline\.times: got .*'heads': 0"):
+        draw_timed("[3]", heads=[])
+    with pytest.raises(ConfigError, match=r"^pipeline\.times\[1\]: got .*'segments': 2"):
+        draw_by([TIMES, {**TIMES, "segments": [1, 1]}])
+    with pytest.raises(ConfigError, match=r"^pipeline\.times: got '3 entries'; allowed: 2 entries"):
+        draw_by([TIMES] * 3)
+    with pytest.raises(ConfigError, match=r"^pipeline\.cost: got 'time without"):
+        draw_timed()
+
+
+def head_of_16(channels):
+    """Fits behind layers 2 and 3 alone, in a network of width 4."""
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*pool, nn.Linear(16, 10))
+
+
+def test_cuts_whose_head_cannot_be_are_left_out():
+    config, data, _ = on_paper("model=cnn6", "model.widths=[4,8,16,16,8,4]", "pipeline.split=auto")
+    config.head = PluginConfig(target=f"{__name__}:head_of_16")
+    assert build_spec(config, data, 2, meta=True).bounds[1] in (3, 4)
+    assert build_spec(config, data, 3, meta=True).bounds == (0, 3, 4)
+    with pytest.raises(ConfigError, match=r"^head: got 'Sequential'; allowed: one that works on"):
+        build_spec(config, data, 4, meta=True)
+
+
+def head_of_17(channels):
+    """Fits nowhere in it."""
+    return nn.Linear(17, 10)
+
+
+def test_the_head_that_cannot_be_is_told_of():
+    """Not one before it, which can be somewhere."""
+    config, data, _ = on_paper("model=cnn6", "model.widths=[4,8,16,16,8,4]", "pipeline.split=auto")
+    own = [
+        {"head": {"name": "custom", "target": f"{__name__}:{head}"}}
+        for head in ("head_of_16", "head_of_17")
+    ]
+    config.per_stage = [*own, {}]
+    with pytest.raises(ConfigError, match=r"^head: got 'Linear'; allowed: one that works on"):
+        build_spec(config, data, 3, meta=True)
+
+
+def test_cuts_whose_head_cannot_be_are_not_measured():
+    config, data, _ = on_paper("model=cnn6", "model.widths=[4,8,16,16,8,4]")
+    config.head = PluginConfig(target=f"{__name__}:head_of_16")
+    (times,) = measure_times(config, data, CPU, 1, 8, 1)
+    assert [at for at, one in enumerate(times.heads) if one < float("inf")] == [2, 3]
+
+
+def test_a_dear_segment_is_measured_as_one():
+    """Wide layers in the middle: measured they cost most, as their FLOPs say."""
+    overrides = ("model=cnn6", "model.widths=[4,4,128,128,4,4]", "data.image_size=16")
+    config, data, _ = on_paper(*overrides)
+    (times,) = measure_times(config, data, CPU, 1, 32, 1)
+    assert times.segments[3] > 1.5 * times.segments[1]
+    pairs = zip(times.input_gradients, times.segments, strict=True)
+    assert all(0 <= part < whole for part, whole in pairs)
+    assert all(cost > 0 for cost in measured_costs(asdict(times)).stages([0, 3]))
+
+
+def test_what_every_step_costs_counts_once_a_stage(monkeypatch):
+    """Ten ms a step of whatever; of segments that take five more the sum is that of one stage."""
+    monkeypatch.setattr(
+        profiling,
+        "_best_of_rounds",
+        lambda tasks: {key: 0.010 if key.startswith("nothing") else 0.015 for key in tasks},
+    )
+    config, data, _ = on_paper("model=cnn6")
+    (times,) = measure_times(config, data, CPU, 1, 8, 1)
+    costs = measured_costs(asdict(times))
+    assert costs.stages([0]) == pytest.approx([5 * 0.005 + 0.015])
+    assert costs.stages([0, 3]) == pytest.approx([3 * 0.005 + 0.015, 2 * 0.005 + 0.015])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "microbatches", "parts"),
+    [("1f1b", 8, (3 / 8, 2 / 8, 1 / 8)), ("1f1b", 2, (1, 1, 1 / 2)), ("gpipe", 8, (1, 1, 1))],
+)
+def test_1f1b_keeps_as_many_micro_batches_as_are_on_their_way(schedule, microbatches, parts):
+    words = ("method=backprop", f"method.schedule={schedule}", "model=cnn6")
+    config, data, traced = on_paper(*words, f"method.microbatches={microbatches}")
+    spec = build_spec(config, data, 3, meta=True)
+    found = estimate(spec, ROWS)
+    needs = memory_needs(config, data, traced, ROWS, 3)
+    spans = itertools.pairwise([*spec.bounds, len(traced.segments)])
+    limits = [one.stage(*span) for one, span in zip(needs, spans, strict=True)]
+    assert limits == [one.memory_bytes for one in found]
+    config, data, _ = on_paper(*words[:1], "method.schedule=gpipe", "model=cnn6")
+    whole = estimate(build_spec(config, data, 3, meta=True), ROWS)
+    for one, all_, part in zip(found, whole, parts, strict=True):
+        assert one.activation_bytes - one.buffer_bytes == pytest.approx(
+            part * (all_.activation_bytes - all_.buffer_bytes), abs=1
+        )

@@ -1,0 +1,140 @@
+"""Run directories: which may be used, and what a run finds in them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dglpipe.config import to_yaml
+from dglpipe.errors import RunDirError
+from dglpipe.files import write_json, write_whole
+from dglpipe.runtime.run_dir import RunDir, default_path
+from harness.configs import make_config
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    return RunDir(tmp_path / "run")
+
+
+def test_a_new_directory_may_be_used(run_dir):
+    run_dir.check("never")
+    assert not run_dir.path.exists()
+    with run_dir.claim("never"):
+        assert run_dir.logs.is_dir()
+
+
+def test_one_run_at_a_time(run_dir):
+    with run_dir.claim("never"), pytest.raises(RunDirError, match="in use"):
+        run_dir.check("auto")
+    run_dir.check("never")
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted", None])
+def test_an_unfinished_run_wants_resume(run_dir, status):
+    run_dir.claim("never").close()
+    write_whole(run_dir.config, "epochs: 1\n")
+    if status:
+        write_json(run_dir.summary, {"status": status})
+    with pytest.raises(RunDirError, match="resume=auto"):
+        run_dir.check("never")
+    run_dir.check("auto")
+
+
+def test_a_claim_touches_nothing_of_the_run_that_may_go_on(run_dir):
+    run_dir.claim("never").close()
+    write_whole(run_dir.config, "epochs: 1\n")
+    write_json(run_dir.summary, {"status": "failed"})
+    write_json(run_dir.failure(0), {})
+    with run_dir.claim("auto"):
+        assert run_dir.status() == "failed"
+        assert run_dir.failure(0).is_file()
+        run_dir.forget_end()
+        assert run_dir.status() == "unfinished"
+        assert not run_dir.failure(0).exists()
+
+
+def test_what_a_full_disk_left_is_no_end(run_dir):
+    """A summary of nothing, and half a line of metrics."""
+    run_dir.claim("never").close()
+    write_whole(run_dir.config, "epochs: 1\n")
+    run_dir.summary.write_text("")
+    assert run_dir.status() == "unfinished"
+    lines = [f'{{"kind": "train", "step": {step}, "stage": 0}}' for step in (1, 2)]
+    lines.append('{"kind": "tr')
+    run_dir.metrics.write_text("\n".join(lines))
+    run_dir.forget_after(1, {})
+    assert run_dir.metrics.read_text() == lines[0] + "\n"
+
+
+def test_a_finished_run_does_not_need_its_initial_weights(run_dir):
+    config = make_config()
+    config.model.weights = "gone.safetensors"
+    run_dir.claim("never").close()
+    write_whole(run_dir.config, to_yaml(config))
+    write_json(run_dir.summary, {"status": "finished"})
+    assert run_dir.finished_config().model.weights is None
+
+
+@pytest.mark.parametrize("text", [None, "{a: [1,\n  b", "epochs: 3\n", "7", "seed: ${a\n"])
+def test_a_configuration_that_is_torn_or_gone_is_named(run_dir, text):
+    write_json(run_dir.summary, {"status": "finished"})
+    if text is not None:
+        run_dir.config.write_text(text)
+    with pytest.raises(RunDirError, match=r"^run: .*config\.yaml cannot be read") as caught:
+        run_dir.finished_config()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "7"])
+def test_a_summary_of_something_else_is_no_end(run_dir, text):
+    write_whole(run_dir.summary, text)
+    assert run_dir.status() is None
+
+
+@pytest.mark.parametrize("resume", ["never", "auto"])
+def test_a_finished_run_is_refused(run_dir, resume):
+    run_dir.claim("never").close()
+    write_json(run_dir.summary, {"status": "finished"})
+    with pytest.raises(RunDirError, match="finished"):
+        run_dir.claim(resume)
+
+
+def test_other_peoples_files_are_left_alone(run_dir):
+    run_dir.path.mkdir()
+    (run_dir.path / "thesis.tex").write_text("x")
+    with pytest.raises(RunDirError, match=r"thesis\.tex"):
+        run_dir.claim("never")
+    assert [item.name for item in run_dir.path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_is_no_directory(run_dir):
+    run_dir.path.write_text("x")
+    with pytest.raises(RunDirError, match="is a file"):
+        run_dir.check("never")
+
+
+def test_what_a_resumed_run_writes_anew_is_forgotten(run_dir):
+    run_dir.path.mkdir()
+    lines = [
+        {"kind": kind, "step": step, "stage": stage}
+        for step in (5, 10, 15, 20)
+        for kind in ("train", "test")
+        for stage in (0, 1)
+    ]
+    run_dir.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run_dir.forget_after(10, {1: 15})
+    kept = [json.loads(line) for line in run_dir.metrics.read_text().splitlines()]
+    assert [(line["kind"], line["step"], line["stage"]) for line in kept] == [
+        *(("train", 5, 0), ("train", 5, 1), ("test", 5, 0), ("test", 5, 1)),
+        *(("train", 10, 0), ("train", 10, 1)),
+        ("train", 15, 1),
+    ]
+
+
+def test_default_paths_do_not_collide(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = default_path()
+    first.mkdir(parents=True)
+    assert default_path() != first
