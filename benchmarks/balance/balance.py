@@ -28,14 +28,16 @@ from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
 from dglpipe.config import Config
 from dglpipe.data import DataInfo
+from dglpipe.methods import build_method
 from dglpipe.models import build_network
 from dglpipe.models.meta import building
-from dglpipe.partition.auto_split import entrances, measure_times, measured_costs, network_costs
-from dglpipe.partition.balance import Costs
-from dglpipe.partition.flops import SegmentFlops
-from dglpipe.partition.pipeline_spec import WIRE, build_spec
+from dglpipe.partition.auto_split import measure_times, measured_costs, network_costs
+from dglpipe.partition.balance import SegmentCosts
+from dglpipe.partition.cut_problem import CutProblem
 from dglpipe.partition.segments import trace
+from dglpipe.partition.staged_network import build_staged_network
 from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.precision import PRECISIONS
 from dglpipe.pipeline.stage import RunLength, Stage
 from dglpipe.runtime.open_data import open_images
 
@@ -80,7 +82,8 @@ def compare(name: str, stages: int, batch: int, rounds: int) -> list[dict[str, A
     """A row a cut."""
     config = settings(name, stages, batch)
     data = open_images(config).info
-    (measured,) = measure_times(config, data, CPU, 1, batch, 1)
+    method = build_method(config.method)
+    (measured,) = measure_times(config, method, data, CPU, 1, batch, 1)
     config.pipeline.times = asdict(measured)
     times = measured_costs(config.pipeline.times)
     inner = itertools.combinations(range(1, len(times.segments)), stages - 1)
@@ -91,7 +94,7 @@ def compare(name: str, stages: int, batch: int, rounds: int) -> list[dict[str, A
     for cut in CUTS:
         config.pipeline.split = SPLITS.get(cut, list(most_even))
         config.pipeline.cost = "flops" if cut == "flops" else "time"
-        spec = build_spec(config, data, stages, meta=True)
+        spec = build_staged_network(config, method, data, stages, meta=True).spec
         bounds[cut] = spec.bounds
         costs = flops(config, data) if cut == "flops" else times
         predicted[cut] = imbalance(costs.stages(spec.bounds))
@@ -131,12 +134,12 @@ def compare(name: str, stages: int, batch: int, rounds: int) -> list[dict[str, A
     return rows
 
 
-def flops(config: Config, data: DataInfo) -> Costs:
+def flops(config: Config, data: DataInfo) -> SegmentCosts:
     """What `pipeline.cost=flops` goes by."""
     with building(True, 0):
         network = build_network(config.model, data.channels, len(data.classes), data.height)
-    traced = trace(network)
-    return network_costs(config, data, traced, SegmentFlops(traced, entrances(data, traced)), 1)[0]
+    problem = CutProblem(config, build_method(config.method), data, trace(network), 1)
+    return network_costs(problem)[0]
 
 
 class Timed:
@@ -144,17 +147,17 @@ class Timed:
 
     def __init__(self, config: Config, stages: int) -> None:
         data = open_images(config).info
-        spec = build_spec(config, data, stages)
+        network = build_staged_network(config, build_method(config.method), data, stages)
         length = RunLength(1000, 1000)
         self._stages = [
-            Stage(j, spec.learner(j), config.stage(j), nn.CrossEntropyLoss(), CPU, length, 0)
+            Stage(j, network.learner(j), config.stage(j), nn.CrossEntropyLoss(), CPU, length, 0)
             for j in range(stages)
         ]
         rows = config.batch_size
         self._batches = []
         for j in range(stages):
-            dtype = WIRE[config.precision.name] if j else torch.float32
-            batch = torch.randn(rows, *spec.input_shape(j)).to(dtype)
+            dtype = PRECISIONS[config.precision.name].dtype if j else torch.float32
+            batch = torch.randn(rows, *network.spec.input_shape(j)).to(dtype)
             if batch.dim() == 4:
                 batch = batch.to(memory_format=torch.channels_last)
             self._batches.append(batch)

@@ -143,7 +143,7 @@ def run(rank: int, config: Config, folder: str, results: Any) -> None:
 
 def with_buckets(peak: dict[str, int], worker: Worker) -> dict[str, int]:
     """Of a replica: its gradients lie in buckets, of which the tracker knows not what they hold."""
-    weights = [w for stage in worker.chain.stages for w in stage.learner.parameters()]
+    weights = [w for stage in worker.chain.stages for w in stage.module.parameters()]
     gradients = sum(weight.numel() * weight.element_size() for weight in weights)
     return {
         **peak,

@@ -29,10 +29,12 @@ from dglpipe.cli.compose import compose
 from dglpipe.config import BackpropConfig, Config
 from dglpipe.data import open_data
 from dglpipe.host import keep_freed_memory
+from dglpipe.methods import build_method
 from dglpipe.partition.auto_split import measure_times
-from dglpipe.partition.pipeline_spec import WIRE, PipelineSpec, build_spec
+from dglpipe.partition.staged_network import StagedNetwork, build_staged_network
 from dglpipe.pipeline.device import Device, choose_backend, select
 from dglpipe.pipeline.optim import build_optimizer
+from dglpipe.pipeline.precision import PRECISIONS
 from dglpipe.pipeline.stage import RunLength, Stage, StageModule, admit
 
 WARM = 5
@@ -46,18 +48,20 @@ def main() -> None:
     device = place(config)
     device.prepare(config.pipeline.threads or 1, config.deterministic)
     source = open_data(config.data, config.seed)
+    method = build_method(config.method)
     if what == "times":
-        rows = config.batch_size
-        (times,) = measure_times(config, source.info, device, config.pipeline.threads or 1, rows, 1)
+        rows, threads = config.batch_size, config.pipeline.threads or 1
+        (times,) = measure_times(config, method, source.info, device, threads, rows, 1)
         sys.stdout.write(json.dumps(asdict(times)) + "\n")
         return
-    spec = build_spec(config, source.info, config.pipeline.stages or 2)
+    stages = config.pipeline.stages or 2
+    network = build_staged_network(config, method, source.info, stages)
     if what == "loop":
-        step = loop_step(config, spec, device)
-    elif config.method.local:
-        step = stage_step(config, spec, j, device)
+        step = loop_step(config, network, device)
+    elif method.flows_back:
+        step = backprop_step(config, network, j, device)
     else:
-        step = backprop_step(config, spec, j, device)
+        step = stage_step(config, network, j, device)
     sys.stdout.write(f"{rate(step, config, device):.3f}\n")
 
 
@@ -105,26 +109,28 @@ def batch_of(
     return batch.to(device.torch_device), labels.to(device.torch_device)
 
 
-def stage_step(config: Config, spec: PipelineSpec, j: int, device: Device) -> Callable[[int], None]:
+def stage_step(
+    config: Config, network: StagedNetwork, j: int, device: Device
+) -> Callable[[int], None]:
     """The package's own stage, without anything around it."""
     length = RunLength(config.max_steps or 20, 100)
-    stage = Stage(j, spec.learner(j), config.stage(j), nn.CrossEntropyLoss(), device, length, 0)
-    dtype = WIRE[config.precision.name] if j else torch.float32
-    batch, labels = batch_of(config, spec.input_shape(j), dtype, device)
+    stage = Stage(j, network.learner(j), config.stage(j), nn.CrossEntropyLoss(), device, length, 0)
+    dtype = PRECISIONS[config.precision.name].dtype if j else torch.float32
+    batch, labels = batch_of(config, network.spec.input_shape(j), dtype, device)
     return lambda number: stage.learn(batch, labels, number, None)
 
 
 def backprop_step(
-    config: Config, spec: PipelineSpec, j: int, device: Device
+    config: Config, network: StagedNetwork, j: int, device: Device
 ) -> Callable[[int], None]:
     """What a pipeline of backprop computes of stage `j`, without anything around it."""
     method = config.method
     assert isinstance(method, BackpropConfig)
-    learner = on(device, spec, j)
+    learner = on(device, network, j)
     optimizer = build_optimizer(config.stage(j).optimizer, learner.parameters())
     precision = config.precision.name
-    dtype = WIRE[precision] if j else torch.float32
-    images, _ = batch_of(config, spec.input_shape(j), dtype, device)
+    dtype = PRECISIONS[precision].dtype if j else torch.float32
+    images, _ = batch_of(config, network.spec.input_shape(j), dtype, device)
     parts = [one.detach().requires_grad_(j > 0) for one in images.chunk(method.microbatches)]
     gradients: list[Tensor] = []
 
@@ -142,22 +148,22 @@ def backprop_step(
     return step
 
 
-def on(device: Device, spec: PipelineSpec, j: int) -> StageModule:
+def on(device: Device, network: StagedNetwork, j: int) -> StageModule:
     """Stage `j` as `Stage` would have it."""
-    learner = spec.learner(j).to(device.torch_device)
+    learner = network.learner(j).to(device.torch_device)
     return learner.to(memory_format=torch.channels_last)
 
 
-def loop_step(config: Config, spec: PipelineSpec, device: Device) -> Callable[[int], None]:
+def loop_step(config: Config, network: StagedNetwork, device: Device) -> Callable[[int], None]:
     """Algorithm 1 as one would write it by hand, with the same modules and optimizer."""
-    count = len(spec.modules)
-    learners = [on(device, spec, j) for j in range(count)]
+    count = network.spec.stages
+    learners = [on(device, network, j) for j in range(count)]
     optimizers = [
         build_optimizer(config.stage(j).optimizer, learners[j].parameters()) for j in range(count)
     ]
     loss_of = nn.CrossEntropyLoss()
     low = config.precision.name == "bf16"
-    images, labels = batch_of(config, spec.input_shape(0), torch.float32, device)
+    images, labels = batch_of(config, network.spec.input_shape(0), torch.float32, device)
 
     def step(_: int) -> None:
         batch = images
@@ -169,7 +175,7 @@ def loop_step(config: Config, spec: PipelineSpec, device: Device) -> Callable[[i
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            batch = features.detach().to(WIRE[config.precision.name])
+            batch = features.detach().to(PRECISIONS[config.precision.name].dtype)
 
     return step
 

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from dglpipe.host import cores
-from dglpipe.partition.balance import Costs
+from dglpipe.partition.balance import SegmentCosts
 from dglpipe.runtime.trainer import FEWEST_STEPS
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -69,7 +69,7 @@ class Result:
     """Bytes, by stage, where it was measured."""
 
 
-NOTHING = Costs((), (), (), ())
+NOTHING = SegmentCosts((), (), (), ())
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Work:
     precision: str
     processes: int
     split: str
-    costs: Costs
+    costs: SegmentCosts
     """Of its segments, in seconds a step, heads and all."""
 
     def words(self, processes: int, threads: int = 1) -> list[str]:
@@ -124,7 +124,7 @@ def pipeline(schedule: str, microbatches: int, bounds: Sequence[int]) -> list[st
     ]
 
 
-def pipeline_cut(costs: Costs, schedule: str, processes: int) -> list[int]:
+def pipeline_cut(costs: SegmentCosts, schedule: str, processes: int) -> list[int]:
     """First segment of every stage, for the least work of the busiest process."""
 
     def busiest(seconds: Sequence[float]) -> float:
@@ -133,7 +133,9 @@ def pipeline_cut(costs: Costs, schedule: str, processes: int) -> list[int]:
     return best_cut(costs.without_heads(), SCHEDULES[schedule] * processes, busiest)
 
 
-def best_cut(costs: Costs, count: int, busiest: Callable[[Sequence[float]], float]) -> list[int]:
+def best_cut(
+    costs: SegmentCosts, count: int, busiest: Callable[[Sequence[float]], float]
+) -> list[int]:
     """First segment of every one of `count` stages, of all cuts the one with least to do for
     whom `busiest` finds, among stages that take so many seconds."""
     cuts = itertools.combinations(range(1, len(costs.segments)), count - 1)
@@ -172,10 +174,10 @@ def main() -> None:
                     draw(rows, Path(arguments.picture))
 
 
-def timed(words: list[str]) -> Costs:
+def timed(words: list[str]) -> SegmentCosts:
     """The segments of a network and the heads between them, by the timer."""
     out = run([sys.executable, str(PARTS), "times", *words])
-    return Costs(links=(), **{key: tuple(values) for key, values in json.loads(out).items()})
+    return SegmentCosts(links=(), **{key: tuple(values) for key, values in json.loads(out).items()})
 
 
 def parse() -> argparse.Namespace:

@@ -28,7 +28,7 @@ from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
 from dglpipe.config import from_yaml
 from dglpipe.host import cores
-from dglpipe.partition.balance import Costs
+from dglpipe.partition.balance import SegmentCosts
 
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "throughput")]
 
@@ -102,7 +102,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def ways(costs: Costs, schedule: str, microbatches: int) -> dict[str, list[str]]:
+def ways(costs: SegmentCosts, schedule: str, microbatches: int) -> dict[str, list[str]]:
     """The overrides of every method."""
     local = throughput.best_cut(costs, PROCESSES, max)
     two = [f"pipeline.processes={PROCESSES}", "pipeline.threads=1"]
@@ -118,13 +118,15 @@ def ways(costs: Costs, schedule: str, microbatches: int) -> dict[str, list[str]]
     }
 
 
-def pipeline(costs: Costs, schedule: str, microbatches: int) -> list[str]:
+def pipeline(costs: SegmentCosts, schedule: str, microbatches: int) -> list[str]:
     bounds = throughput.pipeline_cut(costs, schedule, PROCESSES)
     words = throughput.pipeline(schedule, microbatches, bounds)
     return [*words, f"pipeline.processes={PROCESSES}", "pipeline.threads=1"]
 
 
-def screen(arguments: argparse.Namespace, costs: Costs) -> dict[tuple[str, int], list[float]]:
+def screen(
+    arguments: argparse.Namespace, costs: SegmentCosts
+) -> dict[tuple[str, int], list[float]]:
     """Samples a second of every pipeline, of every seed."""
     rates: dict[tuple[str, int], list[float]] = {}
     for seed in range(arguments.seeds):

@@ -26,9 +26,9 @@ def throughput():
 
 
 def even(count):
-    from dglpipe.partition.balance import Costs
+    from dglpipe.partition.balance import SegmentCosts
 
-    return Costs((1.0,) * count, (0.0,) * count, (0.0,) * (count - 1), ())
+    return SegmentCosts((1.0,) * count, (0.0,) * count, (0.0,) * (count - 1), ())
 
 
 def rates(module, pipeline):
@@ -62,7 +62,7 @@ def test_replicas_and_threads_have_the_bound_of_as_many_copies(throughput):
 
 
 def test_every_method_is_cut_for_its_busiest_process(throughput):
-    costs = throughput.Costs(
+    costs = throughput.SegmentCosts(
         segments=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
         input_gradients=(0.0, 0.5, 0.5, 0.5, 0.5, 0.5),
         heads=(0.1, 0.1, 0.1, 0.1, 2.0),
@@ -200,9 +200,15 @@ def test_some_ways_alone(throughput, monkeypatch, tmp_path):
 
 
 def test_every_way_is_a_command_that_is_accepted(throughput):
+<<<<<<< HEAD
     from dglpipe.cli.arguments import parse_arguments
     from dglpipe.cli.compose import compose
     from dglpipe.pipeline.topology import plan_layout
+=======
+    from dglpipe.cli.arguments import parse_arguments
+    from dglpipe.cli.compose import compose
+    from dglpipe.runtime.plan import plan_layout
+>>>>>>> main
 
     work = throughput.Work("narrow", 64, 16, "bf16", 2, "auto", even(6))
     ways = [work.local(1), work.local(2), [*work.words(1), "method=backprop"]]

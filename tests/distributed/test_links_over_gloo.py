@@ -14,7 +14,7 @@ from dglpipe.errors import LinkError, PeerLostError
 from dglpipe.pipeline.link import Receiver, Sender
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageFormat, contiguous_field
 from harness.configs import layout, make_config
-from harness.training import make_worker
+from harness.training import make_trainer
 from harness.worlds import WorldError, run_world
 
 CPU = torch.device("cpu")
@@ -178,8 +178,8 @@ class Liar:
 def train_with_liar(group, config, run_dir):
     if group.topology.rank == 0:
         group.following = Liar(group.following, wrong=6)
-    worker = make_worker(group, config, run_dir)
-    worker.run()
+    trainer = make_trainer(group, config, run_dir)
+    trainer.run()
 
 
 def test_a_worker_notices_before_the_next_checkpoint_is_whole(run_dir):
@@ -223,16 +223,16 @@ def test_the_loss_of_a_neighbour_is_told_as_such(leaver):
 
 
 def replica_dies(group, config):
-    worker = make_worker(group, config)
-    train = worker.chain.train
+    trainer = make_trainer(group, config)
+    train = trainer.runner.train
 
     def train_or_fail(arrival):
         if group.topology.rank == 2 and arrival.item.step == 3:
             raise ZeroDivisionError("the cause")
         train(arrival)
 
-    worker.chain.train = train_or_fail
-    worker.run()
+    trainer.runner.train = train_or_fail
+    trainer.run()
 
 
 def test_the_loss_of_a_replica_is_told_as_such():

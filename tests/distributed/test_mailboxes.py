@@ -239,9 +239,9 @@ def wrong_header(group):
         box.send(Header(Phase.TRAIN, 1, 4), content(1))
         slot = box._place(Phase.TRAIN)
         slot.words.copy_(torch.tensor([0, 1, 99]))
-        with box._ferry:
+        with box._engine:
             box._unsent.append((slot, Phase.TRAIN))
-            box._ferry.changed()
+            box._engine.changed()
         time.sleep(1)
         return
     box = inbox(group, Replay(2), 4)
@@ -254,4 +254,4 @@ def test_a_header_that_says_nothing_is_refused():
     with pytest.raises(WorldError) as caught:
         run_world(layout(2), wrong_header)
     assert caught.value.failures[0].kind == LinkError.__name__
-    assert "a header that says nothing came: phase 0" in caught.value.failures[0].message
+    assert "corrupt message header: phase 0" in caught.value.failures[0].message

@@ -145,7 +145,7 @@ def test_terminated_by_its_launcher(long_run, run_dir):
     for run in long_run:
         os.kill(run.pid, signal.SIGTERM)
     assert [run.wait(10) for run in long_run] == [143, 143]
-    assert "rank 0 (stage 0) was told to terminate (SIGTERM)" in long_run[0].stderr
+    assert "rank 0 (stage 0) received SIGTERM and stopped" in long_run[0].stderr
     assert RunDir(run_dir).status() == "interrupted"
 
 

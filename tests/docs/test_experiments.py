@@ -11,10 +11,10 @@ from torchvision.io import write_png
 
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
-from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.pipeline.topology import plan_layout
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.plan import check
+from harness.configs import build_stages
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -66,12 +66,12 @@ def test_command_would_start(file, images):
     layout = plan_layout(config.pipeline, config.method, cores=64)
     check(config, layout, layout.world_size)
     source = open_images(config)
-    spec = build_spec(config, source.info, layout.stages, meta=True)
-    assert [len(names) for names in spec.segments] == SEGMENTS[file.stem]
+    spec = build_stages(config, source.info, layout.stages, meta=True)
+    assert [len(names) for names in spec.spec.segments] == SEGMENTS[file.stem]
 
 
 def test_heads_of_the_study_read_maps_of_the_sides_that_the_papers_heads_read():
     config = compose(parse_arguments(["experiment=cifar10_cnn6", "data=synthetic"]))
     source = open_images(config)
-    fields = build_spec(config, source.info, 6, meta=True).fields
+    fields = build_stages(config, source.info, 6, meta=True).spec.fields
     assert [field.shape[1] for field in fields] == [32, 16, 16, 8, 8]

@@ -20,8 +20,8 @@ from torch.nn.functional import cross_entropy
 
 from dglpipe.data import Request, open_data
 from dglpipe.data.sampler import epoch_order
-from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.seeds import derive
+from harness.configs import build_stages
 
 
 def train(config, stages):
@@ -37,8 +37,8 @@ def train(config, stages):
 def _train(config, stages):
     source = open_data(config.data, config.seed)
     data = source.load()
-    spec = build_spec(config, source.info, stages)
-    learners = [spec.learner(j).to(memory_format=torch.channels_last) for j in range(stages)]
+    network = build_stages(config, source.info, stages)
+    learners = [network.learner(j).to(memory_format=torch.channels_last) for j in range(stages)]
     optimizers = [_optimizer(learner, config.stage(j)) for j, learner in enumerate(learners)]
     batches = _batches(config, source)
     for step, (epoch, rows) in enumerate(batches, 1):
@@ -81,8 +81,8 @@ def train_sequentially(config, stages):
 def _train_sequentially(config, stages):
     source = open_data(config.data, config.seed)
     data = source.load()
-    spec = build_spec(config, source.info, stages)
-    learners = [spec.learner(j).to(memory_format=torch.channels_last) for j in range(stages)]
+    network = build_stages(config, source.info, stages)
+    learners = [network.learner(j).to(memory_format=torch.channels_last) for j in range(stages)]
     batches = _batches(config, source)
     low = config.precision.name == "bf16"
     wire = torch.bfloat16 if low else torch.float32

@@ -14,10 +14,9 @@ import torch
 from dglpipe.config import AsyncConfig, from_yaml
 from dglpipe.errors import ConfigError
 from dglpipe.methods.dgl_async.staleness import draw_staleness
-from dglpipe.pipeline.topology import plan_layout
-from dglpipe.runtime.plan import plan
+from dglpipe.runtime.plan import plan, plan_layout
 from harness.configs import layout, make_config, small
-from harness.training import hash_all, make_worker, train_all, train_world
+from harness.training import hash_all, make_trainer, train_all, train_world
 from harness.worlds import WorldError, run_world
 
 TINY = ("model.width=2", "batch_size=400", "max_steps=6", "model.dropout=0.2")
@@ -183,16 +182,16 @@ KILLED = (
 
 def simulate_and_die(group, config, run_dir, dies_before):
     """Kills itself at the turn `dies_before`."""
-    worker = make_worker(group, config, run_dir)
-    turn, count = worker._turn, itertools.count(1)
+    trainer = make_trainer(group, config, run_dir)
+    draw, count = trainer.runner._draw, itertools.count(1)
 
-    def turn_or_die(event):
+    def draw_or_die(event):
         if next(count) == dies_before:
             os.kill(os.getpid(), signal.SIGKILL)
-        turn(event)
+        return draw(event)
 
-    worker._turn = turn_or_die
-    worker.run()
+    trainer.runner._draw = draw_or_die
+    trainer.run()
 
 
 @pytest.mark.parametrize("keeping", [(), ("method.storage_precision=bf16",)])
@@ -316,23 +315,23 @@ def test_a_stage_waits_rather_than_learn_from_what_is_too_old(most, start, run_d
         assert sum(entry["ages"].values()) == entry["reads"]
     else:
         assert run.wait() == 1
-        assert "whatever came in 4 s was older than method.max_age=0 outputs" in run.stderr
+        assert "every batch received in 4 s was older than method.max_age=0 outputs" in run.stderr
     run.assert_nobody_left()
 
 
 def evaluate_at_length(group, config):
     """Every evaluation of the last stage takes longer than `timeout_s`."""
-    worker = make_worker(group, config)
-    evaluate = worker._evaluate
+    trainer = make_trainer(group, config)
+    evaluate = trainer.runner.evaluate
 
     def evaluate_and_wait(item):
-        evaluate(item)
+        yield from evaluate(item)
         if item.ends_pass and group.topology.is_last:
             time.sleep(1.5 * config.timeout_s)
 
-    worker._evaluate = evaluate_and_wait
-    worker.run()
-    return worker._paces[0].updates
+    trainer.runner.evaluate = evaluate_and_wait
+    trainer.run()
+    return trainer.runner.updates[0].count
 
 
 def test_an_evaluation_may_take_longer_than_the_wait_for_something_young():

@@ -8,10 +8,9 @@ from torch.nn.functional import cross_entropy
 
 from dglpipe.data import Request
 from dglpipe.data.sampler import epoch_order
-from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.pipeline.topology import plan_layout
 from dglpipe.runtime.open_data import open_images
-from harness.configs import make_config
+from harness.configs import build_stages, make_config
 from harness.training import train_world
 
 PLAIN = (
@@ -43,7 +42,7 @@ def test_the_reference_is_a_plain_loop(reference):
     data, size = source.load(), source.info.train
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    network = build_spec(config, source.info, 1).learner(0).to(memory_format=torch.channels_last)
+    network = build_stages(config, source.info, 1).learner(0).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), 0.05, 0.9, weight_decay=5e-4, fused=True)
     orders = [(epoch, epoch_order(config.seed, epoch, size)) for epoch in (1, 2)]
     batches = [(epoch, rows) for epoch, order in orders for rows in order.split(480)]

@@ -7,9 +7,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from dglpipe.data import Request, open_data
-from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.pipeline.weights import load_tensors
-from harness.configs import layout, make_config
+from harness.configs import build_stages, layout, make_config
 from harness.training import train_all
 
 STAGES = 3
@@ -49,7 +48,7 @@ def plain_evaluation(config, tensors):
     source = open_data(config.data, config.seed)
     rows = torch.arange(source.info.test)
     ((x, y),) = source.load().batches([Request(False, 1, rows)])
-    spec = build_spec(config, source.info, STAGES)
+    spec = build_stages(config, source.info, STAGES)
     bf16 = config.precision.name == "bf16"
     exits, ensemble = [], torch.zeros(len(y), 10)
     for j in range(STAGES):

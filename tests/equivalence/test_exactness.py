@@ -20,8 +20,7 @@ import torch
 
 from dglpipe.data import open_data
 from dglpipe.data.batch_schedule import Phase, build_batch_schedule
-from dglpipe.partition.pipeline_spec import build_spec
-from harness.configs import layout, make_config
+from harness.configs import build_stages, layout, make_config
 from harness.training import hash_all, train_all
 
 DROPOUT = "model.dropout=0.2"
@@ -110,7 +109,7 @@ def test_boundaries_of_other_types_and_shapes():
         "pipeline.stages=7",
     )
     config = make_config(*network, "precision=bf16", "batch_size=1000")
-    fields = build_spec(config, open_data(config.data, config.seed).info, 7).fields
+    fields = build_stages(config, open_data(config.data, config.seed).info, 7).spec.fields
     assert [field.shape for field in fields] == [
         (4, 8, 8),
         (4, 8, 8),
@@ -140,7 +139,7 @@ def test_what_a_stage_does_never_changes_those_below(changed):
 
 def drawn(stages, *overrides):
     config = make_config(f"pipeline.stages={stages}", *overrides)
-    return build_spec(config, open_data(config.data, config.seed).info, stages)
+    return build_stages(config, open_data(config.data, config.seed).info, stages)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 from dglpipe.data.batch_schedule import Phase, build_batch_schedule
 from dglpipe.runtime.open_data import open_images
 from harness.configs import layout, make_config
-from harness.training import make_worker, train_world
+from harness.training import make_trainer, train_world
 from harness.worlds import WorldError, run_world
 
 STAGES = 3
@@ -27,16 +27,16 @@ def whole():
 
 def train_and_die(group, config, run_dir, dies_before):
     """Rank r kills itself when it takes the batch of step `dies_before[r]`."""
-    worker = make_worker(group, config, run_dir)
-    train = worker.chain.train
+    trainer = make_trainer(group, config, run_dir)
+    train = trainer.runner.train
 
     def train_or_die(arrival):
         if arrival.item.step == dies_before.get(group.topology.rank):
             os.kill(os.getpid(), signal.SIGKILL)
         train(arrival)
 
-    worker.chain.train = train_or_die
-    worker.run()
+    trainer.runner.train = train_or_die
+    trainer.run()
 
 
 def complete_steps(run_dir):
@@ -112,12 +112,12 @@ def test_a_resumed_run_repeats_the_evaluation_that_followed_its_checkpoint(run_d
 
 def window_of(group, config, run_dir):
     """Where this run began, the rows of its throughput window, and whether it has a rate."""
-    worker = make_worker(group, config, run_dir)
+    trainer = make_trainer(group, config, run_dir)
     said = []
-    worker._reporter.finish = said.append
-    worker.run()
-    worker.finish()
-    return worker.done, worker._window_rows, said[0]["samples_per_second"] is not None
+    trainer._reporter.finish = lambda rate, _: said.append(rate)
+    trainer.run()
+    trainer.finish()
+    return trainer.context.done, trainer._window._rows, said[0] is not None
 
 
 @pytest.mark.parametrize(("steps", "opens", "has_rate"), [(24, 12, True), (12, 9, False)])
@@ -126,7 +126,7 @@ def test_the_window_of_a_resumed_run_opens_when_its_chain_is_full(steps, opens, 
     with pytest.raises(WorldError, match="exit code -9"):
         run_world(layout(STAGES, 1), train_and_die, config, run_dir, {0: 10})
     config.resume = "auto"
-    plan = build_batch_schedule(config, open_images(config), STAGES)
+    plan = build_batch_schedule(config, open_images(config))
     items = [item for item in plan.items() if item.phase is Phase.TRAIN and item.step > opens]
     rows = sum(item.rows for item in items)
     for found in run_world(layout(STAGES), window_of, config, run_dir):

@@ -61,7 +61,7 @@ def test_frozen_stages_keep_their_statistics():
 
 def test_the_plan_goes_through_the_epochs_once_a_stage():
     config = make_config(*TINY, SEQUENTIAL)
-    plan = build_batch_schedule(config, open_data(config.data, config.seed), 3)
+    plan = build_batch_schedule(config, open_data(config.data, config.seed), rounds=3)
     items = [item for item in plan.items() if item.phase is Phase.TRAIN]
     assert [item.round for item in items] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert [item.round_step for item in items] == [1, 2, 3] * 3

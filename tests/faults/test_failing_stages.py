@@ -8,8 +8,10 @@ import time
 
 import pytest
 
-from dglpipe.runtime import failure, worker
+from dglpipe.runtime import failure
+from dglpipe.runtime.plan import make_plan
 from dglpipe.runtime.run_dir import RunDir
+from dglpipe.runtime.worker import run_worker
 from harness.commands import TORCHRUN
 from harness.configs import layout, make_config, small
 from harness.training import train_world
@@ -30,8 +32,8 @@ def trouble(how, rank, folder, step=STEP):
 
 def run_rank(topology, store, config, run_dir):
     os.environ["RANK"] = str(topology.rank)
-    worker.PEER_PAUSE_S = 0.1  # nobody watches who exits first
-    worker.run_process(config, topology.layout, RunDir(run_dir), store)
+    failure.PEER_PAUSE_S = 0.1  # nobody watches who exits first
+    run_worker(make_plan(config, topology.layout), RunDir(run_dir), store)
 
 
 @pytest.mark.parametrize(("rank", "replicas"), [(0, 1), (2, 1), (1, 2)], ids=str)

@@ -9,6 +9,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dglpipe.cli.compose import Arguments, compose
 from dglpipe.config import Config, parse, to_tree
+from dglpipe.data import DataInfo
+from dglpipe.methods import build_method
+from dglpipe.partition.staged_network import StagedNetwork, build_staged_network
 from dglpipe.pipeline.topology import Layout
 
 SMALL = (
@@ -62,3 +65,10 @@ def layout(stages: int, processes: int | None = None, replicas: int = 1) -> Layo
 def small(*overrides: str) -> list[str]:
     """The overrides of `make_config`, for a command line."""
     return [*SMALL, WIDTH, *overrides]
+
+
+def build_stages(
+    config: Config, data: DataInfo, stages: int, meta: bool = False, rows: int | None = None
+) -> StagedNetwork:
+    """The network of `config` in K stages; see `build_staged_network`."""
+    return build_staged_network(config, build_method(config.method), data, stages, meta, rows)

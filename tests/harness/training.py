@@ -13,12 +13,13 @@ from torch.distributed.distributed_c10d import PrefixStore
 from dglpipe.config import Config
 from dglpipe.monitoring.metrics import Collector, Line
 from dglpipe.pipeline.process_group import ProcessGroup
-from dglpipe.pipeline.topology import Layout, plan_layout
+from dglpipe.pipeline.topology import Layout
 from dglpipe.pipeline.weights import named_tensors, sha256
 from dglpipe.runtime.open_data import open_images
+from dglpipe.runtime.plan import make_plan, plan_layout
 from dglpipe.runtime.run_dir import RunDir
-from dglpipe.runtime.trainer import Worker
-from dglpipe.runtime.worker import open_worker
+from dglpipe.runtime.trainer import Trainer
+from dglpipe.runtime.worker import open_trainer
 from harness.worlds import CPU, run_world
 
 
@@ -87,9 +88,9 @@ def _hash_all(group: ProcessGroup, configs: Sequence[Config]) -> list[list[str]]
     store, hashes = group.store, []
     for number, config in enumerate(configs):
         group.store = PrefixStore(f"run{number}", store)
-        worker = make_worker(group, config)
-        worker.run()
-        hashes.append([sha256(named_tensors(stage.learner)) for stage in worker.chain.stages])
+        trainer = make_trainer(group, config)
+        trainer.run()
+        hashes.append([sha256(named_tensors(stage.module)) for stage in trainer.runner.stages])
     group.store = store
     return hashes
 
@@ -129,21 +130,22 @@ def _train_all(group: ProcessGroup, configs: Sequence[Config], run_dir: Path | N
 
 def _train(group: ProcessGroup, config: Config, run_dir: Path | None) -> Any:
     topology = group.topology
-    worker = make_worker(group, config, run_dir)
+    trainer = make_trainer(group, config, run_dir)
     sink = _Lines()
     size, replicas = topology.layout.world_size, topology.layout.replicas
     collector = Collector(group.store, size, replicas, [sink]) if topology.rank == 0 else None
-    worker.run()
-    worker.finish()
+    trainer.run()
+    trainer.finish()
     finals = collector.finals(config.timeout_s) if collector else []
     tensors = {
-        (topology.replica, stage.index): named_tensors(stage.learner)
-        for stage in worker.chain.stages
+        (topology.replica, stage.index): named_tensors(stage.module)
+        for stage in trainer.runner.stages
     }
     return finals, sink.lines, tensors
 
 
-def make_worker(group: ProcessGroup, config: Config, run_dir: Path | None = None) -> Worker:
-    """The worker of this rank, ready to run."""
+def make_trainer(group: ProcessGroup, config: Config, run_dir: Path | None = None) -> Trainer:
+    """The trainer of this rank, ready to run."""
     source = open_images(config)
-    return open_worker(config, source, CPU, group, RunDir(run_dir) if run_dir else None)
+    plan = make_plan(config, group.topology.layout, source=source)
+    return open_trainer(plan, source, CPU, group, RunDir(run_dir) if run_dir else None)

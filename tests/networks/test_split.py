@@ -11,9 +11,8 @@ from torch import nn
 
 import dglpipe
 from dglpipe.errors import ConfigError
-from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.runtime.open_data import open_images
-from harness.configs import layout, make_config
+from harness.configs import build_stages, layout, make_config
 from harness.training import train_world
 
 
@@ -108,7 +107,7 @@ def test_sizes_that_forbid_a_cut_are_named():
     config = make_config("model=custom", "max_steps=3")
     config.model.target, config.model.args = f"{__name__}:Sized", {}
     with pytest.raises(ConfigError, match=r"^pipeline.stages: got 2.* b, _, h, w = batch.shape"):
-        build_spec(config, open_images(config).info, 2, meta=True)
+        build_stages(config, open_images(config).info, 2, meta=True)
 
 
 def test_a_network_that_looks_at_values_is_drawn_and_trained():
@@ -116,13 +115,15 @@ def test_a_network_that_looks_at_values_is_drawn_and_trained():
     config = make_config(*overrides)
     config.model.target = f"{__name__}:choosing_network"
     config.model.args = {}
-    spec = build_spec(config, open_images(config).info, 2, meta=True)
-    spec.check_logits()
+    spec = build_stages(config, open_images(config).info, 2, meta=True)
+    spec.check_outputs()
     assert [spec.flops(j) > 0 for j in range(2)] == [True, True]
     run = train_world(config, layout(2))
     assert run.hashes == train_world(config, layout(2, 1)).hashes
     config.pipeline.split, config.pipeline.memory_limit = "auto", "1GiB"
-    assert len(build_spec(config, open_images(config).info, 2, meta=True, rows=8).bounds) == 2
+    assert (
+        len(build_stages(config, open_images(config).info, 2, meta=True, rows=8).spec.bounds) == 2
+    )
 
 
 def test_no_cut_divides_a_tensor():
@@ -181,6 +182,6 @@ def test_small_images_for_a_vision_transformer():
     config.model.name = "vit_b_16"
     data = open_images(config).info
     with pytest.raises(ConfigError, match=r"Expected 224 but got another.*model\.args"):
-        build_spec(config, data, 2, meta=True)
+        build_stages(config, data, 2, meta=True)
     config.model.args = {"image_size": 32}
-    assert len(build_spec(config, data, 2, meta=True).bounds) == 2
+    assert len(build_stages(config, data, 2, meta=True).spec.bounds) == 2

@@ -19,14 +19,13 @@ from dglpipe.cli.plan import plan
 from dglpipe.config import from_yaml, to_tree, to_yaml
 from dglpipe.data import Request, open_data
 from dglpipe.errors import ConfigError, RunDirError, UserError
-from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.runtime import run
 from dglpipe.runtime.evaluate import evaluate_run
 from dglpipe.runtime.inference import export_run
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.run_dir import RunDir
 from harness.commands import Command
-from harness.configs import SMALL, make_config, small
+from harness.configs import SMALL, build_stages, make_config, small
 
 STAGES = 3
 
@@ -279,7 +278,7 @@ def test_initial_weights_are_those_of_the_file(finished, tmp_path):
     export_run(path, tmp_path / "weights.safetensors")
     config = copy.deepcopy(config)
     config.model.weights = str(tmp_path / "weights.safetensors")
-    spec = build_spec(config, open_images(config).info, STAGES)
+    spec = build_stages(config, open_images(config).info, STAGES)
     drawn = {key: value for module in spec.modules for key, value in state(module)}
     expected = load_file(tmp_path / "weights.safetensors")
     assert drawn.keys() == expected.keys()

@@ -162,8 +162,3 @@ class PrecisionConfig:
 
     def __post_init__(self) -> None:
         require_name("precision.name", self.name, ("fp32", "bf16", "fp16"))
-
-    @property
-    def item_bytes(self) -> int:
-        """Of one number of an activation, on a link or kept for backward."""
-        return 4 if self.name == "fp32" else 2

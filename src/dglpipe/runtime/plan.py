@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from dglpipe.config import Config, PipelineConfig
+from dglpipe.config import Config, MethodConfig, PipelineConfig
 from dglpipe.data import DataSource
 from dglpipe.data.batch_schedule import BatchSchedule, Phase, build_batch_schedule
 from dglpipe.errors import ConfigError
@@ -34,7 +34,7 @@ from dglpipe.runtime.open_data import open_images
 
 def plan_layout(
     pipeline: PipelineConfig,
-    method: Method,
+    settings: MethodConfig,
     cores: int,
     world_size: int | None = None,
     local: int | None = None,
@@ -42,6 +42,7 @@ def plan_layout(
     """Fills in what the configuration leaves open about stages and processes.
 
     Args:
+        settings: of the method, which places the stages.
         cores: cores of this machine, for the default number of threads.
         world_size: number of processes of an outside launcher; None: there is none.
         local: how many of them run on this machine; None: all.
@@ -55,7 +56,7 @@ def plan_layout(
         allowed = f"a divisor of the world size, {world_size}"
         raise ConfigError("pipeline.replicas", replicas, allowed)
     given = world_size // replicas if world_size is not None else None
-    placement = method.placement(pipeline, given)
+    placement = build_method(settings).placement(pipeline, given)
     stages, processes = placement.stages, placement.processes
     if processes > stages:
         hint = "Raise pipeline.stages or start fewer processes"
@@ -149,7 +150,7 @@ def plan_run(config: Config) -> Plan:
         UserError: as `make_plan`.
     """
     method = build_method(config.method)
-    layout = plan_layout(config.pipeline, method, cores())
+    layout = plan_layout(config.pipeline, config.method, cores())
     _warn_of_oversubscription(layout, layout.world_size)
     source = open_images(config, layout.replicas)
     network, config, schedule = _cut(config, method, source, layout, layout.world_size, True)

@@ -11,7 +11,6 @@ from dglpipe.config import Config, to_yaml
 from dglpipe.errors import UserError
 from dglpipe.files import write_whole
 from dglpipe.host import cores
-from dglpipe.methods.registry import build_method
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.runtime.launcher import launch
 from dglpipe.runtime.plan import make_plan, plan_layout
@@ -32,7 +31,7 @@ def train(config: Config) -> dict[str, Any]:
         UserError: nothing was trained, and there is no run directory.
         RunFailedError: a process failed.
     """
-    layout = plan_layout(config.pipeline, build_method(config.method), cores())
+    layout = plan_layout(config.pipeline, config.method, cores())
     plan = make_plan(with_cut_of_resumed_run(config, layout), layout)
     run_dir = choose_run_dir(config)
     run_dir.check(config.resume)

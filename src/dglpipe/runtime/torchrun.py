@@ -12,7 +12,6 @@ from pathlib import Path
 from dglpipe.config import Config
 from dglpipe.errors import ConsistencyError, RunDirError, RunFailedError, UserError
 from dglpipe.host import cores
-from dglpipe.methods.registry import build_method
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.pipeline.launcher_env import world_of_launcher
 from dglpipe.pipeline.process_group import ProcessGroup, Store, rendezvous
@@ -39,7 +38,7 @@ def train_under_launcher(config: Config) -> None:
     world = world_of_launcher()
     assert world is not None
     rank, size, local = world
-    layout = plan_layout(config.pipeline, build_method(config.method), cores(), size, local)
+    layout = plan_layout(config.pipeline, config.method, cores(), size, local)
     if rank:
         _follow(config, layout, rank, local)
     else:

@@ -52,8 +52,11 @@ def test_the_loader_is_a_row_of_the_plan(capsys):
     found = dataclasses.replace(found, stages=tuple(timed), loader=loader, bottleneck="loader")
     row, text = lines_of_plan(found, capsys)
     assert row == ["loader", "-", "-", "-", "-", "12.50", "1x8x8"]
-    assert "bottleneck: the loader, in 3 processes (data.workers)\n" in text
+    assert "bottleneck: the loader, with 3 processes (data.workers)\n" in text
     alone = dataclasses.replace(found, loader=LoaderEstimate((1, 8, 8), 0.0125, 0))
     assert "the loader, in the process of stage 0\n" in lines_of_plan(alone, capsys)[1]
     crowd = dataclasses.replace(found, bottleneck="cores")
-    assert "the cores of this machine: its processes share them" in lines_of_plan(crowd, capsys)[1]
+    assert (
+        "the CPU cores, which all processes of this machine share"
+        in lines_of_plan(crowd, capsys)[1]
+    )

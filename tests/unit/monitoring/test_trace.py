@@ -14,7 +14,7 @@ from dglpipe.monitoring.trace_plot import COLOURS, _middle, draw_timeline
 from dglpipe.pipeline.process_group import ProcessGroup
 from dglpipe.pipeline.topology import Layout
 from harness.configs import layout, make_config
-from harness.training import make_worker, train_world
+from harness.training import make_trainer, train_world
 from harness.worlds import run_world
 
 
@@ -132,9 +132,9 @@ RUNS = {
 
 
 def spans_of(group: ProcessGroup, config):
-    worker = make_worker(group, config)
-    worker.run()
-    return worker._timer.spans()
+    trainer = make_trainer(group, config)
+    trainer.run()
+    return trainer.context.timer.spans()
 
 
 @pytest.mark.parametrize("method", RUNS)

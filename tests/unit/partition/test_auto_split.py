@@ -14,26 +14,27 @@ from torch import nn
 
 from dglpipe.config import PluginConfig
 from dglpipe.errors import ConfigError
+from dglpipe.methods import build_method
 from dglpipe.models import build_network
 from dglpipe.models.meta import building
 from dglpipe.partition import auto_split, profiling
 from dglpipe.partition.auto_split import (
-    entrances,
     measure_times,
     measured_costs,
-    memory_needs,
     network_costs,
 )
 from dglpipe.partition.balance import stage_costs
+from dglpipe.partition.cut_problem import CutProblem
 from dglpipe.partition.estimate import estimate
-from dglpipe.partition.flops import SegmentFlops, count_flops
-from dglpipe.partition.memory import Limit
-from dglpipe.partition.pipeline_spec import build_spec
+from dglpipe.partition.flops import count_flops
+from dglpipe.partition.memory import MemoryLimit, optimizer_state
+from dglpipe.partition.saved_tensors import saved_bytes
 from dglpipe.partition.segments import trace
 from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.precision import PRECISIONS
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.plan import plan
-from harness.configs import make_config
+from harness.configs import build_stages, make_config
 
 CPU = Device(torch.device("cpu"), "gloo")
 ROWS = 16
@@ -57,12 +58,20 @@ def on_paper(*overrides):
     return config, data, trace(network)
 
 
+def problem_of(config, data, traced, stages):
+    return CutProblem(config, build_method(config.method), data, traced, stages)
+
+
+def measured(config, data, rows):
+    return measure_times(config, build_method(config.method), data, CPU, 1, rows, 1)
+
+
 class Whole(nn.Module):
     """A stage with its head."""
 
-    def __init__(self, spec, j):
+    def __init__(self, network, j):
         super().__init__()
-        self.learner = spec.learner(j)
+        self.learner = network.learner(j)
 
     def forward(self, batch):
         return self.learner(batch, None)
@@ -72,19 +81,44 @@ class Whole(nn.Module):
 def test_costs_and_needs_of_any_cut_are_those_of_its_stages(overrides):
     """What the segments add up to is what a whole stage, looked at by itself, comes to."""
     config, data, traced = on_paper(*overrides)
-    costs = network_costs(config, data, traced, SegmentFlops(traced, entrances(data, traced)), 3)
-    needs = memory_needs(config, data, traced, ROWS, 3)
+    problem = problem_of(config, data, traced, 3)
+    costs, needs = network_costs(problem), problem.memory_needs(ROWS)
     count = len(traced.segments)
     for bounds in [[0, count // 3, 2 * count // 3], [0, 1, count - 1]][: 1 + (count < 10)]:
         config.pipeline.split = bounds[1:]
-        spec = build_spec(config, data, 3, meta=True)
-        flops = [count_flops(Whole(spec, j), spec.input_shape(j)).own for j in range(3)]
-        assert flops == [spec.flops(j) for j in range(3)]
+        network = build_stages(config, data, 3, meta=True)
+        shapes = [network.spec.input_shape(j) for j in range(3)]
+        flops = [count_flops(Whole(network, j), shapes[j]).own for j in range(3)]
+        assert flops == [network.flops(j) for j in range(3)]
         assert stage_costs(costs, bounds) == flops
-        stages = estimate(spec, ROWS)
-        spans = itertools.pairwise([*bounds, count])
-        found = [one.stage(*span) for one, span in zip(needs, spans, strict=True)]
-        assert found == [one.memory_bytes for one in stages]
+        stages = estimate(network, ROWS)
+        for j, (own, span) in enumerate(
+            zip(needs, itertools.pairwise([*bounds, count]), strict=True)
+        ):
+            found = own.stage(*span)
+            assert found.total == stages[j].memory_bytes
+            whole = Whole(network, j)
+            weights = sum(one.numel() for one in whole.parameters())
+            buffers = sum(one.nbytes for one in whole.buffers())
+            assert found.weights == 8 * weights + buffers
+            assert found.optimizer == 4 * weights * optimizer_state(config.stage(j).optimizer)
+            (kept,) = saved_bytes([whole], shapes[j])
+            item_bytes = PRECISIONS[config.stage(j).precision.name].item_bytes
+            assert found.activations == ROWS * ((kept.own - kept.input) * item_bytes // 4)
+            assert found.buffers == ROWS * link_bytes_of(network, j)
+
+
+def link_bytes_of(network, j):
+    """Bytes a row of the buffers of stage `j`, by `method.receives` and `sends` as they were."""
+    method, fields = network.config.method, network.spec.fields
+    depth, total = network.config.pipeline.depth, 0
+    if j:
+        total += method.receives(
+            j - 1, depth, fields[j - 1].row_bytes, fields[j - 1].dtype.itemsize
+        )
+    if j < len(fields):
+        total += method.sends(j, depth) * fields[j].row_bytes
+    return total
 
 
 LIMITED = "model=vgg11_bn"
@@ -94,15 +128,15 @@ def draw_limited(limit, *overrides):
     config, data, _ = on_paper(
         LIMITED, "data.image_size=32", f"pipeline.memory_limit={limit}", *overrides
     )
-    return build_spec(config, data, 2, meta=True, rows=ROWS).bounds
+    return build_stages(config, data, 2, meta=True, rows=ROWS).spec.bounds
 
 
 def needs_of(at):
     """Bytes of the larger stage; `at` None: of the cut for which that is least."""
     config, data, traced = on_paper(LIMITED, "data.image_size=32")
-    needs, count = memory_needs(config, data, traced, ROWS, 2), len(traced.segments)
-    at = at or Limit(0, tuple(needs), own=False).nearest(lambda *_: True)[1]
-    return max(needs[0].stage(0, at), needs[1].stage(at, count)), at
+    needs, count = problem_of(config, data, traced, 2).memory_needs(ROWS), len(traced.segments)
+    at = at or MemoryLimit(0, tuple(needs), per_stage=False).nearest(lambda *_: True)[1]
+    return max(needs[0].stage(0, at).total, needs[1].stage(at, count).total), at
 
 
 def test_a_limit_moves_the_cut():
@@ -127,12 +161,12 @@ def test_a_limit_with_tensors_that_segments_share():
     config.model.target, config.model.args = "harness.plug_ins:sharing_network", {}
     config.pipeline.split = "auto"
     with pytest.raises(ConfigError) as caught:
-        build_spec(config, data, 2, meta=True, rows=ROWS)
+        build_stages(config, data, 2, meta=True, rows=ROWS)
     found = re.match(
         r"pipeline\.memory_limit: got 1024; allowed: at least (\d+)", str(caught.value)
     )
     config.pipeline.memory_limit = int(found[1])
-    assert len(build_spec(config, data, 2, meta=True, rows=ROWS).bounds) == 2
+    assert len(build_stages(config, data, 2, meta=True, rows=ROWS).spec.bounds) == 2
 
 
 def test_settings_of_a_single_stage_count_for_the_limit():
@@ -166,7 +200,7 @@ def test_a_limit_that_stages_with_their_own_heads_meet(split):
     config.per_stage, config.pipeline.memory_limit = [], largest
     with pytest.raises(ConfigError):  # so it is the settings of the stages that let it fit
         config.pipeline.split = [len(free[0].segments), sum(len(s.segments) for s in free[:2])]
-        build_spec(config, data, 3, meta=True, rows=400)
+        build_stages(config, data, 3, meta=True, rows=400)
 
 
 def test_a_limit_moves_the_cut_between_stages_that_differ():
@@ -176,13 +210,13 @@ def test_a_limit_moves_the_cut_between_stages_that_differ():
     for own in ("{optimizer:adam},{}", "{},{optimizer:adam}"):
         given = (*words, f"per_stage=[{own}]")
         config, data, traced = on_paper(*given)
-        needs = memory_needs(config, data, traced, ROWS, 2)
-        limit = Limit(0, tuple(needs), own=True)
+        needs = problem_of(config, data, traced, 2).memory_needs(ROWS)
+        limit = MemoryLimit(0, tuple(needs), per_stage=True)
         bounds = limit.nearest(lambda *_: True)
         spans = itertools.pairwise([*bounds, len(traced.segments)])
-        largest = max(one.stage(*span) for one, span in zip(needs, spans, strict=True))
+        largest = max(one.stage(*span).total for one, span in zip(needs, spans, strict=True))
         config.pipeline.memory_limit = largest
-        assert list(build_spec(config, data, 2, meta=True, rows=ROWS).bounds) == bounds
+        assert list(build_stages(config, data, 2, meta=True, rows=ROWS).spec.bounds) == bounds
         sizes.append(bounds[1])
     assert sizes[0] < sizes[1]
 
@@ -208,7 +242,7 @@ def draw_timed(split="auto", **times):
 def draw_by(times, split="auto"):
     config, data, _ = on_paper("model=cnn6", f"pipeline.split={split}", "pipeline.cost=time")
     config.pipeline.times = times
-    return build_spec(config, data, 2, meta=True).bounds
+    return build_stages(config, data, 2, meta=True).spec.bounds
 
 
 def test_a_cut_weighs_every_stage_as_it_is():
@@ -218,23 +252,22 @@ def test_a_cut_weighs_every_stage_as_it_is():
     slowest = {}
     for cut in itertools.combinations(range(1, 6), 2):
         config.pipeline.split = list(cut)
-        spec = build_spec(config, data, 3, meta=True)
-        slowest[cut] = max(spec.flops(j) for j in range(3))
+        network = build_stages(config, data, 3, meta=True)
+        slowest[cut] = max(network.flops(j) for j in range(3))
     config.pipeline.split = "auto"
-    found = build_spec(config, data, 3, meta=True).bounds[1:]
+    found = build_stages(config, data, 3, meta=True).spec.bounds[1:]
     assert slowest[found] == min(slowest.values())
     config.per_stage = []
-    assert slowest[build_spec(config, data, 3, meta=True).bounds[1:]] > slowest[found]
+    assert slowest[build_stages(config, data, 3, meta=True).spec.bounds[1:]] > slowest[found]
 
 
 def test_a_head_whose_work_is_known_by_its_id_stays():
     """Else another one may get the id, and with it the FLOPs."""
-    _, data, traced = on_paper("model=cnn6")
-    work = SegmentFlops(traced, entrances(data, traced))
+    work = problem_of(*on_paper("model=cnn6"), 2).flops
     with building(True, 0):
         head = Own(nn.Linear(4, 10))
     gone = weakref.ref(head)
-    work.head(head, (4,))
+    work.auxiliary([head], (4,))
     del head
     gc.collect()
     assert gone() is not None
@@ -247,9 +280,9 @@ class Own(nn.Sequential):
 def test_every_kind_of_stage_is_measured_once(monkeypatch):
     measured = []
 
-    def measure(_traced, _shape, head_at, settings, _device, _rows):
+    def measure(_traced, _shape, auxiliary_at, settings, _device, _rows):
         name = f"{settings.optimizer.name} {settings.precision.name}"
-        measured.append((name, str(head_at(1, (32, 8, 8)))))
+        measured.append((name, str(auxiliary_at(1, (32, 8, 8)))))
         return profiling.Times((float(len(measured)),) * 6, (0.0,) * 6, (0.0,) * 5)
 
     monkeypatch.setattr(auto_split, "measure", measure)
@@ -302,10 +335,10 @@ def head_of_16(channels):
 def test_cuts_whose_head_cannot_be_are_left_out():
     config, data, _ = on_paper("model=cnn6", "model.widths=[4,8,16,16,8,4]", "pipeline.split=auto")
     config.head = PluginConfig(target=f"{__name__}:head_of_16")
-    assert build_spec(config, data, 2, meta=True).bounds[1] in (3, 4)
-    assert build_spec(config, data, 3, meta=True).bounds == (0, 3, 4)
+    assert build_stages(config, data, 2, meta=True).spec.bounds[1] in (3, 4)
+    assert build_stages(config, data, 3, meta=True).spec.bounds == (0, 3, 4)
     with pytest.raises(ConfigError, match=r"^head: got 'Sequential'; allowed: one that works on"):
-        build_spec(config, data, 4, meta=True)
+        build_stages(config, data, 4, meta=True)
 
 
 def head_of_17(channels):
@@ -322,13 +355,13 @@ def test_the_head_that_cannot_be_is_told_of():
     ]
     config.per_stage = [*own, {}]
     with pytest.raises(ConfigError, match=r"^head: got 'Linear'; allowed: one that works on"):
-        build_spec(config, data, 3, meta=True)
+        build_stages(config, data, 3, meta=True)
 
 
 def test_cuts_whose_head_cannot_be_are_not_measured():
     config, data, _ = on_paper("model=cnn6", "model.widths=[4,8,16,16,8,4]")
     config.head = PluginConfig(target=f"{__name__}:head_of_16")
-    (times,) = measure_times(config, data, CPU, 1, 8, 1)
+    (times,) = measured(config, data, 8)
     assert [at for at, one in enumerate(times.heads) if one < float("inf")] == [2, 3]
 
 
@@ -336,7 +369,7 @@ def test_a_dear_segment_is_measured_as_one():
     """Wide layers in the middle: measured they cost most, as their FLOPs say."""
     overrides = ("model=cnn6", "model.widths=[4,4,128,128,4,4]", "data.image_size=16")
     config, data, _ = on_paper(*overrides)
-    (times,) = measure_times(config, data, CPU, 1, 32, 1)
+    (times,) = measured(config, data, 32)
     assert times.segments[3] > 1.5 * times.segments[1]
     pairs = zip(times.input_gradients, times.segments, strict=True)
     assert all(0 <= part < whole for part, whole in pairs)
@@ -351,7 +384,7 @@ def test_what_every_step_costs_counts_once_a_stage(monkeypatch):
         lambda tasks: {key: 0.010 if key.startswith("nothing") else 0.015 for key in tasks},
     )
     config, data, _ = on_paper("model=cnn6")
-    (times,) = measure_times(config, data, CPU, 1, 8, 1)
+    (times,) = measured(config, data, 8)
     costs = measured_costs(asdict(times))
     assert costs.stages([0]) == pytest.approx([5 * 0.005 + 0.015])
     assert costs.stages([0, 3]) == pytest.approx([3 * 0.005 + 0.015, 2 * 0.005 + 0.015])
@@ -364,14 +397,14 @@ def test_what_every_step_costs_counts_once_a_stage(monkeypatch):
 def test_1f1b_keeps_as_many_micro_batches_as_are_on_their_way(schedule, microbatches, parts):
     words = ("method=backprop", f"method.schedule={schedule}", "model=cnn6")
     config, data, traced = on_paper(*words, f"method.microbatches={microbatches}")
-    spec = build_spec(config, data, 3, meta=True)
-    found = estimate(spec, ROWS)
-    needs = memory_needs(config, data, traced, ROWS, 3)
-    spans = itertools.pairwise([*spec.bounds, len(traced.segments)])
-    limits = [one.stage(*span) for one, span in zip(needs, spans, strict=True)]
+    network = build_stages(config, data, 3, meta=True)
+    found = estimate(network, ROWS)
+    needs = problem_of(config, data, traced, 3).memory_needs(ROWS)
+    spans = itertools.pairwise([*network.spec.bounds, len(traced.segments)])
+    limits = [one.stage(*span).total for one, span in zip(needs, spans, strict=True)]
     assert limits == [one.memory_bytes for one in found]
     config, data, _ = on_paper(*words[:1], "method.schedule=gpipe", "model=cnn6")
-    whole = estimate(build_spec(config, data, 3, meta=True), ROWS)
+    whole = estimate(build_stages(config, data, 3, meta=True), ROWS)
     for one, all_, part in zip(found, whole, parts, strict=True):
         assert one.activation_bytes - one.buffer_bytes == pytest.approx(
             part * (all_.activation_bytes - all_.buffer_bytes), abs=1

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dglpipe.partition.balance import Costs, balanced, least, stage_costs
+from dglpipe.partition.balance import SegmentCosts, balanced, least, stage_costs
 
 
 def every_cut(count, stages):
@@ -23,7 +23,7 @@ def problems(draw):
     kinds = []
     for _ in range(draw(st.integers(1, stages))):
         segments, gradients = draw(numbers), draw(numbers)
-        costs = Costs(
+        costs = SegmentCosts(
             segments=tuple(a + b for a, b in zip(segments, gradients, strict=True)),
             input_gradients=tuple(gradients),
             heads=tuple(draw(numbers)[1:]),
@@ -61,11 +61,11 @@ def test_no_cut_is_better(problem):
 
 def test_a_head_and_the_gradient_of_the_input_count():
     """10 10 10 10: the head makes stage 0 dearer, the missing gradient makes stage 1 cheaper."""
-    even = Costs((10, 10, 10, 10), (0, 0, 0, 0), (0, 0, 0), (1, 1, 1))
+    even = SegmentCosts((10, 10, 10, 10), (0, 0, 0, 0), (0, 0, 0), (1, 1, 1))
     assert balanced([even, even]) == [0, 2]
-    heavy = Costs((10, 10, 10, 10), (0, 0, 0, 0), (11, 11, 11), (1, 1, 1))
+    heavy = SegmentCosts((10, 10, 10, 10), (0, 0, 0, 0), (11, 11, 11), (1, 1, 1))
     assert balanced([heavy, heavy]) == [0, 1]
-    free = Costs((10, 10, 10, 10), (0, 9, 0, 0), (0, 0, 0), (1, 1, 1))
+    free = SegmentCosts((10, 10, 10, 10), (0, 9, 0, 0), (0, 0, 0), (1, 1, 1))
     assert free.stages([0, 1]) == [10, 21]
 
 
@@ -76,5 +76,5 @@ def test_every_stage_has_values_of_its_own():
 
 @pytest.mark.parametrize("links", [(5, 1, 5), (1, 5, 5), (5, 5, 1)])
 def test_of_equal_cuts_the_one_with_the_smaller_message_wins(links):
-    costs = Costs((0, 9, 0, 0), (0, 0, 0, 0), (0, 0, 0), links)
+    costs = SegmentCosts((0, 9, 0, 0), (0, 0, 0, 0), (0, 0, 0), links)
     assert balanced([costs, costs]) == [0, 1 + links.index(1)]

@@ -8,8 +8,7 @@ from torch import nn
 
 from dglpipe.data import open_data
 from dglpipe.errors import ConfigError
-from dglpipe.partition.pipeline_spec import build_spec
-from harness.configs import make_config
+from harness.configs import build_stages, make_config
 
 
 def wrong_head(channels, classes):
@@ -48,18 +47,18 @@ def clashing_network(channels, classes):
 
 def on_paper(*overrides):
     config = make_config(*overrides)
-    return build_spec(config, open_data(config.data, config.seed).info, 2, meta=True)
+    return build_stages(config, open_data(config.data, config.seed).info, 2, meta=True)
 
 
 def test_a_head_that_does_not_fit_is_refused():
     drawn = on_paper("head=custom", f"head.target={__name__}:wrong_head")
     with pytest.raises(ConfigError, match=r"^head: got 'Sequential'; .*stage 0.*RuntimeError"):
-        drawn.check_logits()
+        drawn.check_outputs()
 
 
 def test_a_constructor_may_look_at_values():
     drawn = on_paper("model=custom", f"model.target={__name__}:computing_network")
-    drawn.check_logits()
+    drawn.check_outputs()
     assert all(weights.is_meta for part in drawn.modules for weights in part.parameters())
 
 
@@ -71,7 +70,7 @@ def test_keys_that_a_head_would_take_are_refused():
         f"head.target={__name__}:MeanHead",
     )
     with pytest.raises(ConfigError, match=r"^model: got 'the key head\.bias in stage 0'"):
-        drawn.check_logits()
+        drawn.check_outputs()
 
 
 def test_drawing_leaves_the_random_state_alone():

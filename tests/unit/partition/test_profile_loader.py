@@ -38,7 +38,7 @@ class SlowStart:
 def test_the_time_of_a_batch_is_that_of_the_steady_state():
     config = make_config("epochs=2", "batch_size=64")
     source = SlowStart(open_data(config.data, config.seed).info)
-    plan = build_batch_schedule(config, source, 2)  # a source that is its own data set
+    plan = build_batch_schedule(config, source)  # a source that is its own data set
     assert plan.steps > 20
     assert 0.01 <= loading_seconds(config, source, plan) < 0.03
     assert source.closed

@@ -7,17 +7,17 @@ import functools
 import pytest
 
 from dglpipe.config import BackpropConfig, MethodConfig, SequentialConfig
+from dglpipe.methods import build_method
 from dglpipe.partition.estimate import estimate
-from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.partition.throughput_model import LoaderEstimate, Node, predict
 from dglpipe.pipeline.topology import Layout
 from dglpipe.runtime import plan as plan_module
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.plan import plan
-from harness.configs import make_config
+from harness.configs import build_stages, make_config
 
 ROWS = 16
-DGL = MethodConfig()
+DGL = build_method(MethodConfig())
 ONE, TWO = Layout(2, 1, 1, 1), Layout(2, 2, 1, 1)
 IMAGE = (1, 8, 8)
 
@@ -27,7 +27,7 @@ def stages(*seconds: float):
     """As many stages, of these seconds a step; of two, without seconds, by FLOPs."""
     config = make_config("model=cnn6")
     count = len(seconds) or 2
-    spec = build_spec(config, open_images(config).info, count, meta=True)
+    spec = build_stages(config, open_images(config).info, count, meta=True)
     return tuple(estimate(spec, ROWS, seconds or None))
 
 
@@ -41,7 +41,7 @@ def test_the_speed_up_is_that_of_what_was_measured():
     twice = predict(timed, ROWS, Layout(2, 2, 2, 1), DGL)
     assert twice.samples_per_second == pytest.approx(2 * ROWS / 3)
     line = Layout(2, 2, 1, 1, "line")
-    slowed = predict(timed, ROWS, line, BackpropConfig(microbatches=4))
+    slowed = predict(timed, ROWS, line, build_method(BackpropConfig(microbatches=4)))
     assert slowed.speed_up == pytest.approx(4 / 3 * 4 / 5)
     by_flops = stages()
     flops = [stage.flops_per_sample for stage in by_flops]
@@ -113,10 +113,10 @@ def test_stages_that_learn_in_turn_are_not_predicted_as_at_once():
     forward = (timed[0].flops_per_sample - timed[0].head_flops_per_sample) / 3
     frozen = 3.0 * forward / timed[0].flops_per_sample
     assert 0 < frozen < 1
-    two = predict(timed, ROWS, TWO, SequentialConfig())
+    two = predict(timed, ROWS, TWO, build_method(SequentialConfig()))
     assert two.samples_per_second == pytest.approx(ROWS / 3)
     assert two.speed_up == pytest.approx((3 + 3 + frozen) / (3 + 3))
-    one = predict(timed, ROWS, ONE, SequentialConfig())
+    one = predict(timed, ROWS, ONE, build_method(SequentialConfig()))
     assert one.speed_up == pytest.approx(1)
     assert one.samples_per_second == pytest.approx(2 * ROWS / (6 + frozen))
 

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from ghost import ghost_mode, to_ghost
 from torch import Tensor
 
 from dglpipe.data import open_data
@@ -17,15 +18,13 @@ from dglpipe.data.batch_schedule import Phase, build_batch_schedule
 from dglpipe.methods.dgl import Chain
 from dglpipe.models.losses import build_loss
 from dglpipe.monitoring.timers import Timer
-from dglpipe.partition.pipeline_spec import build_spec
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.inputs import Arrival, LinkFeed
 from dglpipe.pipeline.link import Receiver, Sender
 from dglpipe.pipeline.p2p import PairTransport
 from dglpipe.pipeline.stage import Loss, RunLength, Stage
 from dglpipe.pipeline.transport import Work
-from harness.configs import make_config
-from unit.pipeline.ghost import ghost_mode, to_ghost
+from harness.configs import build_stages, make_config
 
 STAGES, OWN = 4, (1, 2)
 
@@ -98,8 +97,9 @@ class GhostProcess:
         self.plan = build_batch_schedule(self.config, source)
         first, _, _, uneven, test = islice(self.plan.items(), 5)
         self.items = [first, uneven, test]
-        self.spec = build_spec(self.config, source.info, STAGES)
-        self._learners = [self.spec.learner(j) for j in OWN]
+        network = build_stages(self.config, source.info, STAGES)
+        self.spec = network.spec
+        self._learners = [network.learner(j) for j in OWN]
         self._fault = fault
 
     def move(self, where: torch.device, foreach: bool) -> None:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from dglpipe.config import BackpropConfig, MethodConfig, PipelineConfig
 from dglpipe.errors import ConfigError
-from dglpipe.pipeline.topology import Layout, plan_layout
+from dglpipe.pipeline.topology import Layout
+from dglpipe.runtime.plan import plan_layout
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 3))

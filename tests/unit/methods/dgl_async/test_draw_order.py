@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dglpipe.config import AsyncConfig
 from dglpipe.data.batch_schedule import BatchItem, BatchSchedule
-from dglpipe.methods.dgl_async.draw_order import Turns
+from dglpipe.methods.dgl_async.draw_order import DrawOrder
 
 RULES = st.sampled_from(("paper", "authors"))
 
@@ -23,7 +23,7 @@ def simulated(**settings):
 
 @given(st.integers(1, 4), st.integers(1, 5), RULES, st.booleans(), st.integers(0, 9))
 def test_what_is_read_has_been_written_and_is_still_there(stages, size, rule, warm, seed):
-    turns = Turns(simulated(buffer=size, read_rule=rule, warmup=warm), stages, plan(), seed)
+    turns = DrawOrder(simulated(buffer=size, read_rule=rule, warmup=warm), stages, plan(), seed)
     held = [[] for _ in range(stages)]
     updates = Counter()
     fed = 0
@@ -50,7 +50,7 @@ def test_what_is_read_has_been_written_and_is_still_there(stages, size, rule, wa
 def test_an_evaluation_follows_when_all_stages_have_come_to_it(stages, every, seed):
     sizes = plan(every=every)
     updates, seen = Counter(), []
-    for event in Turns(simulated(), stages, sizes, seed):
+    for event in DrawOrder(simulated(), stages, sizes, seed):
         if isinstance(event, BatchItem):
             assert min(updates[j] for j in range(stages)) == event.step
             seen.append(event)
@@ -60,17 +60,17 @@ def test_an_evaluation_follows_when_all_stages_have_come_to_it(stages, every, se
 
 
 def test_it_begins_with_two_turns_of_each_stage():
-    first = [turn.stage for turn in itertools.islice(Turns(simulated(), 3, plan(), 0), 6)]
+    first = [turn.stage for turn in itertools.islice(DrawOrder(simulated(), 3, plan(), 0), 6)]
     assert first == [0, 0, 1, 1, 2, 2]
     method = simulated(order="sequential", warmup=False)
-    turns = (turn for turn in Turns(method, 3, plan(), 0) if not isinstance(turn, BatchItem))
+    turns = (turn for turn in DrawOrder(method, 3, plan(), 0) if not isinstance(turn, BatchItem))
     assert [turn.stage for turn in turns] == [0, 1, 2] * 12
 
 
 @pytest.mark.parametrize("slow", range(4))
 def test_a_slow_stage_has_fewer_turns(slow):
     factors = [2.0 if stage == slow else 1.0 for stage in range(4)]
-    turns = Turns(simulated(slowdown=factors), 4, plan(3000, 0), 0)
+    turns = DrawOrder(simulated(slowdown=factors), 4, plan(3000, 0), 0)
     counts = Counter(turn.stage for turn in turns if not isinstance(turn, BatchItem))
     quick = sum(counts[j] for j in range(4) if j != slow) / 3
     assert quick / counts[slow] == pytest.approx(2.0, rel=0.05)
@@ -78,11 +78,11 @@ def test_a_slow_stage_has_fewer_turns(slow):
 
 @pytest.mark.parametrize("after", [0, 1, 17, 36])
 def test_a_run_that_is_resumed_has_the_turns_that_are_left(after):
-    whole = list(Turns(simulated(), 3, plan(), 0))
+    whole = list(DrawOrder(simulated(), 3, plan(), 0))
     at = 0
     for _ in range(after):
         at = next(at for at in range(at, len(whole)) if not isinstance(whole[at], BatchItem)) + 1
-    resumed = Turns(simulated(), 3, plan(), 0, after)
+    resumed = DrawOrder(simulated(), 3, plan(), 0, after)
     assert list(resumed) == whole[at:]
     assert resumed.replays[0].usage.reads > 0
 
@@ -95,7 +95,7 @@ def played(rule, size, slow=None, steps=8_000):
     """The buffers of six stages after a run."""
     factors = [2.0 if stage == slow else 1.0 for stage in range(6)]
     method = simulated(buffer=size, read_rule=rule, slowdown=factors)
-    turns = Turns(method, 6, plan(steps, 0), 0)
+    turns = DrawOrder(method, 6, plan(steps, 0), 0)
     assert sum(1 for _ in turns) >= 6 * steps
     return turns.replays
 
@@ -116,7 +116,7 @@ def test_with_one_batch_half_of_the_reads_repeat_and_half_of_the_writes_are_neve
 
 
 def test_turns_in_which_nothing_may_be_read_are_counted():
-    turns = Turns(simulated(max_reuse=1, slowdown=[4.0, 1.0]), 2, plan(400, 0), 0)
+    turns = DrawOrder(simulated(max_reuse=1, slowdown=[4.0, 1.0]), 2, plan(400, 0), 0)
     events = [turn for turn in turns if not isinstance(turn, BatchItem)]
     reads = Counter(turn.read for turn in events if turn.stage == 1)
     assert set(reads.values()) == {1}

@@ -139,8 +139,8 @@ def test_a_receiver_sees_what_has_come_and_waits_for_nothing_else(device, monkey
         buffer = device.buffer
         device.transfers[-1].do = lambda: buffer.copy_(message(number, phase))
         device.transfers[-1].finish()
-        # What the ferry copied behind the transfer was issued before; the device does it now.
-        ferry_words = box._ferry._under_way[2]
+        # What the engine copied after the transfer was issued before; the device does it now.
+        ferry_words = box._engine._under_way[2]
         ferry_words.copy_(torch.tensor([int(phase), number, 3]))
 
     assert box.read() is None

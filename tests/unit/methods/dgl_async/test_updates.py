@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from dglpipe.errors import ConfigError
-from dglpipe.methods.dgl_async.updates import StageUpdates, check_drops
+from dglpipe.methods.dgl_async.updates import StageUpdates, require_drops
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.stage import RunLength, Stage, StageModule
+from dglpipe.pipeline.stage import Learning, RunLength, Stage, StageModule
 from harness.configs import make_config
 
 CPU = Device(torch.device("cpu"), "gloo")
@@ -14,9 +14,9 @@ CPU = Device(torch.device("cpu"), "gloo")
 def paced(reset, *overrides, steps=6):
     config = make_config("optimizer.lr=0.1", "schedule=step", "schedule.every=1", *overrides)
     torch.manual_seed(0)
-    learner = StageModule(nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)), None)
+    learner = StageModule(nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)))
     length = RunLength(steps, 2)
-    stage = Stage(0, learner, config.stage(0), nn.CrossEntropyLoss(), CPU, length, 0)
+    stage = Stage(0, learner, config.stage(0), Learning(), CPU, length, 0)
     return StageUpdates(stage, steps, reset)
 
 
@@ -31,7 +31,7 @@ def test_momentum_is_lost_at_each_drop_of_the_rate(reset):
     for _ in range(6):
         before = dict(pace.stage.optimizer.state)
         seen = [one["momentum_buffer"].clone() for one in before.values()]
-        pace.turn(*batch(), None)
+        pace.learn(*batch(), None)
         now = [one["momentum_buffer"] for one in pace.stage.optimizer.state.values()]
         momentum = pace.stage.settings.optimizer.momentum
         # A buffer that goes on holds what it was, times the momentum, and the new gradient.
@@ -45,21 +45,21 @@ def test_momentum_is_lost_at_each_drop_of_the_rate(reset):
 def test_a_stage_that_is_done_hands_on_and_does_not_change():
     pace, handed = paced(False, steps=2), []
     for _ in range(2):
-        pace.turn(*batch(), handed.append)
-    weights = [tensor.clone() for tensor in pace.stage.learner.state_dict().values()]
+        pace.learn(*batch(), handed.append)
+    weights = [tensor.clone() for tensor in pace.stage.module.state_dict().values()]
     assert pace.is_done
     for _ in range(2):
-        pace.turn(*batch(), handed.append)
+        pace.learn(*batch(), handed.append)
         pace.eval_mode(True)
         pace.eval_mode(False)
     assert len(handed) == 4
     assert torch.equal(handed[2], handed[3]), "in evaluation mode: nothing is dropped out"
-    after = pace.stage.learner.state_dict().values()
+    after = pace.stage.module.state_dict().values()
     assert all(torch.equal(old, new) for old, new in zip(weights, after, strict=True))
-    assert pace.updates == 2
+    assert pace.count == 2
 
 
 def test_a_fresh_optimizer_wants_a_schedule_with_drops():
-    check_drops(make_config("schedule=multistep").schedule)
+    require_drops(make_config("schedule=multistep").schedule)
     with pytest.raises(ConfigError, match=r"^schedule: got 'cosine'; allowed: step or multistep"):
-        check_drops(make_config("schedule=cosine").schedule)
+        require_drops(make_config("schedule=cosine").schedule)
