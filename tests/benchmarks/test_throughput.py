@@ -200,15 +200,9 @@ def test_some_ways_alone(throughput, monkeypatch, tmp_path):
 
 
 def test_every_way_is_a_command_that_is_accepted(throughput):
-<<<<<<< HEAD
-    from dglpipe.cli.arguments import parse_arguments
-    from dglpipe.cli.compose import compose
-    from dglpipe.pipeline.topology import plan_layout
-=======
     from dglpipe.cli.arguments import parse_arguments
     from dglpipe.cli.compose import compose
     from dglpipe.runtime.plan import plan_layout
->>>>>>> main
 
     work = throughput.Work("narrow", 64, 16, "bf16", 2, "auto", even(6))
     ways = [work.local(1), work.local(2), [*work.words(1), "method=backprop"]]

@@ -9,15 +9,9 @@ from pathlib import Path
 
 import pytest
 
-<<<<<<< HEAD
-from dglpipe.cli.arguments import parse_arguments
-from dglpipe.cli.compose import compose
-from dglpipe.pipeline.topology import plan_layout
-=======
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
 from dglpipe.runtime.plan import plan_layout
->>>>>>> main
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "time_to_accuracy"))
 
