@@ -31,7 +31,7 @@ from dglpipe.config import Config
 from dglpipe.data import open_data
 from dglpipe.data.in_memory import InMemory
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.p2p import LostPeerWork, PairTransport
+from dglpipe.pipeline.p2p import PairTransport, PeerWork
 from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
 from dglpipe.pipeline.stage import Stage, StageModule
 from dglpipe.pipeline.topology import Layout
@@ -122,7 +122,7 @@ def watch(stopwatch: Stopwatch, worker: Worker) -> None:
 def watch_classes(stopwatch: Stopwatch) -> None:
     """The same for what is looked up in a class; before a worker takes hold of it."""
     stopwatch.around(InMemory, "_answer", "loading")
-    stopwatch.around(LostPeerWork, "wait", "transfer")
+    stopwatch.around(PeerWork, "wait", "transfer")
     for operation in ("copy", "fill", "isend", "irecv"):
         stopwatch.around(PairTransport, operation, "transfer")
 
