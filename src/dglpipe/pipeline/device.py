@@ -28,11 +28,8 @@ class Device:
         return self.torch_device.type == "cuda"
 
     def autocast(self, precision: str) -> contextlib.AbstractContextManager[object]:
-        """The autocast context of one forward.
-
-        Open a new context for each forward: the context caches casts of the weights, and the
-        optimizer step makes these casts stale.
-        """
+        """The autocast context of one forward. Open a new context for each forward, because the
+        optimizer step makes the cached casts of the weights stale."""
         own = PRECISIONS[precision]
         return torch.autocast(self.torch_device.type, own.dtype) if own.autocast else _NOTHING
 
@@ -43,10 +40,7 @@ class Device:
         )
 
     def seed(self, value: int) -> None:
-        """Seeds the default generator of this device only.
-
-        `torch.manual_seed` seeds the generators of all backends and takes 300 times as long.
-        """
+        """Seeds this device only: `torch.manual_seed` seeds all backends, 300 times as slowly."""
         generator = torch.default_generator
         if self.is_cuda:
             generator = torch.cuda.default_generators[self.torch_device.index]
