@@ -68,13 +68,17 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run_command(name: str, arguments: Sequence[str]) -> int:
     """Runs the command `name` and translates errors to messages and exit statuses."""
+    from importlib import import_module
+
     from dglpipe.errors import DglpipeError, UserError
 
     if name not in COMMANDS:
         sys.stderr.write(f"dglpipe: no command {name!r}{_did_you_mean(name)}\n{USAGE}")
         return WRONG
     try:
-        return _load_command(name)(arguments)
+        module = import_module(f"dglpipe.cli.{name}")
+        command: Callable[[Sequence[str]], int] = getattr(module, name)
+        return command(arguments)
     except UserError as error:
         sys.stderr.write(f"dglpipe: {error}\n")
         return WRONG
@@ -84,13 +88,6 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt as error:
         sys.stderr.write(f"dglpipe: interrupted {error}\n")
         return INTERRUPTED
-
-
-def _load_command(name: str) -> Callable[[Sequence[str]], int]:
-    from importlib import import_module
-
-    command: Callable[[Sequence[str]], int] = getattr(import_module(f"dglpipe.cli.{name}"), name)
-    return command
 
 
 def _did_you_mean(name: str) -> str:
