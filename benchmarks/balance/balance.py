@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dglpipe.cli.compose import compose, take_apart
+from dglpipe.cli.arguments import parse_arguments
+from dglpipe.cli.compose import compose
 from dglpipe.config import Config
 from dglpipe.data import DataInfo
 from dglpipe.methods import build_method
@@ -180,7 +181,7 @@ def settings(name: str, stages: int, batch: int) -> Config:
     if name.startswith("vit"):
         words.append(f"+model.args.image_size={side}")
     work = [f"data.image_size={side}", f"batch_size={batch}", f"pipeline.stages={stages}"]
-    return compose(take_apart([*words, "data=synthetic", "data.samples=64", *work]))
+    return compose(parse_arguments([*words, "data=synthetic", "data.samples=64", *work]))
 
 
 def imbalance(times: Sequence[float]) -> float:

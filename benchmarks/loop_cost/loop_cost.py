@@ -25,12 +25,13 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-from dglpipe.cli.compose import compose, take_apart
+from dglpipe.cli.arguments import parse_arguments
+from dglpipe.cli.compose import compose
 from dglpipe.config import Config
 from dglpipe.data import open_data
 from dglpipe.data.in_memory import InMemory
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.p2p import LostPeerWork, PairTransport
+from dglpipe.pipeline.p2p import PairTransport, PeerWork
 from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
 from dglpipe.pipeline.stage import Stage, StageModule
 from dglpipe.pipeline.topology import Layout
@@ -121,7 +122,7 @@ def watch(stopwatch: Stopwatch, worker: Worker) -> None:
 def watch_classes(stopwatch: Stopwatch) -> None:
     """The same for what is looked up in a class; before a worker takes hold of it."""
     stopwatch.around(InMemory, "_answer", "loading")
-    stopwatch.around(LostPeerWork, "wait", "transfer")
+    stopwatch.around(PeerWork, "wait", "transfer")
     for operation in ("copy", "fill", "isend", "irecv"):
         stopwatch.around(PairTransport, operation, "transfer")
 
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--output", help="JSON file of the results")
     arguments = parser.parse_args()
     record.prepare(arguments.output)
-    config = compose(take_apart(OVERRIDES))
+    config = compose(parse_arguments(OVERRIDES))
     with tempfile.TemporaryDirectory() as folder:
         answers: Any = mp.get_context("spawn").SimpleQueue()
         mp.spawn(run, (config, f"{folder}/store", answers), nprocs=2)

@@ -26,7 +26,8 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from dglpipe.cli.compose import compose, take_apart
+from dglpipe.cli.arguments import parse_arguments
+from dglpipe.cli.compose import compose
 from dglpipe.config import Config
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
@@ -71,7 +72,7 @@ def main() -> None:
     for count, batch in itertools.product(arguments.processes, arguments.batch):
         for name, words in methods(count, arguments.microbatches).items():
             whole = [*arguments.overrides, *words, f"batch_size={batch}"]
-            peaks = measure(compose(take_apart([*whole, f"max_steps={arguments.steps}"])))
+            peaks = measure(compose(parse_arguments([*whole, f"max_steps={arguments.steps}"])))
             rows.append({"method": name, "processes": count, "batch": batch, "peak_bytes": peaks})
             sys.stdout.write(told(rows[-1]) + "\n")
             sys.stdout.flush()

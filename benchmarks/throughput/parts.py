@@ -24,7 +24,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dglpipe.cli.compose import compose, take_apart
+from dglpipe.cli.arguments import parse_arguments
+from dglpipe.cli.compose import compose
 from dglpipe.config import BackpropConfig, Config
 from dglpipe.data import open_data
 from dglpipe.host import keep_freed_memory
@@ -42,7 +43,7 @@ WARM = 5
 def main() -> None:
     what, *words = sys.argv[1:]
     j = int(words.pop(0)) if what == "stage" else 0
-    config = compose(take_apart(words))
+    config = compose(parse_arguments(words))
     keep_freed_memory()  # as `dglpipe train` does
     device = place(config)
     device.prepare(config.pipeline.threads or 1, config.deterministic)

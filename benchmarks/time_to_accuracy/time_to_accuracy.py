@@ -24,7 +24,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from dglpipe.cli.compose import compose, take_apart
+from dglpipe.cli.arguments import parse_arguments
+from dglpipe.cli.compose import compose
 from dglpipe.config import from_yaml
 from dglpipe.host import cores
 from dglpipe.partition.balance import SegmentCosts
@@ -69,7 +70,7 @@ def main() -> None:
     schedule, m = max(screened, key=lambda key: median(screened[key]))
     methods = ways(costs, schedule, m)
     short = [*arguments.overrides, *methods[PIPELINE], *SHORT]
-    bound = throughput.bound(short, compose(take_apart(short)).batch_size, PROCESSES)
+    bound = throughput.bound(short, compose(parse_arguments(short)).batch_size, PROCESSES)
     outcomes: dict[str, list[Outcome]] = {name: [] for name in methods}
     rows: list[dict[str, Any]] = []
     for seed in range(arguments.seeds):

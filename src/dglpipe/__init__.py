@@ -1,18 +1,27 @@
 """dglpipe: layer-parallel training by Decoupled Greedy Learning."""
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+from dglpipe.version import __version__
+
+TYPE_CHECKING = False  # as in `typing`, which takes longer to import than this package
 if TYPE_CHECKING:
+    from typing import Any
+
     from dglpipe.api import load, split, train
 
 __all__ = ["__version__", "load", "split", "train"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Loads torch when something is called that needs it, not for `dglpipe --version`."""
-    if name in ("load", "split", "train"):
+    """Imports `dglpipe.api`, and torch with it, at the first use of a function."""
+    if name in __all__:
         from dglpipe import api
 
         return getattr(api, name)
     raise AttributeError(f"module 'dglpipe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

@@ -1,4 +1,4 @@
-"""`python -m dglpipe`, for torchrun."""
+"""Entry point of `python -m dglpipe`, the form that torchrun starts."""
 
 from dglpipe.cli.main import main
 

@@ -1,4 +1,4 @@
-"""What a program may call: `train`, `load`, `split`, under these names in `dglpipe`."""
+"""The public functions of dglpipe: `dglpipe.train`, `dglpipe.load` and `dglpipe.split`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from dglpipe.runtime.run import train as train_config
 
 
 def train(config: Config | Mapping[str, Any]) -> dict[str, Any]:
-    """Trains as `dglpipe train` does, with processes of its own on this machine.
+    """Trains a network as `dglpipe train` does, in new processes on this machine.
 
     Args:
-        config: as `dglpipe.cli.compose` makes it from overrides, or the tree of a
-            `config.yaml`.
+        config: a configuration from `dglpipe.cli.compose`, or the content of a `config.yaml`
+            as a dictionary.
 
     Returns:
-        The summary, as in `summary.json`.
+        The content of `summary.json`.
 
     Raises:
         UserError: nothing was trained.
@@ -41,10 +41,11 @@ def train(config: Config | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(run_dir: str | os.PathLike[str]) -> TrainedNetwork:
-    """The network of a finished run with its exits, in evaluation mode, on the CPU.
+    """Loads the network of a finished run with its exits, in evaluation mode, on the CPU.
 
-    `network(x)` are its logits, `network(x, exit=j)` those of stage j, which run no stage
-    above it, `network.ensemble(x)` the weighted softmax of all exits.
+    `network(x)` returns the logits of the last stage. `network(x, exit=j)` returns the logits of
+    stage j and runs only the stages up to j. `network.ensemble(x)` returns the weighted mean of
+    the softmax of all exits.
 
     Raises:
         RunDirError: not the directory of a finished run.
@@ -55,15 +56,15 @@ def load(run_dir: str | os.PathLike[str]) -> TrainedNetwork:
 def split(
     network: nn.Module, stages: int, input_shape: Sequence[int], at: Sequence[int] | None = None
 ) -> list[nn.Module]:
-    """Cuts `network` into modules that, one after the other, are the network, bit for bit.
+    """Cuts `network` into modules that compute the same outputs in sequence, bit for bit.
 
-    They share its parameters and buffers and keep its `state_dict` keys.
+    The modules share the parameters and buffers of `network` and keep its `state_dict` keys.
 
     Args:
         stages: K.
-        input_shape: of one row, (C, H, W); of other networks what theirs has.
-        at: first segment of every module but the first; None: the cut whose dearest module
-            has the fewest FLOPs.
+        input_shape: shape of one row: (C, H, W) for images.
+        at: first segment of every module but the first; None: the cut that minimizes the FLOPs
+            of the most expensive module.
 
     Raises:
         ConfigError: an argument that cannot be used, by name: a network that cannot be traced,
@@ -90,7 +91,7 @@ def split(
 
 
 def _numbers(values: object) -> tuple[int, ...] | None:
-    """A sequence of whole numbers, of any library; None: that is not what it is."""
+    """Converts a sequence of whole numbers of any library to a tuple; None if it is not one."""
     if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping | Set):
         return None
     numbers = [whole(one) for one in values]
@@ -98,7 +99,7 @@ def _numbers(values: object) -> tuple[int, ...] | None:
 
 
 _ARGUMENTS = {"model": "network", "pipeline.stages": "stages", "pipeline.split": "at"}
-"""What the keys of a configuration are called here."""
+"""Arguments of `split` by the configuration keys in the errors of other modules."""
 
 
 def _split(
@@ -118,7 +119,7 @@ def _split(
     free = set(range(count + 1)) - traced.joined
     bounds = balanced([costs] * stages, lambda _j, first, end: {first, end} <= free)
     if bounds is None:
-        allowed = f"at most {count - len(traced.joined)}: tensors are shared by segments"
+        allowed = f"at most {count - len(traced.joined)}, because segments share tensors"
         raise ConfigError("pipeline.stages", stages, allowed)
     return [*cut(traced, bounds)]
 

@@ -1,29 +1,35 @@
-"""The exceptions that a user of dglpipe can meet."""
+"""Exceptions of dglpipe.
+
+A message names the key, the value, the allowed values and the fix.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _PLACEHOLDERS = {"root": "DIR", "target": "package.module:builder", "name": "NAME"}
 """Last part of a key -> what stands for its value in messages."""
 
 
 class DglpipeError(Exception):
-    """Base of every error that dglpipe raises on purpose."""
+    """Base class of all errors that dglpipe raises."""
 
 
 class UserError(DglpipeError, ValueError):
-    """A mistake in what the user gave; the message says how to mend it."""
+    """An error in the user's input; the message contains the fix."""
 
 
 class ConfigError(UserError):
-    """A setting that cannot be used.
+    """A setting with a value that is not allowed.
 
     Args:
-        key: the configuration key, `pipeline.stages` for example.
-        got: the value that came.
-        allowed: what would have been accepted, in words.
-        hint: what to do, if that does not follow from `allowed`.
+        key: configuration key, for example `pipeline.stages`.
+        got: rejected value.
+        allowed: description of the allowed values.
+        hint: how to fix the setting, if `allowed` does not say so.
     """
 
     def __init__(self, key: str, got: object, allowed: str, hint: str = "") -> None:
@@ -40,7 +46,7 @@ class ConfigError(UserError):
         return error
 
     def below(self, group: str) -> ConfigError:
-        """The same mistake, for a key that lies in `group`."""
+        """The same error for the key `group.key`."""
         return ConfigError(f"{group}.{self.key}", self.got, self.allowed, self.hint)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -48,16 +54,16 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data set that cannot be used: missing, empty, unreadable or inconsistent."""
+    """A data set that is missing, empty, unreadable or inconsistent."""
 
 
 class RunDirError(UserError):
-    """A run directory that is in use, finished, or not a run directory at all."""
+    """A run directory that is in use, already finished, or not a run directory."""
 
     @classmethod
     def damaged(cls, path: Path, reason: object) -> RunDirError:
-        """For a file of a finished run that is gone, or holds something else."""
-        return cls(f"run: {path} cannot be read ({reason}); the run has lost its results")
+        """The error for a missing or corrupt file of a finished run."""
+        return cls(f"run: {path} cannot be read ({reason}); the results of this run are lost")
 
 
 class DeviceError(UserError):
@@ -65,25 +71,25 @@ class DeviceError(UserError):
 
 
 class ConsistencyError(DglpipeError):
-    """The processes of a run disagree about configuration, data or code."""
+    """Processes of one run with different configuration, data or code."""
 
 
 class LinkError(DglpipeError):
-    """A message that is not the one that the stream plan announced."""
+    """A received message that differs from the message in the batch schedule."""
 
 
 class PeerLostError(DglpipeError):
-    """A neighbour is gone: a consequence of some other failure, never its cause."""
+    """The loss of another process; always the consequence of an earlier failure."""
 
 
 class RunFailedError(DglpipeError):
-    """A run that started and did not finish; the message begins with the first cause."""
+    """A run that failed after its start; the message begins with the first failure."""
 
 
 def _rebuild(
     kind: type[DglpipeError], args: tuple[object, ...], state: dict[str, object]
 ) -> DglpipeError:
-    """Makes an error with its own constructor picklable (it crosses process borders)."""
+    """Unpickles an error without calling the constructor, which has other arguments."""
     error = kind.__new__(kind)
     error.args = args
     error.__dict__.update(state)

@@ -1,4 +1,4 @@
-"""Writing files whole."""
+"""Atomic writing of text and JSON files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there either whole or not at all; its folder is made if only that
-    is missing."""
+    """Writes a file atomically: readers see the old content or all of `text`.
+
+    Creates the parent directory, but not the directories above the parent.
+    """
     path.parent.mkdir(exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_text(text)
@@ -19,12 +21,12 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_whole` of `value` as JSON."""
+    """Writes `value` as JSON, atomically."""
     write_whole(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def finite(value: Any) -> Any:
-    """`value` with null where a number is none: JSON knows neither NaN nor infinity."""
+    """Replaces NaN and infinities in `value` by None, because JSON has neither."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -1,13 +1,13 @@
-"""One seed of the run becomes the seed of every random stream. Pure.
+"""Derivation of all random seeds of a run from the seed in the configuration.
 
-| stream | derived from |
+| random stream | seed |
 |---|---|
-| initial weights of the network | `derive(seed, "network")`: the same at any K |
-| initial weights of a head | `derive(seed, "head", boundary)`: the same at any K |
-| dropout and the like in a step | `derive(seed, "step", stage, replica, step)` |
+| initial weights of the network | `derive(seed, "network")`: the same for any K |
+| initial weights of a head | `derive(seed, "head", boundary)`: the same for any K |
+| dropout and other random operations of a step | `derive(seed, "step", stage, replica, step)` |
 
-`boundary` is the first segment behind the cut. Python's own `hash()` will not do: it differs
-from process to process.
+`boundary` is the index of the first segment after the cut. Python's `hash()` is not used,
+because its values differ between processes.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from __future__ import annotations
 import hashlib
 
 _BITS = 63
-"""`torch.manual_seed` and numpy's generators all take a seed of so many bits."""
+"""`torch.manual_seed` and the generators of numpy accept seeds of 63 bits."""
 
 
 def derive(seed: int, *parts: int | str) -> int:
-    """A number in 0..2**63-1 that depends on `seed` and `parts` alone.
+    """Derives a seed in 0..2**63-1 from `seed` and `parts`.
 
-    Stable over processes, machines and versions of Python. Type, length and order of the
-    parts count: (1, "2"), (1, 2), ("1", 2) and (12,) are all different.
+    The result is the same in every process, on every machine and in every Python version.
+    Type, length and order of the parts matter: (1, "2"), (1, 2), ("1", 2) and (12,) give
+    different seeds.
     """
-    return _number(_hash(seed, *parts))
+    return _to_int(_hash(seed, *parts))
 
 
 class Seeds:
-    """`derive(seed, *parts, last)` for one `last` after the other."""
+    """A sequence of seeds: `Seeds(seed, *parts).at(i)` equals `derive(seed, *parts, i)`."""
 
     def __init__(self, seed: int, *parts: int | str) -> None:
         self._hash = _hash(seed, *parts)
@@ -36,18 +37,19 @@ class Seeds:
     def at(self, last: int) -> int:
         digest = self._hash.copy()
         digest.update(_encode(last))
-        return _number(digest)
+        return _to_int(digest)
 
 
 def _hash(*parts: int | str) -> hashlib.blake2b:
     return hashlib.blake2b(b"".join(map(_encode, parts)), digest_size=8)
 
 
-def _number(digest: hashlib.blake2b) -> int:
+def _to_int(digest: hashlib.blake2b) -> int:
     return int.from_bytes(digest.digest(), "big") >> (64 - _BITS)
 
 
 def _encode(part: int | str) -> bytes:
+    """Encodes a part with its type and length, so that no two sequences collide."""
     kind = "s" if isinstance(part, str) else "i"
     text = (part if isinstance(part, str) else str(int(part))).encode()
     return f"{kind}{len(text)}:".encode() + text

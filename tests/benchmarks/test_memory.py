@@ -10,7 +10,8 @@ sys.path.append(str(BENCHMARKS / "memory"))
 
 import memory
 
-from dglpipe.cli.compose import compose, take_apart
+from dglpipe.cli.arguments import parse_arguments
+from dglpipe.cli.compose import compose
 
 
 def row(method, batch, *mib):
@@ -33,7 +34,7 @@ def test_it_names_the_memory_at_which_a_method_overtakes_another():
 
 def test_the_gradients_of_a_replica_count_as_weights():
     words = ["method=backprop", "pipeline.replicas=2", "model=cnn4", "model.width=8", "max_steps=3"]
-    config = compose(take_apart([*words, "batch_size=4", "data=synthetic", "data.samples=16"]))
+    config = compose(parse_arguments([*words, "batch_size=4", "data=synthetic", "data.samples=16"]))
     for peak in memory.measure(config):
         # Momentum is a copy of the weights: there are as many gradients again.
         assert 2 * peak["optimizer"] <= peak["weights"] < 2.1 * peak["optimizer"]

@@ -118,7 +118,8 @@ def test_processes_that_share_cores_are_bound_by_these(throughput, monkeypatch):
 
 
 def test_every_way_is_a_command_that_is_accepted(throughput):
-    from dglpipe.cli.compose import compose, take_apart
+    from dglpipe.cli.arguments import parse_arguments
+    from dglpipe.cli.compose import compose
     from dglpipe.runtime.plan import plan_layout
 
     work = throughput.Work("narrow", 64, 16, "bf16", 2, "auto", even(6))
@@ -126,5 +127,5 @@ def test_every_way_is_a_command_that_is_accepted(throughput):
     ways += [work.local(2, ["pipeline.processes=3", "pipeline.stages=3", "head=linear"])]
     ways += [work.pipeline(schedule, 4) for schedule in throughput.SCHEDULES]
     for words in ways:
-        config = compose(take_apart(words))
+        config = compose(parse_arguments(words))
         plan_layout(config.pipeline, config.method, cores=2)

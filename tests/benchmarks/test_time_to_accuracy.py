@@ -7,7 +7,8 @@ from dataclasses import asdict
 
 import pytest
 
-from dglpipe.cli.compose import compose, take_apart
+from dglpipe.cli.arguments import parse_arguments
+from dglpipe.cli.compose import compose
 from dglpipe.runtime.plan import plan_layout
 from harness.paths import BENCHMARKS
 
@@ -61,5 +62,5 @@ def test_a_way_below_its_bound_is_marked_and_an_edge_is_told():
 def test_every_way_is_a_command_that_is_accepted():
     costs = benchmark.Costs((1.0,) * 6, (0.1,) * 6, (0.1,) * 5, ())
     for words in benchmark.ways(costs, "zbv", 2).values():
-        config = compose(take_apart(words))
+        config = compose(parse_arguments(words))
         plan_layout(config.pipeline, config.method, cores=2)

@@ -52,10 +52,21 @@ def test_config_is_printed_and_nothing_started(capsys):
     assert "batch_size: 128" in out
 
 
-def test_help_of_train_lists_groups_and_keys(capsys):
-    with pytest.raises(SystemExit) as ended:
-        run(["train", "--help"])
-    assert ended.value.code in (None, 0)
-    out = capsys.readouterr().out
-    assert "model: cnn4, cnn6" in out
-    assert "batch_size: 128" in out
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_of_train_lists_groups_and_settings(capsys, flag):
+    assert run(["train", flag]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "usage: dglpipe train [OVERRIDES] [FLAGS]"
+    assert any(line.startswith("  model: cnn4, cnn6, ") for line in lines)
+    assert "  model: # model=cnn6" in lines
+    assert "    width: 32 # channels of the first layer; the paper's is 128" in lines
+    assert "  batch_size: 128 # rows of an optimizer step over all replicas" in lines
+    assert not [line for line in lines if "defaults:" in line and "settings" not in line]
+
+
+def test_help_of_train_shows_the_chosen_groups(capsys):
+    assert run(["train", "--help", "optimizer=adam", "schedule=none_such"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  optimizer: # optimizer=adam" in lines
+    assert "    betas: [0.9, 0.999]" in lines
+    assert "  schedule: # schedule=cosine" in lines

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torchvision.io import write_png
 
-from dglpipe.cli.compose import compose, take_apart
+from dglpipe.cli.arguments import parse_arguments
+from dglpipe.cli.compose import compose
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.plan import make_plan, plan_layout
 from harness.configs import build_stages
@@ -59,14 +60,14 @@ def test_command_would_start(file, images):
         small += ["data=synthetic", "data.samples=256"]
     if file.stem.startswith("imagenet"):  # no CUDA devices either
         small += ["precision=fp32"]
-    config = compose(take_apart(small))
+    config = compose(parse_arguments(small))
     layout = plan_layout(config.pipeline, config.method, cores=64)
     plan = make_plan(config, layout)
     assert [len(names) for names in plan.spec.segments] == SEGMENTS[file.stem]
 
 
 def test_heads_of_the_study_read_maps_of_the_sides_that_the_papers_heads_read():
-    config = compose(take_apart(["experiment=cifar10_cnn6", "data=synthetic"]))
+    config = compose(parse_arguments(["experiment=cifar10_cnn6", "data=synthetic"]))
     source = open_images(config)
     fields = build_stages(config, source.info, 6, meta=True).spec.fields
     assert [field.shape[1] for field in fields] == [32, 16, 16, 8, 8]

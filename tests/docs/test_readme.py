@@ -17,7 +17,8 @@ import torch
 from documents import DOCUMENTS, ROOT, Block, blocks
 from torchvision.io import write_png
 
-from dglpipe.cli.compose import compose, take_apart
+from dglpipe.cli.arguments import parse_arguments
+from dglpipe.cli.compose import compose
 from harness.commands import Command
 
 OWN = [path for path in DOCUMENTS if "benchmarks" not in path.relative_to(ROOT).parts]
@@ -110,7 +111,7 @@ def test_settings_are_right_as_they_stand(block: Block, monkeypatch):
     monkeypatch.chdir(ROOT)
     for words in block.commands():
         if "train" in words and "--help" not in words and "-m" not in words[: words.index("train")]:
-            arguments = take_apart(words[words.index("train") + 1 :])
+            arguments = parse_arguments(words[words.index("train") + 1 :])
             if not arguments.sweep:
                 compose(arguments)
 

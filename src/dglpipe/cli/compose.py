@@ -1,11 +1,10 @@
-"""From command-line arguments to a checked configuration."""
+"""Composition of a checked configuration from command-line arguments."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,53 +15,18 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from dglpipe.cli.arguments import Arguments
 from dglpipe.cli.config_groups import CONFIG_MODULE, choices, suggestion
 from dglpipe.config import Config, parse
 from dglpipe.errors import ConfigError, UserError
 
 
-@dataclass(slots=True)
-class Arguments:
-    """The arguments of `train`, taken apart.
-
-    `run_dir` is kept out of Hydra's grammar, in which a path with = or ( or @ is an error.
-    """
-
-    overrides: list[str] = field(default_factory=list)
-    flags: list[str] = field(default_factory=list)
-    run_dir: str | None = None
-    config_dir: str | None = None
-    config_name: str = "config"
-    sweep: bool = False
-
-
-def take_apart(arguments: Sequence[str]) -> Arguments:
-    """Sorts arguments into overrides, the flags that we know, and Hydra's other flags."""
-    result, rest = Arguments(), list(arguments)
-    while rest:
-        word = rest.pop(0)
-        name, _, value = word.partition("=")
-        if word in ("-m", "--multirun"):
-            result.sweep = True
-        elif name in ("--config-dir", "-cd", "--config-name", "-cn"):
-            key = "config_dir" if name in ("--config-dir", "-cd") else "config_name"
-            setattr(result, key, value or (rest.pop(0) if rest else ""))
-        elif name == "run_dir":
-            result.run_dir = value.strip("'\"") or None
-        elif word.startswith("-"):
-            result.flags.append(word)
-            if word in ("--cfg", "-c", "--package", "-p", "--info") and rest:
-                result.flags.append(rest.pop(0))
-        else:
-            result.overrides.append(word)
-    return result
-
 
 def compose(arguments: Arguments) -> Config:
-    """The configuration that `arguments` ask for.
+    """Composes and checks the configuration that `arguments` describe.
 
     Raises:
-        ConfigError, UserError: an unknown key or name, a wrong type, a missing value.
+        ConfigError, UserError: unknown key or name, wrong type, or missing value.
     """
     overrides = list(arguments.overrides)
     if arguments.config_dir:
@@ -80,10 +44,10 @@ def compose(arguments: Arguments) -> Config:
 
 
 def to_plain(tree: Any) -> dict[str, Any]:
-    """A composed tree as plain dictionaries, interpolations resolved.
+    """Converts a composed tree to plain dictionaries and resolves interpolations.
 
     Raises:
-        ConfigError: a value that has to be given was not.
+        UserError: a required value is missing, or an interpolation cannot be resolved.
     """
     try:
         plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
@@ -95,8 +59,11 @@ def to_plain(tree: Any) -> dict[str, Any]:
 
 
 def samples_of_sweep(arguments: Arguments) -> list[Arguments]:
-    """`arguments` for single runs: the first value of every list of a sweep, then each other
-    value once, beside the first ones of the other lists."""
+    """Arguments of single runs that together contain every value of a sweep.
+
+    The first run has the first value of every list. Each further run replaces one of these
+    values.
+    """
     try:
         parsed = OverridesParser.create().parse_overrides(arguments.overrides)
     except HydraException as error:
@@ -111,12 +78,12 @@ def samples_of_sweep(arguments: Arguments) -> list[Arguments]:
     samples = [first]
     for at, several in enumerate(values):
         samples += [[*first[:at], choice, *first[at + 1 :]] for choice in several[1:]]
-    where = arguments.run_dir, arguments.config_dir, arguments.config_name
-    return [Arguments(words, [], *where) for words in samples]
+    rest = arguments.run_dir, arguments.config_dir, arguments.config_name
+    return [Arguments(words, [], *rest) for words in samples]
 
 
 def _readable(error: HydraException) -> UserError:
-    """Hydra's error in the words of this package, with what may have been meant."""
+    """Translates an error of Hydra to an error that names the key and suggests a fix."""
     if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
         group, _, got = str(error.missing_cfg_file).rpartition("/")
         names = error.options or choices(group)
@@ -126,8 +93,8 @@ def _readable(error: HydraException) -> UserError:
     if isinstance(error, OverrideParseException):
         reason = error.message.splitlines()[0]
         return UserError(
-            f"{error.override}: is not of the form key=value ({reason}). Lists and groups are "
-            "[1,2] and {key:value}, in quotes for the shell"
+            f"{error.override}: is not of the form key=value ({reason}). Quote lists and "
+            "mappings for the shell: 'key=[1,2]' and 'key={name:value}'"
         )
     text = str(error).partition("Config search path")[0].strip()
     cause = error.__cause__

@@ -1,4 +1,4 @@
-"""The configuration groups of the package: their choices, and which keys belong to which."""
+"""The configuration groups: their choices, and the keys of each choice."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import difflib
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
-
-from omegaconf import OmegaConf
 
 CONFIG_MODULE = "dglpipe.conf"
 
@@ -19,54 +17,66 @@ def groups() -> list[str]:
 
 
 def choices(group: str) -> list[str]:
-    """Names of the choices of `group`; empty if there is no such group."""
+    """Names of the choices of `group`; empty if the group does not exist."""
     folder = files(CONFIG_MODULE).joinpath(group)
     names = [item.name for item in folder.iterdir()] if folder.is_dir() else []
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
+def config_text(path: str) -> str:
+    """The text of a configuration file, `model/cnn6.yaml` for example."""
+    return files(CONFIG_MODULE).joinpath(path).read_text()
+
+
+def default_choices() -> dict[str, str]:
+    """The choice of each group in the default configuration."""
+    defaults = _load("config.yaml")["defaults"]
+    pairs = [pair for entry in defaults if isinstance(entry, Mapping) for pair in entry.items()]
+    return {group: choice for group, choice in pairs if choice is not None}
+
+
 def suggestion(key: str) -> str:
-    """What may have been meant by `key`, which the chosen configuration does not have."""
-    homes = _homes()
-    if homes.get(key):
-        return f"it belongs to {' and '.join(homes[key])}"
+    """The hint for the unknown `key`: the choices that have the key, or a similar key."""
+    known = _known_keys()
+    if known.get(key):
+        return f"it belongs to {' and '.join(known[key])}"
     group, _, name = key.rpartition(".")
-    siblings = {other.rpartition(".")[2]: other for other in homes if _group(other) == group}
-    near = [siblings[one] for one in difflib.get_close_matches(name, siblings, n=1)]
+    siblings = {
+        other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == group
+    }
+    near = [siblings[match] for match in difflib.get_close_matches(name, siblings, n=1)]
     if not siblings:
-        near = difflib.get_close_matches(key, homes, n=1)
+        near = difflib.get_close_matches(key, known, n=1)
     if near:
         return f"did you mean {near[0]}?"
-    tops = {other.partition(".")[0] for other in homes}
+    tops = {other.partition(".")[0] for other in known}
     return f"allowed: {', '.join(sorted(siblings.values() or tops))}"
 
 
-def _homes() -> dict[str, list[str]]:
-    """Every key, with the choices that it belongs to; without any if it is always there."""
-    homes: dict[str, list[str]] = {key: [] for key in _keys(_load("config.yaml"))}
-    homes |= {group: [] for group in groups()}
+def _known_keys() -> dict[str, list[str]]:
+    """Every key with the choices that define the key; an empty list for keys of all runs."""
+    known: dict[str, list[str]] = {key: [] for key in _keys(_load("config.yaml"))}
+    known |= {group: [] for group in groups()}
     for group in groups():
         for choice in choices(group) if group != "experiment" else ():
             for key in _keys(_load(f"{group}/{choice}.yaml"), group):
-                homes.setdefault(key, []).append(f"{group}={choice}")
-    return homes
+                known.setdefault(key, []).append(f"{group}={choice}")
+    return known
 
 
 def _load(path: str) -> dict[str, Any]:
-    tree: Any = OmegaConf.to_container(
-        OmegaConf.create(files(CONFIG_MODULE).joinpath(path).read_text())
-    )
-    tree.pop("defaults", None)
+    from omegaconf import OmegaConf
+
+    tree: Any = OmegaConf.to_container(OmegaConf.create(config_text(path)))
     return dict(tree)
 
 
 def _keys(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys of `tree` and of the mappings in `tree`."""
     keys = []
     for name, value in tree.items():
+        if name == "defaults":  # Hydra's defaults list
+            continue
         key = f"{prefix}.{name}" if prefix else str(name)
         keys += [key, *_keys(value, key)] if isinstance(value, Mapping) else [key]
     return keys
-
-
-def _group(key: str) -> str:
-    return key.rpartition(".")[0]

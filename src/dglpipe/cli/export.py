@@ -1,4 +1,4 @@
-"""`dglpipe export run=RUN_DIR output=FILE.safetensors [exits=true]`."""
+"""`dglpipe export run=RUN_DIR output=FILE.safetensors`: the trained network as one file."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dglpipe.errors import UserError
-from dglpipe.runtime.inference import export_run
 
 ALLOWED = "run=RUN_DIR output=FILE.safetensors [exits=true]"
+BOOLEANS = {"true": True, "false": False}
 
 
 def export(arguments: Sequence[str]) -> int:
     """Writes the trained network under its own `state_dict` keys."""
     given = dict(word.partition("=")[::2] for word in arguments)
     right = {"run", "output"} <= given.keys() <= {"run", "output", "exits"}
-    if not right or len(given) != len(arguments) or given.get("exits", "true") not in _WORDS:
+    if not right or len(given) != len(arguments) or given.get("exits", "true") not in BOOLEANS:
         raise UserError(f"export: got {' '.join(arguments)!r}; allowed: {ALLOWED}")
     output = Path(given["output"])
     if output.suffix != ".safetensors":
         raise UserError(f"output: got {output}; allowed: a file name that ends in .safetensors")
-    count = export_run(Path(given["run"]), output, _WORDS[given.get("exits", "false")])
-    sys.stdout.write(f"{count} tensors in {output}\n")
+    from dglpipe.runtime.inference import export_run
+
+    count = export_run(Path(given["run"]), output, BOOLEANS[given.get("exits", "false")])
+    sys.stdout.write(f"wrote {count} tensors to {output}\n")
     return 0
-
-
-_WORDS = {"true": True, "false": False}

@@ -1,83 +1,83 @@
-"""`dglpipe COMMAND ...`: which command it is, and what its end means to the shell."""
+"""Entry point of `dglpipe COMMAND ...`: selects the command and sets the exit status.
+
+Only the module of the chosen command is imported, so that `dglpipe --version` starts fast.
+"""
 
 from __future__ import annotations
 
-import difflib
 import gc
-import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
 
-import dglpipe
-from dglpipe.errors import DglpipeError, UserError
+from dglpipe.version import __version__
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 USAGE = """usage: dglpipe COMMAND ...
 
 commands:
-  train [OVERRIDES]      train; `dglpipe train --help` lists the settings
-  train -m [OVERRIDES]   a sweep: key=value1,value2 makes a run of each
-  plan [OVERRIDES]       the cut and what each stage takes, without training
-  evaluate run=RUN_DIR   accuracy of every exit of a finished run
+  train [OVERRIDES]      train a network; `dglpipe train --help` lists the settings
+  train -m [OVERRIDES]   sweep: key=value1,value2 trains once with each value
+  plan [OVERRIDES]       print the stages and their costs without training
+  evaluate run=RUN_DIR   print the test accuracy of every exit of a finished run
   export run=RUN_DIR output=FILE.safetensors [exits=true]
-                         the trained network under its own state_dict keys
-  models                 networks, heads, data sets and the other choices
-  --version              the version
+                         write the trained network under its own state_dict keys
+  models                 list networks, heads, data sets and the other choices
+  --version              print the version
 """
 
 GARBAGE_THRESHOLD = 2_000_000
-"""Objects, more of them made than freed, after which cycles are looked for."""
+"""Net allocations before a garbage collection."""
 COMMANDS = ("train", "plan", "evaluate", "export", "models")
-LOOKING = ("plan", "models")
-"""Those whose process has nothing to do at its end."""
+FAST_EXIT = ("plan", "models")
+"""Commands that leave nothing to clean up: the process exits without interpreter shutdown."""
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script."""
-    # Libraries make a million objects that stay: looking through them again and again for
-    # cycles is a seventh of the time that a command takes to start.
+    # Imports allocate a million long-lived objects. With the default threshold, the garbage
+    # collector scans these objects repeatedly, which is a seventh of the start-up time.
     gc.set_threshold(GARBAGE_THRESHOLD)
     words = sys.argv[1:] if arguments is None else arguments
     status = run(words)
-    if arguments is None and words and words[0] in LOOKING:
-        # Taking the libraries apart is half a second that nobody has use for.
+    if arguments is None and words and words[0] in FAST_EXIT:
+        # Interpreter shutdown takes half a second.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-    gc.freeze()  # nor at the end: the process takes them along
+    gc.freeze()  # skips the collection at interpreter shutdown
     sys.exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command; returns its exit status."""
-    # Plug-ins of the folder where the user stands can be imported, as with `python -m`.
+    """Runs one command and returns the exit status."""
+    # Plug-ins in the working directory can be imported, as with `python -m`.
     if os.getcwd() not in sys.path:  # noqa: PTH109
         sys.path.append(os.getcwd())  # noqa: PTH109
     if not arguments or arguments[0] in ("-h", "--help"):
         (sys.stdout if arguments else sys.stderr).write(USAGE)
         return DONE if arguments else WRONG
     if arguments[0] == "--version":
-        sys.stdout.write(f"dglpipe {dglpipe.__version__}\n")
+        sys.stdout.write(f"dglpipe {__version__}\n")
         return DONE
-    return _status(_command, arguments)
+    return _run_command(arguments[0], arguments[1:])
 
 
-def _command(arguments: Sequence[str]) -> int:
-    name = arguments[0]
+def _run_command(name: str, arguments: Sequence[str]) -> int:
+    """Runs the command `name` and translates errors to messages and exit statuses."""
+    from importlib import import_module
+
+    from dglpipe.errors import DglpipeError, UserError
+
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        sys.stderr.write(f"dglpipe: no command {name!r}{hint}\n{USAGE}")
+        sys.stderr.write(f"dglpipe: no command {name!r}{_did_you_mean(name)}\n{USAGE}")
         return WRONG
-    # Loading them all takes a second.
-    module = importlib.import_module(f"dglpipe.cli.{name}")
-    command: Callable[[Sequence[str]], int] = getattr(module, name)
-    return command(arguments[1:])
-
-
-def _status(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     try:
+        module = import_module(f"dglpipe.cli.{name}")
+        command: Callable[[Sequence[str]], int] = getattr(module, name)
         return command(arguments)
     except UserError as error:
         sys.stderr.write(f"dglpipe: {error}\n")
@@ -88,3 +88,10 @@ def _status(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -
     except KeyboardInterrupt as error:
         sys.stderr.write(f"dglpipe: interrupted {error}\n")
         return INTERRUPTED
+
+
+def _did_you_mean(name: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, COMMANDS, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

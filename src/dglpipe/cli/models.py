@@ -1,4 +1,4 @@
-"""`dglpipe models`: what can be chosen by name."""
+"""`dglpipe models`: the choices of every configuration group."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Sequence
 
 from dglpipe.cli.config_groups import choices
 from dglpipe.errors import UserError
-from dglpipe.models import catalogue
 
 GROUPS = ("head", "data", "optimizer", "schedule", "method", "precision", "experiment")
 
 
 def models(arguments: Sequence[str]) -> int:
-    """Prints networks with a line each, and the names of the other groups."""
+    """Prints one line per network, and the names of the choices of the other groups."""
     if arguments:
-        raise UserError(f"models: got {' '.join(arguments)!r}; it takes no arguments")
+        raise UserError(f"models: got {' '.join(arguments)!r}; allowed: no arguments")
+    from dglpipe.models import catalogue
+
     lines = ["model"]
     lines += [f"  {name:16} {text}" for name, text in catalogue()]
     for group in GROUPS:

@@ -1,4 +1,4 @@
-"""`dglpipe plan`: the cut, and what its stages take, without training."""
+"""`dglpipe plan`: prints the stages of a run and their costs without training."""
 
 from __future__ import annotations
 
@@ -6,46 +6,51 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dglpipe.cli.compose import compose, take_apart
-from dglpipe.cli.plan_table import plan_table
+from dglpipe.cli.arguments import parse_arguments
+from dglpipe.cli.compose import compose
 from dglpipe.errors import UserError
-from dglpipe.runtime.plan import plan_run
+
+if TYPE_CHECKING:
+    from dglpipe.partition.throughput_model import Plan
 
 
 def plan(arguments: Sequence[str]) -> int:
-    """Prints a line a stage and writes them to `output` if that is given."""
-    output = [word.partition("=")[2] for word in arguments if word.startswith("output=")]
-    parts = take_apart([word for word in arguments if not word.startswith("output=")])
-    if parts.sweep or parts.flags or parts.run_dir or len(output) > 1:
+    """Prints one row per stage; with `output=FILE.json`, also writes the rows to the file."""
+    outputs = [word.partition("=")[2] for word in arguments if word.startswith("output=")]
+    parsed = parse_arguments([word for word in arguments if not word.startswith("output=")])
+    if parsed.sweep or parsed.flags or parsed.run_dir or len(outputs) > 1:
         raise UserError(f"plan: got {' '.join(arguments)!r}; allowed: OVERRIDES [output=FILE.json]")
-    path = Path(output[0]) if output else None
+    path = Path(outputs[0]) if outputs else None
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        raise UserError(f"output: got {path}; allowed: a file in a folder that there is")
-    found = plan_run(compose(parts))
-    plan_table(found)
+        raise UserError(f"output: got {path}; allowed: a file in an existing directory")
+    config = compose(parsed)
+    # These imports load torch, so they come after the checks.
+    from dglpipe.cli.plan_table import print_plan
+    from dglpipe.runtime.plan import plan_run
+
+    found = plan_run(config)
+    print_plan(found)
     if path is not None:
-        _write(
-            path,
-            {
-                "rows": found.rows,
-                "predicted_speed_up": found.speed_up,
-                "predicted_samples_per_second": found.samples_per_second,
-                "bottleneck": found.bottleneck,
-                "loading_seconds_per_batch": found.loader.seconds_per_step,
-                "loader": {"stage": "loader", **dataclasses.asdict(found.loader)},
-                "per_stage": [
-                    {**dataclasses.asdict(stage), "memory_bytes": stage.memory_bytes}
-                    for stage in found.stages
-                ],
-            },
-        )
+        try:
+            path.write_text(json.dumps(_to_tree(found), indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"output: got {path}; cannot write: {error.strerror}") from error
     return 0
 
 
-def _write(path: Path, tree: dict[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(tree, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"output: got {path}; it cannot be written: {error.strerror}") from error
+def _to_tree(plan: Plan) -> dict[str, Any]:
+    """The content of the output file."""
+    return {
+        "rows": plan.rows,
+        "predicted_speed_up": plan.speed_up,
+        "predicted_samples_per_second": plan.samples_per_second,
+        "bottleneck": plan.bottleneck,
+        "loading_seconds_per_batch": plan.loader.seconds_per_step,
+        "loader": {"stage": "loader", **dataclasses.asdict(plan.loader)},
+        "per_stage": [
+            {**dataclasses.asdict(stage), "memory_bytes": stage.memory_bytes}
+            for stage in plan.stages
+        ],
+    }

@@ -13,11 +13,11 @@ from dglpipe.partition.estimate import StageEstimate
 from dglpipe.partition.throughput_model import CORES, LOADER, LoaderEstimate, Plan
 
 
-def plan_table(plan: Plan) -> None:
-    """Prints what each stage will take, and the speed that the cut promises.
+def print_plan(plan: Plan) -> None:
+    """Prints the costs of every stage and the predicted throughput.
 
-    Two tables, for no terminal is as wide as all the columns; below them what each stage has
-    of the network, in lines that may be of any length.
+    The columns are divided into two tables, so that each table fits in a terminal. The segments
+    of the stages follow in lines without a limit on their length.
     """
     stages = plan.stages
     console = Console(width=None if Console().is_terminal else 120)
@@ -35,11 +35,11 @@ def plan_table(plan: Plan) -> None:
 
 def _bottleneck(plan: Plan) -> str:
     if plan.bottleneck == CORES:
-        return "the cores of this machine: its processes share them"
+        return "the CPU cores, which all processes of this machine share"
     if plan.bottleneck != LOADER:
         return plan.bottleneck
     if plan.loader.workers:
-        return f"the loader, in {plan.loader.workers} processes (data.workers)"
+        return f"the loader, with {plan.loader.workers} processes (data.workers)"
     return "the loader, in the process of stage 0"
 
 
@@ -51,10 +51,10 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _work_table(stages: Sequence[StageEstimate], loader: LoaderEstimate, timed: bool) -> Table:
-    """Weights, arithmetic, and what comes out: of the loader, in front, and of the stages."""
-    columns = ["stage", "parameters", "of head", "GFLOPs\na sample", "share\nof head"]
-    columns += ["ms\na step"] * timed
-    table = _table(f"plan: {len(stages)} stages", [*columns, "output\na row"])
+    """Parameters, FLOPs, time and output shape of the loader and of every stage."""
+    columns = ["stage", "parameters", "of head", "GFLOPs\nper sample", "share\nof head"]
+    columns += ["ms\nper step"] * timed
+    table = _table(f"plan: {len(stages)} stages", [*columns, "output\nper row"])
     seconds = loader.seconds_per_step
     time = [format_value(None if seconds is None else seconds * 1e3, ".2f")] * timed
     table.add_row(LOADER, *["-"] * 4, *time, "x".join(map(str, loader.output_shape)))
@@ -73,9 +73,9 @@ def _work_table(stages: Sequence[StageEstimate], loader: LoaderEstimate, timed: 
 
 
 def _memory_table(stages: Sequence[StageEstimate], rows: int) -> Table:
-    """What a stage holds, and what crosses the links."""
+    """Memory of every stage, and the size of its messages."""
     columns = ["stage", "weights\nMiB", "optimizer\nMiB", f"activations\nat {rows} rows"]
-    columns += ["of it\nin buffers", "memory\nMiB", "KiB a row\non link"]
+    columns += ["of these\nin buffers", "memory\nMiB", "KiB per row\non link"]
     table = _table("memory and links", columns)
     for stage in stages:
         activations, buffers = stage.activation_bytes, stage.buffer_bytes

@@ -1,105 +1,144 @@
-"""`dglpipe train`: alone, under torchrun, or as a sweep."""
+"""`dglpipe train`: one run, one worker of torchrun, or a sweep.
+
+torch is imported when a run starts, so that `--help` and errors in the arguments come first.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
-from dglpipe.cli.compose import Arguments, compose, samples_of_sweep, take_apart, to_plain
+from dglpipe.cli.arguments import Arguments, parse_arguments
 from dglpipe.cli.config_groups import CONFIG_MODULE
-from dglpipe.config import Config, parse
 from dglpipe.errors import DglpipeError, UserError
-from dglpipe.pipeline.process_group import record, world_of_launcher
-from dglpipe.runtime.run import train as train_here
-from dglpipe.runtime.run_dir import default_path
-from dglpipe.runtime.torchrun import train_under_launcher
+from dglpipe.pipeline.launcher_env import world_of_launcher
 
-PEER_PAUSE_S = 2.0
-"""Seconds after which another rank than 0 reports a mistake that rank 0 has reported too."""
-HELP = {"--help", "-h", "--hydra-help"}
-ANSWERED = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--resolve", "--package", "-p", "--info")
-"""Hydra's flags that show something."""
-NO_FILES = ("hydra.output_subdir=null", "hydra/job_logging=none")
-"""Keeps Hydra's own files out of the run directories of a sweep."""
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from dglpipe.config import Config
+
+ERROR_PAUSE_S = 2.0
+"""Time for rank 0 to print an error that all ranks find, before the other ranks print it."""
+HELP_FLAGS = ("--help", "-h")
+QUERY_FLAGS = (*HELP_FLAGS, "--hydra-help", "--cfg", "-c", "--resolve", "--package", "-p", "--info")
+"""Flags that print information."""
+NO_HYDRA_FILES = ("hydra.output_subdir=null", "hydra/job_logging=none")
+"""Overrides that keep Hydra's own files out of the run directories of a sweep."""
 
 
 def train(arguments: Sequence[str]) -> int:
-    """Runs the command; returns its exit status."""
-    parts = take_apart(arguments)
+    """Runs the command and returns the exit status."""
+    parsed = parse_arguments(arguments)
+    if parsed.flags:
+        return _answer_query(parsed, arguments)
     world = world_of_launcher()
-    if parts.flags:
-        return _ask_hydra(parts, arguments)
-    if parts.sweep:
+    if parsed.sweep:
         if world is not None:
             raise UserError("-m under torchrun: start the sweep with `dglpipe train -m`")
-        return _sweep(parts)
+        return _sweep(parsed)
     if world is None:
-        train_here(compose(parts))
+        _train_here(_compose(parsed))
     else:
-        _train_as_worker(parts, world[0])
+        _train_as_worker(parsed, world.rank)
     return 0
 
 
-def _train_as_worker(parts: Arguments, rank: int) -> None:
-    """Every rank finds the same mistake; rank 0 tells it, the others if it does not."""
+def _compose(arguments: Arguments) -> Config:
+    from dglpipe.cli.compose import compose
+
+    return compose(arguments)
+
+
+def _train_here(config: Config) -> None:
+    from dglpipe.runtime.run import train as train_here
+
+    train_here(config)
+
+
+def _train_as_worker(arguments: Arguments, rank: int) -> None:
+    """Trains as one worker of an outside launcher.
+
+    Every rank finds the same error in the arguments. Ranks above 0 wait before they print the
+    error, because the launcher stops all workers after the first exit.
+    """
     try:
-        record(train_under_launcher)(compose(parts))
+        config = _compose(arguments)
+        from dglpipe.pipeline.process_group import record
+        from dglpipe.runtime.torchrun import train_under_launcher
+
+        record(train_under_launcher)(config)
     except UserError:
         if rank:
-            time.sleep(PEER_PAUSE_S)
+            time.sleep(ERROR_PAUSE_S)
         raise
 
 
-def _ask_hydra(parts: Arguments, arguments: Sequence[str]) -> int:
-    """Hydra answers its own flags that train nothing; mistakes are told in our words."""
-    unknown = [flag for flag in parts.flags if flag.startswith("-") and flag not in ANSWERED]
+def _answer_query(parsed: Arguments, arguments: Sequence[str]) -> int:
+    """Prints the help text, or passes the query to Hydra after checking the overrides."""
+    unknown = [flag for flag in parsed.flags if flag.startswith("-") and flag not in QUERY_FLAGS]
     if unknown:
-        raise UserError(f"train: got {unknown[0]}; allowed flags: -m, {', '.join(ANSWERED)}")
-    if not HELP.intersection(parts.flags):
-        compose(parts)
+        raise UserError(f"train: got {unknown[0]}; allowed flags: -m, {', '.join(QUERY_FLAGS)}")
+    if set(HELP_FLAGS).intersection(parsed.flags):
+        from dglpipe.cli.train_help import train_help
+
+        sys.stdout.write(train_help(parsed.overrides))
+        return 0
+    if "--hydra-help" not in parsed.flags:
+        _compose(parsed)
         arguments = [word for word in arguments if not word.startswith("run_dir=")]
-    sys.argv = ["dglpipe train", *arguments]
-    hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")(
-        lambda tree: train_here(_config(tree))
-    )()
+    _run_hydra(arguments, lambda tree: _train_here(_parse(tree)))
     return 0
 
 
-def _sweep(parts: Arguments) -> int:
-    """Runs one job after the other; a failed job does not stop the others."""
-    for sample in samples_of_sweep(parts):
+def _sweep(parsed: Arguments) -> int:
+    """Runs the jobs of a sweep in sequence; a failed job does not stop the next jobs."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from dglpipe.cli.compose import compose, samples_of_sweep
+
+    for sample in samples_of_sweep(parsed):
         compose(sample)
-    path = Path(parts.run_dir) if parts.run_dir else default_path()
+    from dglpipe.runtime.run_dir import default_path
+
+    path = Path(parsed.run_dir) if parsed.run_dir else default_path()
     failed: list[int] = []
 
     def job(tree: DictConfig) -> None:
         number = HydraConfig.get().job.num
         try:
             output = HydraConfig.get().runtime.output_dir
-            train_here(replace(_config(tree), run_dir=output))
+            _train_here(replace(_parse(tree), run_dir=output))
         except DglpipeError as error:
             sys.stderr.write(f"job {number}: {error}\n")
             failed.append(number)
 
-    flags = ["--config-dir", parts.config_dir] if parts.config_dir else []
-    where = os.fspath(path.resolve()).replace("\\", "\\\\").replace("'", "\\'")
-    sys.argv = ["dglpipe train", "-m", *flags, "--config-name", parts.config_name]
-    sys.argv += [*parts.overrides, f"hydra.sweep.dir='{where}'", *NO_FILES]
-    hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")(
-        job
-    )()
+    flags = ["--config-dir", parsed.config_dir] if parsed.config_dir else []
+    flags += ["--config-name", parsed.config_name]
+    folder = os.fspath(path.resolve()).replace("\\", "\\\\").replace("'", "\\'")
+    sweep_dir = f"hydra.sweep.dir='{folder}'"
+    _run_hydra(["-m", *flags, *parsed.overrides, sweep_dir, *NO_HYDRA_FILES], job)
     if failed:
         sys.stderr.write(f"dglpipe: jobs {failed} failed\n")
     return 1 if failed else 0
 
 
-def _config(tree: DictConfig) -> Config:
+def _run_hydra(arguments: Sequence[str], job: Callable[[DictConfig], None]) -> None:
+    """Runs Hydra's own command line, which calls `job` with each composed configuration."""
+    import hydra
+
+    sys.argv = ["dglpipe train", *arguments]
+    main: Any = hydra.main(f"pkg://{CONFIG_MODULE}", "config", version_base="1.3")
+    main(job)()
+
+
+def _parse(tree: DictConfig) -> Config:
+    from dglpipe.cli.compose import to_plain
+    from dglpipe.config import parse
+
     return parse(to_plain(tree))

@@ -1,8 +1,9 @@
-"""The timer of a process whose device works behind the host, without waiting for it.
+"""A timer for devices that run asynchronously, such as CUDA devices.
 
-A lap is an event on the device's current stream. Its time is read when it has long passed, or
-when somebody asks. So computing is what the device computed, and waiting for input is how long
-its stream waited for the link.
+A lap records an event on the current stream of the device. The timer reads the time of an event
+after the event has completed, or on request, so the host does not wait in a step. Busy time is
+therefore the time of the device, and waiting for input is the time that the stream waits for
+the link.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import torch
 from dglpipe.monitoring.timers import Kind, Span, Spent, Timer
 
 PENDING = 256
-"""Laps behind which those that have passed are read."""
+"""Number of pending laps above which the timer reads completed events."""
 
 
 class Event(Protocol):
-    """What `torch.Event` has."""
+    """The part of `torch.Event` that the timer uses."""
 
     def record(self) -> None: ...
 
@@ -41,11 +42,11 @@ class _Lap(NamedTuple):
 
 
 class CudaTimer(Timer):
-    """Gives its laps to another timer, with the times of the device.
+    """Measures laps with device events and books them on another timer.
 
     Args:
-        device: whose current stream is measured.
-        timer: keeps the times; nobody else tells it any.
+        device: the device whose current stream is measured.
+        timer: stores the times; only this object may add laps to `timer`.
     """
 
     def __init__(self, device: torch.device, timer: Timer) -> None:
@@ -73,7 +74,7 @@ class CudaTimer(Timer):
         self._step = step
 
     def snapshot(self) -> Spent:
-        """As of the last lap; waits until the device has come there."""
+        """Time by stage and kind up to the last lap; waits until the device completes the lap."""
         self._read_all()
         return self._timer.snapshot()
 
@@ -92,9 +93,9 @@ class CudaTimer(Timer):
             self._read()
 
     def _read(self) -> None:
-        """Reads the first lap, which has passed."""
+        """Books the first pending lap, whose event has completed."""
         event, stage, kind, what, step = self._laps.popleft()
-        # Each from the one before: a float of milliseconds is too coarse for a whole run.
+        # Times are summed lap by lap: milliseconds in a float are too coarse for a whole run.
         self._now += round(self._before.elapsed_time(event) * 1e6)
         self._unused.append(self._before)
         self._before = event

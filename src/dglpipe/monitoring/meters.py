@@ -1,4 +1,4 @@
-"""What one exit got right: loss and hits, summed over batches without waiting for the device."""
+"""Loss and hits of one exit, summed over batches without synchronizing with the device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums over the rows of some batches."""
+    """Sums over the rows of a number of batches."""
 
     loss: float
     correct: int
@@ -18,10 +18,10 @@ class Totals:
 
 
 class ExitMeter:
-    """Collects what each batch gave and sums it when asked.
+    """Stores the loss and the hits of each batch and sums them later.
 
-    A step only notes two small tensors: small operations between large ones are slow, for
-    their code has left the caches, so the sums are made once in many steps.
+    A step only stores two small tensors. Small operations between large operations are slow,
+    because the caches no longer hold their code, so the meter sums once every `CAPACITY` steps.
     """
 
     CAPACITY = 256
@@ -33,18 +33,18 @@ class ExitMeter:
         self._rows = 0
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Notes a mean loss () of logits (B, N) and labels (B,)."""
+        """Adds a batch: mean loss (), logits (B, N) and labels (B,)."""
         if len(self._losses) == self.CAPACITY:
             self._fold()
         self._losses.append(loss.detach())
         self._hits.append(logits.argmax(dim=1) == labels)
 
     def add_rows(self, rows: int) -> None:
-        """Notes rows without a loss."""
+        """Adds rows without a loss."""
         self._rows += rows
 
     def take(self) -> Totals:
-        """The sums since the last call; waits for the device."""
+        """Returns the sums since the last call; synchronizes with the device."""
         self._fold()
         loss, correct = torch.stack(self._sums).sum(dim=0).tolist() if self._sums else (0.0, 0)
         totals = Totals(loss, int(correct), self._rows)
@@ -52,7 +52,7 @@ class ExitMeter:
         return totals
 
     def _fold(self) -> None:
-        """Sums what was noted, on the device, which nobody waits for here."""
+        """Replaces the stored tensors by one tensor of sums, without synchronizing."""
         if not self._losses:
             return
         rows = [len(hits) for hits in self._hits]

@@ -1,8 +1,8 @@
-"""Measurements on their way from every stage to one place.
+"""Collection of the metrics of all processes at rank 0.
 
-A process sends its records through the store that all share; a thread of rank 0 collects
-them, adds up the replicas and hands whole lines to its sinks (metrics.jsonl, TensorBoard,
-the progress display). Nobody waits for anybody.
+A process sends its records through the store that all processes share. A thread of rank 0 polls
+the store, sums the records of the replicas, and passes complete lines to its sinks
+(metrics.jsonl, TensorBoard, progress display). Training never waits for the collection.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from dglpipe.errors import PeerLostError
 from dglpipe.files import finite
 
 ENSEMBLE = "ensemble"
+"""Name of the ensemble of exits in place of a stage number."""
 POLL_SECONDS = 0.1
+"""Pause of the collecting thread when no record is available."""
 
 
 class Store(Protocol):
-    """The part of `torch.distributed.Store` that records travel through."""
+    """The part of `torch.distributed.Store` that carries records."""
 
     def set(self, key: str, value: str) -> None: ...
 
@@ -36,7 +38,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One object of `metrics.jsonl`; None where a value does not apply."""
+    """One object of `metrics.jsonl`; a value is None where it does not apply."""
 
     kind: str
     epoch: int
@@ -50,7 +52,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What one replica of one stage measured: a `Line` before division."""
+    """Measurement of one replica of one stage: sums from which `combine` makes a `Line`."""
 
     kind: str
     epoch: int
@@ -63,11 +65,12 @@ class Sums:
     seconds: float | None = None
 
     def key(self) -> tuple[str, int, int | str]:
+        """Identifies the line that the record belongs to."""
         return self.kind, self.step, self.stage
 
 
 def combine(parts: Sequence[Sums]) -> Line:
-    """The line of a stage out of the sums of its replicas."""
+    """Combines the sums of all replicas of a stage to one line."""
     one = parts[0]
     rows = sum(part.rows for part in parts)
     losses = [part.loss for part in parts if part.loss is not None]
@@ -86,12 +89,12 @@ def combine(parts: Sequence[Sums]) -> Line:
 
 
 def format_value(value: float | None, form: str = ".2%") -> str:
-    """`value` in the format `form`; `-` for None."""
+    """Formats `value` with the format specification `form`; None gives `-`."""
     return "-" if value is None else format(value, form)
 
 
 class Reporter:
-    """The sending side, one in each process."""
+    """The sending side of the metrics, one in each process."""
 
     def __init__(self, store: Store, rank: int) -> None:
         self._store = store
@@ -99,11 +102,11 @@ class Reporter:
         self._count = 0
 
     def send(self, sums: Sums) -> None:
-        """Sends one record; costs a message to the store."""
+        """Sends one record, in one request to the store."""
         self._put({"sums": asdict(sums)})
 
     def finish(self, final: dict[str, Any]) -> None:
-        """Sends the last word of this process."""
+        """Sends the final report of this process."""
         self._put({"final": final})
 
     def _put(self, record: dict[str, Any]) -> None:
@@ -112,7 +115,7 @@ class Reporter:
 
 
 class Sink(Protocol):
-    """Something that wants every line."""
+    """A receiver of all lines."""
 
     def line(self, line: Line) -> None: ...
 
@@ -120,11 +123,13 @@ class Sink(Protocol):
 
 
 class Collector:
-    """The receiving side: a thread of rank 0.
+    """The receiving side of the metrics: a thread of rank 0.
 
     Args:
-        ranks: number of processes that report.
-        replicas: records of one stage and step that make a line.
+        store: the store to which the processes send.
+        ranks: number of processes.
+        replicas: number of records, one per replica, that make a line.
+        sinks: receive the lines; `close` closes the sinks.
     """
 
     def __init__(self, store: Store, ranks: int, replicas: int, sinks: Sequence[Sink]) -> None:
@@ -140,7 +145,13 @@ class Collector:
         self._thread.start()
 
     def finals(self, timeout_s: float) -> list[dict[str, Any]]:
-        """The last words of all processes, by rank; then the thread ends.
+        """Waits for the final reports of all processes, then stops the thread.
+
+        Args:
+            timeout_s: seconds.
+
+        Returns:
+            The reports by rank.
 
         Raises:
             PeerLostError: a process did not report in time.
@@ -148,14 +159,14 @@ class Collector:
         deadline = time.monotonic() + timeout_s
         while len(self._finals) < len(self._next) and self._error is None:
             if time.monotonic() > deadline:
-                silent = sorted(set(range(len(self._next))) - self._finals.keys())
-                raise PeerLostError(f"no final report of ranks {silent} in {timeout_s:g} s")
+                missing = sorted(set(range(len(self._next))) - self._finals.keys())
+                raise PeerLostError(f"no final report from ranks {missing} within {timeout_s:g} s")
             time.sleep(POLL_SECONDS / 10)
         self.close()
         return [self._finals[rank] for rank in range(len(self._next))]
 
     def close(self) -> None:
-        """Ends the thread and the sinks; what went wrong in the thread is raised here."""
+        """Stops the thread, closes the sinks, and raises the error of the thread, if any."""
         self._stop.set()
         self._thread.join()
         for sink in self._sinks:
@@ -166,13 +177,14 @@ class Collector:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                came = [self._poll(rank) for rank in range(len(self._next))]
-                if not any(came):
+                received = [self._poll(rank) for rank in range(len(self._next))]
+                if not any(received):
                     self._stop.wait(POLL_SECONDS)
         except BaseException as error:
             self._error = error
 
     def _poll(self, rank: int) -> bool:
+        """Receives the next record of `rank`, if the record is in the store."""
         key = f"metrics/{rank}/{self._next[rank]}"
         if not self._store.check([key]):
             return False
@@ -195,7 +207,7 @@ class Collector:
 
 
 class JsonLines:
-    """Appends to `metrics.jsonl`, a line at a time."""
+    """A sink that appends lines to `metrics.jsonl`."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", buffering=1)

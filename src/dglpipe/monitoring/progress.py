@@ -1,4 +1,4 @@
-"""Loss and accuracy of every stage while a run goes on."""
+"""Progress display: loss and accuracy of every stage during a run."""
 
 from __future__ import annotations
 
@@ -15,34 +15,39 @@ from dglpipe.data.batch_schedule import BatchSchedule
 from dglpipe.monitoring.metrics import Line, format_value
 
 PLAIN_SECONDS = 30.0
+"""Time between two lines of a stage within an epoch."""
 
 
 class Display(Protocol):
+    """A sink that shows lines to the user."""
+
     def line(self, line: Line) -> None: ...
 
     def close(self) -> None: ...
 
 
 def open_progress(plan: BatchSchedule, stages: int) -> Display:
-    """A live table on a terminal, plain lines elsewhere."""
+    """A live table if standard error is a terminal, else plain lines."""
     console = Console(stderr=True)
     return LiveProgress(plan, stages, console) if console.is_terminal else PlainProgress(plan)
 
 
 class PlainProgress:
-    """A line on standard error for each stage, at the end of every epoch and, in a long one,
-    every `PLAIN_SECONDS`."""
+    """Prints one line per stage to standard error at the end of each epoch.
+
+    In long epochs, also prints a line every `PLAIN_SECONDS`.
+    """
 
     def __init__(self, plan: BatchSchedule) -> None:
         self._plan = plan
-        self._told: dict[int | str, float] = {}
+        self._printed: dict[int | str, float] = {}
 
     def line(self, line: Line) -> None:
         ends_epoch = self._plan.ends_epoch(line.step)
         now = time.monotonic()
-        if not ends_epoch and now - self._told.setdefault(line.stage, now) < PLAIN_SECONDS:
+        if not ends_epoch and now - self._printed.setdefault(line.stage, now) < PLAIN_SECONDS:
             return
-        self._told[line.stage] = now
+        self._printed[line.stage] = now
         name = line.stage if isinstance(line.stage, str) else f"stage {line.stage}"
         sys.stderr.write(
             f"epoch {line.epoch} step {line.step}/{self._plan.steps} {line.kind:5} {name}: "
@@ -51,11 +56,11 @@ class PlainProgress:
         sys.stderr.flush()
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Does nothing: no resource is open."""
 
 
 class LiveProgress:
-    """A bar and a table of all stages, redrawn in place."""
+    """A progress bar and a table of all stages, updated in place."""
 
     def __init__(self, plan: BatchSchedule, stages: int, console: Console) -> None:
         self._stages = stages
@@ -75,8 +80,8 @@ class LiveProgress:
 
     def line(self, line: Line) -> None:
         self._last[line.kind, line.stage] = line
-        leads = self._rounds > 1 or line.stage == self._stages - 1
-        if line.kind == "train" and leads:
+        is_last = self._rounds > 1 or line.stage == self._stages - 1
+        if line.kind == "train" and is_last:
             self._bar.update(self._task, completed=line.step, epoch=line.epoch)
         self._live.update(self._table())
 

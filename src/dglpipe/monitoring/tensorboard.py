@@ -1,4 +1,4 @@
-"""Scalars of every stage for TensorBoard."""
+"""Metrics as scalars for TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from dglpipe.monitoring.metrics import Line
 
 
 class TensorBoard:
-    """Writes event files."""
+    """A sink that writes event files to `path`."""
 
     def __init__(self, path: Path) -> None:
-        # Loading the library takes a second: before the first step, and in one process only.
+        # The import takes a second. It happens here, in one process before the first step.
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer: Any = SummaryWriter(str(path))
 
     def line(self, line: Line) -> None:
-        """One point in each curve that the line has a value for."""
-        where = line.stage if isinstance(line.stage, str) else f"stage_{line.stage}"
+        """Adds a point to the curve of each value that is not None."""
+        stage = line.stage if isinstance(line.stage, str) else f"stage_{line.stage}"
         for name in ("loss", "accuracy", "learning_rate", "samples_per_second"):
             value = getattr(line, name)
             if value is not None:
-                self._writer.add_scalar(f"{line.kind}/{name}/{where}", value, line.step)
+                self._writer.add_scalar(f"{line.kind}/{name}/{stage}", value, line.step)
 
     def close(self) -> None:
         self._writer.close()

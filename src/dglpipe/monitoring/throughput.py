@@ -1,4 +1,4 @@
-"""The window of a run in which throughput and shares of time are measured."""
+"""The part of a run in which throughput and shares of time are measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ThroughputWindow:
 
     Args:
         steps: training steps of the run.
-        done: steps before the run was resumed; 0: the run begins.
+        done: steps before the run was resumed; 0 for a new run.
     """
 
     def __init__(self, steps: int, done: int) -> None:
@@ -30,7 +30,7 @@ class ThroughputWindow:
         self._spent: Spent | None = None
 
     def begin(self, snapshot: Spent) -> None:
-        """Training begins with `snapshot` of the timer."""
+        """Records the `snapshot` of the timer at the start of training."""
         self._start = snapshot
 
     def add_rows(self, rows: int) -> None:
@@ -46,16 +46,16 @@ class ThroughputWindow:
             self._spent = between(self._start, snapshot())
 
     def close(self, snapshot: Callable[[], Spent]) -> None:
-        """Closes the window at the end of training if no step has closed it."""
+        """Closes the window at the end of training, if no step has closed the window."""
         if self._spent is None:
             self._spent = between(self._start, snapshot())
 
     def spent(self) -> Spent | None:
-        """Time in the window by stage and kind; None before the window is closed."""
+        """Time in the window by stage and kind; None before the window closes."""
         return self._spent
 
     def rate(self) -> float | None:
-        """Rows a second; None for a short run."""
+        """Rows per second; None for a short run, and before the window is closed."""
         if not self._spent or not self._rows or not self._is_long:
             return None
         return self._rows / seconds(self._spent)

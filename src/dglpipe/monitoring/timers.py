@@ -1,7 +1,7 @@
-"""Where the time of a process goes, kind by kind and stage by stage.
+"""Timers: how the time of a process divides over stages and kinds of activity.
 
-A process does one thing at a time, so one running timer is enough: `lap` gives the time
-since the lap before to a stage and a kind. What no lap names is left over as `other`.
+A process does one thing at a time, so one running timer suffices: `lap` assigns the time since
+the previous lap to a stage and a kind. Time without a lap counts as `other`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Kind(str, Enum):
-    """What a process does. A `str`, whose hash costs a third of an `Enum`'s."""
+    """Kind of activity. A `str`, because hashing a plain `Enum` costs three times as much."""
 
     BUSY = "busy"
     WAIT_INPUT = "wait_input"
@@ -25,15 +25,16 @@ class Kind(str, Enum):
 
 
 SHARES = (Kind.BUSY, Kind.WAIT_INPUT, Kind.WAIT_OUTPUT, Kind.LOADING, Kind.LOGGING)
+"""Kinds with a fraction of their own in `summary.json`."""
 SHARE_NAMES = (*(f"{kind.value}_fraction" for kind in SHARES), "other_fraction")
 
 
 Spent = dict[tuple[int, Kind], int]
-"""Nanoseconds by stage and kind."""
+"""Time in nanoseconds by stage and kind."""
 
 
 class Span(NamedTuple):
-    """Something that took time."""
+    """One timed activity."""
 
     stage: int
     what: str
@@ -48,7 +49,7 @@ class Timer:
     """The timer of one process.
 
     Attributes:
-        is_tracing: whether it wants to know every part of a step.
+        is_tracing: whether the timer records every part of a step.
     """
 
     is_tracing = False
@@ -58,49 +59,48 @@ class Timer:
         self._spent: defaultdict[tuple[int, Kind], int] = defaultdict(int)
 
     def start(self, now: int) -> None:
-        """Counts from `now` on, in nanoseconds of `perf_counter_ns`."""
+        """Starts the first lap at `now`, in nanoseconds of `perf_counter_ns`."""
         self._last = now
 
     def lap(self, stage: int, kind: Kind, what: str | None = None) -> None:
-        """Gives the time since the last lap to `kind` of `stage`.
+        """Assigns the time since the previous lap to `kind` of `stage`.
 
         Args:
-            what: was done, for a timeline; None: what `kind` says.
+            what: name of the activity in a trace; None: the name of `kind`.
         """
         self.book(perf_counter_ns(), stage, kind, what)
 
     def book(self, now: int, stage: int, kind: Kind, what: str | None) -> None:
-        """As `lap`, at a time that has been read elsewhere, in nanoseconds."""
+        """Ends a lap at `now` in nanoseconds; otherwise as `lap`."""
         self._spent[stage, kind] += now - self._last
         self._last = now
 
     def steps_to(self, step: int) -> None:
-        """What follows belongs to `step`, for a timeline."""
+        """Sets the training step of the next laps, for a trace."""
 
     def spans(self) -> list[Span]:
-        """For a timeline: what was kept, in order."""
+        """Recorded spans in order; empty if the timer does not trace."""
         return []
 
     def snapshot(self) -> Spent:
-        """Nanoseconds by stage and kind up to the last lap."""
+        """Time by stage and kind up to the last lap."""
         return dict(self._spent)
 
 
 def between(start: Spent, end: Spent) -> Spent:
-    """What was spent from one snapshot to a later one."""
+    """The time from snapshot `start` to the later snapshot `end`."""
     return {key: time - start.get(key, 0) for key, time in end.items()}
 
 
 def seconds(spent: Spent) -> float:
-    """Their sum in seconds, evaluation left out."""
+    """The total in seconds, without evaluation."""
     return sum(time for (_, kind), time in spent.items() if kind is not Kind.EVALUATING) / 1e9
 
 
 def shares(spent: Spent, stage: int) -> dict[str, float]:
-    """Shares of the time for `stage`, as `summary.json` names them.
+    """Fractions of the time by kind for `stage`, under their keys in `summary.json`.
 
-    While a process works on another of its stages, this one waits for its turn: that counts
-    as waiting for input.
+    Time that the process spends on its other stages counts as waiting for input.
     """
     whole = seconds(spent) * 1e9
     own = {kind: spent.get((stage, kind), 0) for kind in SHARES}

@@ -1,9 +1,14 @@
-"""A transport that finds misuse of buffers: `pipeline.checked=true`, and every test.
+"""A transport that detects misuse of buffers (`pipeline.checked=true`).
 
-A receive goes to a buffer of its own while the real one holds a poison until wait(); a
-buffer that is being sent may not change until wait(); what the link itself does to a buffer
-of a transfer under way raises at once. With NCCL such mistakes give wrong numbers now and
-then; here they show.
+The transport detects three kinds of misuse:
+
+- A receive goes to a shadow buffer. The real buffer holds poison until `wait()`, so early reads
+  show as NaN, and early writes raise LinkError.
+- A digest of every sent buffer is compared at `wait()`, so a write during a send raises
+  LinkError.
+- An operation of the link on a buffer of a pending transfer raises LinkError at once.
+
+With NCCL, the same mistakes give wrong numbers in some runs only.
 """
 
 from __future__ import annotations
@@ -18,13 +23,13 @@ from dglpipe.errors import LinkError
 from dglpipe.pipeline.transport import Transport, Work
 
 POISON = 0xFF
-"""As a float of any width it is NaN, as a label it is -1."""
+"""Byte that reads as NaN in floating-point numbers and as -1 in labels."""
 
 
 class CheckedTransport:
     """Wraps the transport of a link.
 
-    Every method, and `wait()` of what it gives, raises LinkError on misuse.
+    Every method, and `wait()` of the returned work, raises LinkError on misuse.
     """
 
     def __init__(self, inner: Transport) -> None:
@@ -34,22 +39,22 @@ class CheckedTransport:
 
     def isend(self, tensor: Tensor) -> Work:
         self._refuse(tensor, self._sending, "sent again while it was being sent")
-        self._refuse(tensor, self._receiving, "sent while a receive into it was under way")
+        self._refuse(tensor, self._receiving, "sent while a receive into it was in progress")
         self._sending.append(tensor)
         digest = _digest(tensor)
-        return _Checked(self._inner.isend(tensor), lambda: self._sent(tensor, digest))
+        return CheckedWork(self._inner.isend(tensor), lambda: self._sent(tensor, digest))
 
     def irecv(self, tensor: Tensor) -> Work:
         self._refuse(tensor, self._sending, "posted for a receive while it was being sent")
-        self._refuse(tensor, self._receiving, "posted again while a receive was under way")
+        self._refuse(tensor, self._receiving, "posted again while a receive was in progress")
         self._receiving.append(tensor)
         shadow = torch.empty_like(tensor)
         work = self._inner.irecv(shadow)
         tensor.fill_(POISON)
-        return _Checked(work, lambda: self._received(tensor, shadow))
+        return CheckedWork(work, lambda: self._received(tensor, shadow))
 
     def copy(self, target: Tensor, source: Tensor) -> None:
-        self._refuse(source, self._receiving, "read while a receive into it was under way")
+        self._refuse(source, self._receiving, "read while a receive into it was in progress")
         self._refuse_write(target)
         self._inner.copy(target, source)
 
@@ -59,11 +64,12 @@ class CheckedTransport:
 
     def _refuse_write(self, target: Tensor) -> None:
         self._refuse(target, self._sending, "written while it was being sent")
-        self._refuse(target, self._receiving, "written while a receive into it was under way")
+        self._refuse(target, self._receiving, "written while a receive into it was in progress")
 
     @staticmethod
-    def _refuse(tensor: Tensor, busy: list[Tensor], what: str) -> None:
-        if any(_overlap(tensor, other) for other in busy):
+    def _refuse(tensor: Tensor, pending: list[Tensor], what: str) -> None:
+        """Raises LinkError if `tensor` overlaps the buffer of a pending transfer."""
+        if any(_overlap(tensor, other) for other in pending):
             raise LinkError(f"a buffer was {what}")
 
     def _sent(self, tensor: Tensor, digest: bytes) -> None:
@@ -74,24 +80,25 @@ class CheckedTransport:
     def _received(self, tensor: Tensor, shadow: Tensor) -> None:
         _remove(self._receiving, tensor)
         if not bool((tensor == POISON).all()):
-            raise LinkError("a buffer was written while a receive into it was under way")
+            raise LinkError("a buffer was written while a receive into it was in progress")
         tensor.copy_(shadow)
 
 
-class _Checked:
-    """A transfer with something to do when it is through."""
+class CheckedWork:
+    """A transfer with a check after completion."""
 
-    def __init__(self, work: Work, then: Callable[[], None]) -> None:
+    def __init__(self, work: Work, check: Callable[[], None]) -> None:
         self._work = work
-        self._then = then
+        self._check = check
 
     def wait(self) -> None:
         self._work.wait()
-        self._then()
+        self._check()
 
 
-def _remove(busy: list[Tensor], tensor: Tensor) -> None:
-    busy[:] = [other for other in busy if other is not tensor]
+def _remove(pending: list[Tensor], tensor: Tensor) -> None:
+    """Removes `tensor` by identity; `list.remove` would compare the elements."""
+    pending[:] = [other for other in pending if other is not tensor]
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""All that differs between CPU and CUDA; the only module that names `torch.cuda`."""
+"""Differences between CPU and CUDA. Only this module uses `torch.cuda`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOTHING = contextlib.nullcontext()
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where a process computes, and over which backend its links run."""
+    """The device of a process and the backend of its links."""
 
     torch_device: torch.device
     backend: str
@@ -28,42 +28,41 @@ class Device:
         return self.torch_device.type == "cuda"
 
     def autocast(self, precision: str) -> contextlib.AbstractContextManager[object]:
-        """The context of one forward. A context kept over optimizer steps would reuse stale
-        casts of the weights, so open a new one each time."""
+        """The autocast context of one forward. Open a new context for each forward, because the
+        optimizer step makes the cached casts of the weights stale."""
         own = PRECISIONS[precision]
         return torch.autocast(self.torch_device.type, own.dtype) if own.autocast else _NOTHING
 
     def scaler(self, precision: str) -> torch.amp.GradScaler | None:
-        """The loss scaler that fp16 needs."""
+        """The loss scaler for `precision`; None if the precision needs no loss scaling."""
         return (
             torch.amp.GradScaler(self.torch_device.type) if PRECISIONS[precision].scaled else None
         )
 
     def seed(self, value: int) -> None:
-        """Seeds this device's default generator, and no other one: `torch.manual_seed`
-        walks all backends and costs 300 times as much."""
+        """Seeds this device only: `torch.manual_seed` seeds all backends, 300 times as slowly."""
         generator = torch.default_generator
         if self.is_cuda:
             generator = torch.cuda.default_generators[self.torch_device.index]
         generator.manual_seed(value)
 
     def put(self, batch: Tensor) -> Tensor:
-        """`batch` on this device, by a copy that the host does not wait for."""
+        """Copies `batch` to this device without waiting for the copy."""
         if not self.is_cuda:
             return batch
         return batch.pin_memory().to(self.torch_device, non_blocking=True)
 
     def peak_memory(self) -> int:
-        """High-water mark in bytes: of the process on a CPU, of the allocator on CUDA."""
+        """Peak memory in bytes: of the process on a CPU, of the allocator on CUDA."""
         if self.is_cuda:
             return torch.cuda.max_memory_allocated(self.torch_device)
         return peak_resident_bytes()
 
     def prepare(self, threads: int, deterministic: bool) -> None:
-        """Settings of the whole process; before any process group, whose threads inherit."""
+        """Applies settings of the process. Call before process groups start their threads."""
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
-        if deterministic:  # cuBLAS with torch 2.9 wants it; without CUDA nobody reads it.
+        if deterministic:  # required by cuBLAS with torch 2.9
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if self.is_cuda:
             torch.cuda.set_device(self.torch_device)
@@ -71,30 +70,30 @@ class Device:
 
 
 def choose_backend(backend: str, local_processes: int) -> str:
-    """`auto` becomes nccl with a GPU for each process of this machine, else gloo.
+    """Resolves `auto`: nccl if this machine has a GPU for each of its processes, else gloo.
 
     Raises:
-        DeviceError: nccl where it cannot work.
+        DeviceError: the backend is nccl and there are too few GPUs.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if backend == "auto":
         return "nccl" if count >= local_processes else "gloo"
     if backend == "nccl" and count < local_processes:
         raise DeviceError(
-            f"pipeline.backend: got 'nccl'; allowed: gloo, for this machine has {count} CUDA "
-            f"devices and {local_processes} processes. Leave the key out: auto finds what fits"
+            f"pipeline.backend: got 'nccl'; allowed: gloo, because this machine has {count} CUDA "
+            f"devices for {local_processes} processes. Give pipeline.backend=auto"
         )
     return backend
 
 
 def select(backend: str, local_rank: int) -> Device:
-    """The device of the process `local_rank` of this machine."""
+    """The device of process `local_rank` of this machine."""
     cuda = backend == "nccl"
     return Device(torch.device("cuda", local_rank) if cuda else torch.device("cpu"), backend)
 
 
 def check_precision(precision: str, backend: str, key: str = "precision") -> None:
-    """Raises ConfigError, which names `key`, for fp16 without CUDA."""
+    """Raises ConfigError for `key` if the precision is fp16 and the backend is not nccl."""
     if precision == "fp16" and backend != "nccl":
-        hint = "fp16 needs loss scaling on CUDA devices; a CPU has no fast fp16: take bf16"
+        hint = "fp16 requires CUDA devices. Give precision=bf16"
         raise ConfigError(key, precision, "fp32, bf16 (no CUDA in use)", hint)

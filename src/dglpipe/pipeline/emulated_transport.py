@@ -1,7 +1,7 @@
-"""Links of a given bandwidth and latency, emulated where a message is sent.
+"""Emulation of links with a given bandwidth and latency, at the sending end.
 
-A message leaves behind those before it, within its size over the bandwidth, and arrives a latency
-later.
+A message leaves after the previous messages, in its size divided by the bandwidth. The message
+arrives one latency later.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 from dglpipe.pipeline.transport import Transport, Work
 
 QUEUED = 64
-"""Messages that may be under way on a link."""
+"""Maximum number of messages in flight on a link."""
 
 
 class EmulatedLine:
-    """What travels one way between two processes.
+    """One direction of an emulated link between two processes.
 
     Args:
         latency: seconds.
-        rate: bytes a second.
+        rate: bytes per second.
     """
 
     def __init__(self, latency: float, rate: float = float("inf")) -> None:
@@ -33,30 +33,38 @@ class EmulatedLine:
         self._free = 0.0
         self._error: BaseException | None = None
         self._queue: queue.Queue[_Message] = queue.Queue(QUEUED)
-        threading.Thread(target=self._deliver, name="slow link", daemon=True).start()
+        threading.Thread(target=self._deliver, name="emulated link", daemon=True).start()
 
     def leaves(self, size: int, more: float = 0.0) -> float:
-        """When a message of `size` bytes that is sent now, and keeps the line for `more`
-        seconds besides, has left."""
+        """Reserves the line for a message.
+
+        Args:
+            size: bytes of the message.
+            more: seconds that the message occupies the line in addition.
+
+        Returns:
+            The time at which the message has left, in seconds of `time.perf_counter`.
+        """
         self._free = max(self._free, time.perf_counter()) + size / self._rate + more
         return self._free
 
     def send(
         self, size: int, issue: Callable[[], Work | None], until_arrival: bool = False
     ) -> Work:
-        """Sends `size` bytes by `issue`, which is called when they arrive.
+        """Sends a message of `size` bytes.
 
         Args:
-            until_arrival: whether to wait for it is to wait until its receiver has it, or until
-                it has left.
+            issue: starts the real transfer; a thread calls `issue` when the message arrives.
+            until_arrival: whether `wait()` of the returned work returns after the receiver has
+                the message, or after the message has left.
         """
         left = self.leaves(size)
         message = _Message(left + self.latency, issue)
         self._queue.put(message)
-        return _Slow(self, left, message.has_come if until_arrival else None)
+        return EmulatedWork(self, left, message.arrived if until_arrival else None)
 
-    def check(self) -> None:
-        """Raises what has gone wrong on the line."""
+    def raise_error(self) -> None:
+        """Raises the error of the delivering thread, if any."""
         if self._error is not None:
             raise self._error
 
@@ -70,41 +78,41 @@ class EmulatedLine:
                     work.wait()
             except BaseException as error:
                 self._error = error
-            message.has_come.set()
+            message.arrived.set()
 
 
 class _Message:
-    """What is on its way."""
+    """A message in flight."""
 
     def __init__(self, due: float, issue: Callable[[], Work | None]) -> None:
         self.due = due
         self.issue = issue
-        self.has_come = threading.Event()
+        self.arrived = threading.Event()
 
 
-class _Slow:
-    """A transfer over a slow line."""
+class EmulatedWork:
+    """A transfer over an emulated line."""
 
-    def __init__(self, line: EmulatedLine, left: float, has_come: threading.Event | None) -> None:
+    def __init__(self, line: EmulatedLine, left: float, arrived: threading.Event | None) -> None:
         self._line = line
         self._left = left
-        self._has_come = has_come
+        self._arrived = arrived
 
     def wait(self) -> None:
         time.sleep(max(0.0, self._left - time.perf_counter()))
-        if self._has_come is not None:
-            self._has_come.wait()
-        self._line.check()
+        if self._arrived is not None:
+            self._arrived.wait()
+        self._line.raise_error()
 
 
 class EmulatedTransport:
-    """The transport of a link, slowed at its sending end.
+    """Wraps the transport of a link and delays its sends.
 
     Args:
         latency: seconds.
-        rate: bytes a second.
-        until_arrival: whether a message is under way for its sender until it arrives, or until
-            it has left.
+        rate: bytes per second.
+        until_arrival: whether a send completes when the message arrives, or when the message
+            has left.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""The one-way channel from stage j to stage j + 1.
+"""The one-way link from stage j to stage j + 1.
 
-Messages sent and not yet taken, both sides together, are at most D: the sender owns one
-slot, the receiver posts D - 1 receives ahead. With the slot in use (backward still reads
-it) the receiver needs max(1, D) buffers. For D = 2, time running down:
+At most D messages are sent and not yet taken, on both sides together: the sender owns one slot,
+and the receiver posts D - 1 receives ahead. The receiver needs max(1, D) buffers, because
+backward still reads the slot in use. The schedule for D = 2, with time running down:
 
     stage j              wire            stage j + 1
     forward 1, send 1   ------>          receive 1 posted at the start
@@ -11,9 +11,9 @@ it) the receiver needs max(1, D) buffers. For D = 2, time running down:
     wait for send 1
     send 2              ------>          take 2, post receive 3 into the slot of 1
 
-What "wait" means is the transport's: with gloo the process waits, with NCCL the current
-stream does, and the code is the same. So a slot is written or posted again only after
-every reader of it has been issued.
+The transport defines "wait": with gloo the process waits, with NCCL the current stream waits.
+The same code serves both, so a slot is written or posted again only after every operation that
+reads the slot has been issued.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class LinkBuffers:
     """Memory of the link j -> j+1.
 
     Attributes:
-        sender: message slots at stage j.
-        receiver: message slots at stage j + 1.
-        stored: batches that stage j + 1 keeps outside the slots.
+        sender: number of message slots at stage j.
+        receiver: number of message slots at stage j + 1.
+        stored: number of batches that stage j + 1 stores outside the slots.
         stored_item_bytes: bytes of one stored number; None: as on the link.
     """
 
@@ -48,7 +48,7 @@ class LinkBuffers:
     stored_item_bytes: int | None = None
 
     def sender_bytes(self, row_bytes: int) -> int:
-        """Bytes a row at stage j.
+        """Bytes per row at stage j.
 
         Args:
             row_bytes: bytes of a row on the link.
@@ -56,7 +56,7 @@ class LinkBuffers:
         return self.sender * row_bytes
 
     def receiver_bytes(self, row_bytes: int, item_bytes: int) -> int:
-        """Bytes a row at stage j + 1.
+        """Bytes per row at stage j + 1.
 
         Args:
             row_bytes: bytes of a row on the link.
@@ -67,45 +67,45 @@ class LinkBuffers:
 
 
 class Sender:
-    """The end of a link at stage j."""
+    """The sending end of a link, at stage j."""
 
     def __init__(self, transport: Transport, layouts: MessageFormats, device: torch.device) -> None:
         self._transport = transport
         self._slot = Slot(layouts, device)
-        self._stamped: tuple[int, ...] = (-1, -1, -1)
+        self._header: tuple[int, ...] = (-1, -1, -1)
         self._work: Work | None = None
 
     def wait(self) -> None:
-        """Returns when the slot may be written: the message before has left it."""
+        """Waits until the slot may be written: the previous message has left."""
         if self._work is not None:
             self._work.wait()
             self._work = None
 
     def send(self, item: BatchItem, parts: Mapping[str, Tensor]) -> None:
-        """Copies `parts` (each (rows, ...)) into the slot and issues the transfer."""
+        """Copies `parts`, each (rows, ...), to the slot and starts the transfer."""
         if self._work is not None:
             self.wait()
         views = self._slot.views(item)
-        self._stamp(int(item.phase), item.number, item.rows)
+        self._write_header(int(item.phase), item.number, item.rows)
         for name, tensor in parts.items():
             self._transport.copy(views[name], tensor)
         self._work = self._transport.isend(self._slot.message(item))
 
-    def _stamp(self, *words: int) -> None:
-        """Writes what has changed of the header: from step to step one word."""
+    def _write_header(self, *words: int) -> None:
+        """Writes the words of the header that differ from the previous message."""
         for at, word in enumerate(words):
-            if word != self._stamped[at]:
+            if word != self._header[at]:
                 self._transport.fill(self._slot.header[at], word)
-        self._stamped = words
+        self._header = words
 
 
 class Receiver:
-    """The end of a link at stage j + 1.
+    """The receiving end of a link, at stage j + 1.
 
     Args:
-        items: every message that will come, in order.
+        items: the batches of all messages, in order.
         depth: D.
-        name: `link j -> j+1`, for errors.
+        name: `link j -> j+1`, for error messages.
     """
 
     def __init__(
@@ -127,8 +127,13 @@ class Receiver:
             self._post()
 
     def take(self) -> tuple[BatchItem, dict[str, Tensor]]:
-        """The next message. Its tensors may be read until the next call, which posts a
-        receive into their buffer."""
+        """Receives the next message.
+
+        The tensors are valid until the next call, which posts a receive into their buffer.
+
+        Returns:
+            The batch of the message, and the parts by name.
+        """
         if self._in_use is not None:
             self._free.append(self._in_use)
         if not self._posted:
@@ -142,15 +147,15 @@ class Receiver:
         return item, views
 
     def check(self) -> None:
-        """Compares the headers that have come with the plan; waits for the device.
+        """Compares the received headers with the batch schedule; synchronizes with the device.
 
         Raises:
-            LinkError: a message was not the announced one.
+            LinkError: a message differs from the batch schedule.
         """
-        self._headers.check()
+        self._headers.compare()
 
     def _post(self) -> None:
-        """Posts the receive of the next message if there is one and a slot for it."""
+        """Posts the receive of the next message, if a message and a free slot remain."""
         if not self._free:
             return
         item = next(self._items, None)
@@ -160,32 +165,37 @@ class Receiver:
 
 
 class HeaderLog:
-    """Headers that came, kept on the device so that no step waits to compare them."""
+    """Received headers, stored on the device so that no step synchronizes to compare them."""
 
     CAPACITY = 512
 
     def __init__(self, name: str, device: torch.device) -> None:
         self._name = name
-        self._came = torch.zeros(self.CAPACITY, 3, dtype=torch.int64, device=device)
-        self._rows = self._came.unbind()
+        self._received = torch.zeros(self.CAPACITY, 3, dtype=torch.int64, device=device)
+        self._rows = self._received.unbind()
         self._expected: list[BatchItem] = []
 
     def add(self, transport: Transport, item: BatchItem, header: Tensor) -> None:
-        """Notes `header` (3,) as what came where `item` was expected."""
+        """Stores the received `header` (3,) and the expected `item`."""
         if len(self._expected) == self.CAPACITY:
-            self.check()
+            self.compare()
         transport.copy(self._rows[len(self._expected)], header)
         self._expected.append(item)
 
-    def check(self) -> None:
-        came = self._came[: len(self._expected)].tolist()
+    def compare(self) -> None:
+        """Compares and removes all stored headers.
+
+        Raises:
+            LinkError: a header differs from the expected batch.
+        """
+        received = self._received[: len(self._expected)].tolist()
         expected, self._expected = self._expected, []
-        for item, (phase, number, rows) in zip(expected, came, strict=True):
+        for item, (phase, number, rows) in zip(expected, received, strict=True):
             if (phase, number, rows) != (item.phase, item.number, item.rows):
                 names = {int(known): known.name.lower() for known in Phase}
                 what = f"{names.get(phase, f'phase {phase}')} batch {number} of {rows} rows"
                 raise LinkError(
                     f"{self._name}: the receiver expected {item}, the sender sent {what}. "
-                    "The two processes follow different plans or a message was damaged; "
-                    "the weights of this run cannot be trusted past that step"
+                    "The two processes have different batch schedules, or a message is corrupt. "
+                    "The weights are wrong from this step on; earlier checkpoints are valid"
                 )

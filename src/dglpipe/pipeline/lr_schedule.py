@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step, so that nothing needs to be saved."""
+"""Learning rate schedules as pure functions of the step, without state to checkpoint."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dglpipe.config import CosineConfig, MultistepConfig, ScheduleConfig, StepCo
 
 
 def rate_factor(config: ScheduleConfig, step: int, steps: int, steps_per_epoch: int) -> float:
-    """What the optimizer's rate is multiplied by at `step`, counted from 1.
+    """The factor of the learning rate at `step`, counted from 1.
 
     Args:
-        steps: steps of the whole run.
-        steps_per_epoch: steps of an epoch, the unit of `every` and `milestones`.
+        steps: number of steps of the run.
+        steps_per_epoch: steps per epoch; `every` and `milestones` are in epochs.
     """
     if step <= config.warmup_steps:
         return step / (config.warmup_steps + 1)

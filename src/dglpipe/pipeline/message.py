@@ -2,8 +2,8 @@
 
     | header: phase, batch, rows | labels | (ensemble) | activations | (extras) |
 
-in this order, each part on a 64-byte boundary. A batch of fewer rows is a prefix of the
-buffer. The method of a run declares the tensors, with a direction each.
+The parts have this order, and each part begins on a 64-byte boundary. A batch of fewer rows is a
+prefix of the buffer. The method of a run declares the tensors, each with a direction.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from dglpipe.data.batch_schedule import Phase
+from dglpipe.monitoring.metrics import ENSEMBLE as ENSEMBLE
 
 ALIGNMENT = 64
 HEADER = "header"
 LABELS = "labels"
-ENSEMBLE = "ensemble"
 ACTIVATIONS = "activations"
 
 
@@ -65,10 +65,11 @@ class Field:
         return (self.row_elements, *self.strides)
 
     def normalise(self, batch: Tensor) -> Tensor:
-        """`batch` (B, *shape), detached, in the dtype and strides of the wire.
+        """Detaches `batch` (B, *shape) and converts it to the dtype and strides of the link.
 
-        The same tensor when it is so already; the link gives its receiver the same values
-        in the same strides, so both kinds of neighbour compute the same bits.
+        A stage in the same process receives this tensor, and a stage in another process receives
+        the same values in the same strides, so both compute the same bits. Returns `batch`
+        itself, detached, if no conversion is necessary.
         """
         batch = batch.detach()
         if batch.dtype == self.dtype and batch.stride() == self.full_strides():
@@ -98,9 +99,9 @@ def contiguous_field(
 
 
 def recorded_field(name: str, dtype: torch.dtype, batch: Tensor) -> Field:
-    """The field that keeps the memory format of a real `batch` (B, ...).
+    """A field with the memory format of `batch` (B, ...).
 
-    Rows that are not dense, or not one behind the other, become contiguous.
+    The field is contiguous if the rows of `batch` are not dense or not adjacent.
     """
     shape, strides = tuple(batch.shape[1:]), tuple(batch.stride()[1:])
     plain = contiguous_field(name, dtype, shape)
@@ -110,7 +111,7 @@ def recorded_field(name: str, dtype: torch.dtype, batch: Tensor) -> Field:
 
 
 def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether a row fills its memory without gaps, in any order of its dimensions."""
+    """Whether a row has no gaps in memory, for any order of its dimensions."""
     expected = 1
     for stride, size in sorted((s, n) for n, s in zip(shape, strides, strict=True) if n != 1):
         if stride != expected:
@@ -121,13 +122,13 @@ def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class MessageFormat:
-    """Where each part of a message lies in a buffer for up to `rows` rows."""
+    """Positions of the parts of a message in a buffer for up to `rows` rows."""
 
     rows: int
     fields: tuple[Field, ...]
 
     def offsets(self) -> dict[str, int]:
-        """First byte of each part behind the header, which is at 0."""
+        """First byte of each part after the header, which is at 0."""
         offsets, at = {}, ALIGNMENT
         for item in self.fields:
             offsets[item.name] = at
@@ -135,7 +136,7 @@ class MessageFormat:
         return offsets
 
     def nbytes(self, rows: int) -> int:
-        """Bytes of a message of `rows` rows: up to the end of its last part."""
+        """Bytes of a message of `rows` rows, up to the end of the last part."""
         last = self.fields[-1]
         return self.offsets()[last.name] + rows * last.row_bytes
 

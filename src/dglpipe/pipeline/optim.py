@@ -1,4 +1,4 @@
-"""Optimizers by name: torch's own, in their fused form where it exists."""
+"""Construction of the optimizers of torch.optim, with fused kernels."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from dglpipe.config import AdamConfig, OptimizerConfig, SgdConfig
+from dglpipe.config import OptimizerConfig, SgdConfig
 
 
 def build_optimizer(
     config: OptimizerConfig, parameters: Iterable[nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """The optimizer of one stage."""
+    """Builds the optimizer of one stage."""
     if isinstance(config, SgdConfig):
         return torch.optim.SGD(
             parameters,
@@ -23,7 +23,8 @@ def build_optimizer(
             weight_decay=config.weight_decay,
             fused=True,
         )
-    return _adam(config)(
+    adam = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return adam(
         parameters,
         lr=config.lr,
         betas=(config.betas[0], config.betas[1]),
@@ -31,7 +32,3 @@ def build_optimizer(
         weight_decay=config.weight_decay,
         fused=True,
     )
-
-
-def _adam(config: AdamConfig) -> type[torch.optim.Adam]:
-    return torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam

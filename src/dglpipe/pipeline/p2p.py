@@ -8,19 +8,21 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import Store as Store
-from torch.distributed.elastic.multiprocessing.errors import record as record
 
 from dglpipe.errors import PeerLostError
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.transport import Work
 
 LINK_CTAS = 4
-"""Thread blocks, of the 100 or so of a device, that one transfer of a link may hold."""
+"""Maximum number of thread blocks for one transfer; a GPU runs about 100 at a time."""
 
 
-class LostPeerWork:
-    """A transfer whose failure is told as the loss of a neighbour."""
+class PeerWork:
+    """A transfer that raises PeerLostError on failure.
+
+    Args:
+        peer: the neighbour, for the error message.
+    """
 
     def __init__(self, work: Work, peer: str) -> None:
         self._work = work
@@ -34,7 +36,13 @@ class LostPeerWork:
 
 
 class PairTransport:
-    """Point-to-point transfers with one neighbour, in a group of these two ranks."""
+    """Point-to-point transfers with one neighbour.
+
+    Args:
+        group: a process group of this rank and the neighbour.
+        peer_in_group: rank of the neighbour in `group`.
+        peer: the neighbour, for error messages.
+    """
 
     def __init__(self, group: dist.ProcessGroup, peer_in_group: int, peer: str) -> None:
         self._group = group
@@ -52,23 +60,24 @@ class PairTransport:
 
     def fill(self, target: Tensor, value: int) -> None:
         if target.is_cpu:
-            target.numpy().fill(value)  # a third of what fill_ takes
+            target.numpy().fill(value)  # three times as fast as fill_
         else:
             target.fill_(value)
 
     def _issue(self, operation: Callable[[list[Tensor], int, int], Work], tensor: Tensor) -> Work:
-        # What dist.isend and dist.irecv come to, without what they check of any caller.
+        # dist.isend and dist.irecv make the same call after checks of their arguments.
         try:
             work = operation([tensor], self._peer_in_group, 0)
         except RuntimeError as error:
             raise PeerLostError(f"lost {self._peer}: {first_line(error)}") from error
-        return LostPeerWork(work, self._peer)
+        return PeerWork(work, self._peer)
 
 
 def link_options(timeout: timedelta) -> dist.ProcessGroupNCCL.Options:
-    """How NCCL carries a link: on few thread blocks, ahead of kernels that wait for a place.
+    """NCCL options of a link: few thread blocks, on a high-priority stream.
 
-    A transfer whose peer is not there yet spins on the thread blocks that it holds.
+    A transfer spins on its thread blocks until the peer joins, so it must not hold many. The
+    priority lets a transfer start before queued kernels.
     """
     options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
     options.config.max_ctas = LINK_CTAS
@@ -77,10 +86,11 @@ def link_options(timeout: timedelta) -> dist.ProcessGroupNCCL.Options:
 
 
 def warm_up(transport: PairTransport, sends: bool, device: Device) -> None:
-    """Uses a link once: the first transfer sets up the connection and may block."""
+    """Transfers one byte: the first transfer sets up the connection and may block."""
     byte = torch.zeros(1, dtype=torch.uint8, device=device.torch_device)
     (transport.isend(byte) if sends else transport.irecv(byte)).wait()
 
 
 def first_line(error: Exception) -> str:
+    """The first line of the message of `error`, or the type of `error` without a message."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,12 +1,12 @@
-"""The processes of a run: rendezvous, links, replicas. The facade of torch.distributed.
+"""The process group of a run: rendezvous, links and replicas.
 
-Every operation has a meaning for a single process, so that P = 1 needs no case of its own.
+This module is the facade of torch.distributed. Every operation also works for a single process,
+so that P = 1 needs no special case.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.distributed_c10d import Store as Store
 from torch.distributed.elastic.multiprocessing.errors import record as record
-from torch.distributed.rendezvous import rendezvous as meet
+from torch.distributed.rendezvous import rendezvous as torch_rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from dglpipe.config import LinkConfig
@@ -25,25 +25,20 @@ from dglpipe.errors import PeerLostError
 from dglpipe.pipeline.checked_transport import CheckedTransport
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.emulated_transport import EmulatedTransport
-from dglpipe.pipeline.p2p import (
-    PairTransport,
-    first_line,
-    link_options,
-    warm_up,
-)
+from dglpipe.pipeline.p2p import PairTransport, first_line, link_options, warm_up
 from dglpipe.pipeline.topology import Topology
 from dglpipe.pipeline.transport import Transport
 
 
 class ProcessGroup:
-    """The place of this process among the others.
+    """Communication of this process with the other processes of the run.
 
     Attributes:
-        store: a key-value store that all processes share.
-        previous: transport from the process that runs the stages below, None at the first.
-        following: transport to the process that runs the stages above, None at the last.
-        replicas: group of the processes with the same stages, None without replicas.
-        pipeline: group of all processes, where gradients flow back; else None.
+        store: key-value store that all processes share.
+        previous: transport to the process of the stages below; None at the first process.
+        following: transport to the process of the stages above; None at the last process.
+        replicas: group of the processes with the same stages; None without replicas.
+        pipeline: group of all processes, for methods with backward links; else None.
     """
 
     def __init__(self, topology: Topology, store: Store) -> None:
@@ -57,12 +52,12 @@ class ProcessGroup:
 
     @classmethod
     def alone(cls, topology: Topology) -> ProcessGroup:
-        """A single process without rendezvous."""
+        """A group of a single process, without rendezvous."""
         return cls(topology, HashStore())
 
     @classmethod
     def store_only(cls, topology: Topology, store: Store) -> ProcessGroup:
-        """The processes before they are connected: they can exchange words, but no tensors."""
+        """A group that exchanges text through `store`, and no tensors."""
         return cls(topology, PrefixStore("store_only", store))
 
     @classmethod
@@ -75,15 +70,16 @@ class ProcessGroup:
         checked: bool = False,
         link: LinkConfig | None = None,
     ) -> ProcessGroup:
-        """Meets the other processes and builds the group of every link.
+        """Connects the processes and creates the group of every link.
 
         Args:
             store: from `rendezvous`.
-            checked: whether the links look for misuse of buffers.
-            link: how slow they are; None: as fast as they can be.
+            timeout_s: timeout of every transfer, in seconds.
+            checked: whether the links detect misuse of buffers.
+            link: emulated bandwidth and latency; None: no emulation.
 
         Raises:
-            PeerLostError: another process went away meanwhile.
+            PeerLostError: another process exited.
         """
         timeout = timedelta(seconds=timeout_s)
         try:
@@ -101,30 +97,30 @@ class ProcessGroup:
                 everyone = list(range(topology.layout.world_size))
                 group.pipeline = group._new_group(everyone, device, timeout)
         except RuntimeError as error:
-            raise PeerLostError(f"could not meet the other processes: {error}") from error
+            raise PeerLostError(f"cannot connect to the other processes: {error}") from error
         return group
 
     def _new_group(
         self, ranks: list[int], device: Device, timeout: timedelta, link: bool = False
     ) -> Any:
-        """A group of `ranks`; every rank has to call this for every group, in one order.
+        """Creates a group of `ranks`. Every rank calls this for every group, in the same order.
 
-        NCCL connects it here and not at its first transfer, so that a device that cannot be
-        reached shows before the first step. All ranks go through the groups in one order, and
-        only the members of a group wait for each other, so nobody waits in a circle.
+        NCCL connects the group here instead of at the first transfer, so that an unreachable
+        device fails before the first step. Only the members of a group wait for each other, and
+        all ranks create the groups in the same order, so group creation cannot deadlock.
         """
-        options, where = None, None
+        options, device_id = None, None
         if device.backend == "nccl":
-            where = device.torch_device
+            device_id = device.torch_device
             options = link_options(timeout) if link else None
         return dist.new_group(
-            ranks, timeout=timeout, backend=device.backend, pg_options=options, device_id=where
+            ranks, timeout=timeout, backend=device.backend, pg_options=options, device_id=device_id
         )
 
     def _connect_links(
         self, device: Device, timeout: timedelta, checked: bool, link: LinkConfig
     ) -> None:
-        """Makes a group of two ranks for each link; every rank makes all, in one order."""
+        """Creates a group of two ranks for each link; every rank creates all groups."""
         layout = self.topology.layout
         for lower in range(layout.world_size):
             if layout.at(lower).is_last:
@@ -164,7 +160,7 @@ class ProcessGroup:
                 self.replicas = group
 
     def replicate(self, module: nn.Module) -> nn.Module:
-        """`module`, averaging its gradients over the replicas in every backward."""
+        """Wraps `module` so that every backward averages its gradients over the replicas."""
         if self.replicas is None:
             return module
         return DistributedDataParallel(
@@ -175,7 +171,7 @@ class ProcessGroup:
         )
 
     def average(self, tensors: Iterable[Tensor]) -> None:
-        """Replaces floating-point `tensors` by their mean over the replicas."""
+        """Replaces the floating-point `tensors` by their mean over the replicas, in place."""
         if self.replicas is None:
             return
         with translate_peer_loss():
@@ -185,35 +181,43 @@ class ProcessGroup:
                     tensor /= self.topology.layout.replicas
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum of `value` over the processes of a pipeline."""
+        """Sums `value` over the processes of a pipeline, in place."""
         dist.all_reduce(value, group=self.pipeline)
         return value
 
     def exchange(self, key: str, value: str) -> list[str]:
-        """What every rank said under `key`, by rank."""
+        """Publishes `value` under `key` and returns the values of all ranks, by rank.
+
+        Raises:
+            PeerLostError: another process does not publish a value in time.
+        """
         self.store.set(f"{key}/{self.topology.rank}", value)
         size = self.topology.layout.world_size
         try:
             return [self.store.get(f"{key}/{rank}").decode() for rank in range(size)]
         except RuntimeError as error:
-            raise PeerLostError(f"no word from another process: {error}") from error
+            raise PeerLostError(f"no answer from another process: {error}") from error
 
     def wait_for_departure(self, key: str) -> None:
-        """Rank 0 returns when every process has come here, the others at once: rank 0 may be
-        the one that holds the store, and they may have to read it before they leave."""
+        """Returns at rank 0 after all processes have called this, and at other ranks at once.
+
+        Rank 0 may host the store, and the other processes may still read from the store.
+        """
         self.store.set(f"{key}/off/{self.topology.rank}", "")
         if self.topology.rank == 0:
             for rank in range(self.topology.layout.world_size):
                 self.store.get(f"{key}/off/{rank}")
 
     def barrier(self) -> None:
-        """Returns when every process has come here."""
+        """Returns after all processes have called this."""
         self._barriers += 1
         self.exchange(f"barrier{self._barriers}", "")
 
     def close(self) -> None:
-        """The clean way out, after all transfers: it waits for every other process, so it
-        is not for failures."""
+        """Closes the group after all transfers, and waits for all processes.
+
+        Do not call after a failure: a failed process never calls `close`.
+        """
         self.barrier()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -222,8 +226,11 @@ class ProcessGroup:
 
 @contextlib.contextmanager
 def translate_peer_loss() -> Iterator[None]:
-    """Tells errors of the transport as the loss of another process. Replicas meet in the
-    middle of a backward, where nobody else would know them from errors of the computation."""
+    """Translates errors of torch.distributed to PeerLostError.
+
+    Replicas communicate during backward, where these errors would otherwise look like errors of
+    the computation.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -235,21 +242,13 @@ def translate_peer_loss() -> Iterator[None]:
 def rendezvous(
     timeout_s: float, init_method: str = "env://", rank: int = -1, size: int = -1
 ) -> Store:
-    """The store in which the processes of a run meet; once a process.
+    """Connects to the store of the run. Call once per process.
 
     Args:
+        timeout_s: timeout of operations on the store, in seconds.
         init_method: `env://` under a launcher, or `file://PATH` with `rank` and `size`.
     """
     store: Store
-    store, _, _ = next(meet(init_method, rank, size))
+    store, _, _ = next(torch_rendezvous(init_method, rank, size))
     store.set_timeout(timedelta(seconds=timeout_s))
     return store
-
-
-def world_of_launcher() -> tuple[int, int, int] | None:
-    """(rank, world size, processes on this machine) under an outside launcher, else None."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return None
-    keys = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    rank, size, local = (int(os.environ[key]) for key in keys)
-    return rank, size, local

@@ -1,4 +1,4 @@
-"""Transfers and buffers that links are made of."""
+"""Interfaces of transfers, and the buffers of a link."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dglpipe.pipeline.message import MessageFormats
 
 
 class Header(NamedTuple):
-    """What a message is, where no plan says so."""
+    """Content of a message, for links whose messages do not follow the batch schedule."""
 
     phase: Phase
     number: int
-    """Of training: of the output of the stage below. Of testing: of the test batch."""
+    """Number of the output of the stage below in training; number of the batch in evaluation."""
     rows: int
 
     def __str__(self) -> str:
@@ -24,28 +24,31 @@ class Header(NamedTuple):
 
 
 class Work(Protocol):
-    """A transfer under way."""
+    """A transfer in progress."""
 
     def wait(self) -> object:
-        """Orders what is issued next behind the transfer."""
+        """Orders later operations after the transfer.
+
+        With gloo, the process waits; with NCCL, the current stream waits.
+        """
 
 
 class Transport(Protocol):
-    """The operations of a device and a backend that a link is made of."""
+    """The operations of a device and a backend that a link uses."""
 
     def isend(self, tensor: Tensor) -> Work: ...
 
     def irecv(self, tensor: Tensor) -> Work: ...
 
     def copy(self, target: Tensor, source: Tensor) -> None:
-        """Issues target[...] = source, casting, without waiting for it."""
+        """Copies `source` to `target` with a cast, without waiting for the copy."""
 
     def fill(self, target: Tensor, value: int) -> None:
-        """Issues target[...] = value."""
+        """Fills `target` with `value`, without waiting."""
 
 
 class Slot:
-    """One buffer and its views by phase and number of rows."""
+    """A message buffer with cached views by phase and number of rows."""
 
     def __init__(self, layouts: MessageFormats, device: torch.device) -> None:
         size = max(layout.nbytes(layout.rows) for layout in layouts.values())
@@ -57,13 +60,14 @@ class Slot:
         self._messages: dict[tuple[Phase, int], Tensor] = {}
 
     def views(self, item: BatchItem | Header) -> dict[str, Tensor]:
+        """The parts of a message for `item`, by name."""
         key = item.phase, item.rows
         if key not in self._views:
             self._views[key] = self._layouts[item.phase].views(self.buffer, item.rows)
         return self._views[key]
 
     def message(self, item: BatchItem) -> Tensor:
-        """The bytes of a message that carries `item`."""
+        """The bytes of a message for `item`: a prefix of the buffer."""
         key = item.phase, item.rows
         if key not in self._messages:
             size = self._layouts[item.phase].nbytes(item.rows)

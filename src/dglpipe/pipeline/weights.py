@@ -1,4 +1,4 @@
-"""The weights of a stage as a file, and their fingerprint."""
+"""Files of the weights of a stage, and their SHA-256."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from dglpipe.pipeline.stage import StageModule
 def named_tensors(module: StageModule) -> dict[str, Tensor]:
     """Parameters and buffers of a stage, contiguous, on the CPU, without shared memory.
 
-    Tensors of the network have the network's own keys. Those of an auxiliary module have its
-    name as prefix: `head.` + key.
+    Tensors of the network keep their keys in the network. Keys of an auxiliary module have the
+    name of the module as prefix: `head.` + key.
     """
     memory: set[int] = set()
     result = {}
@@ -45,12 +45,12 @@ def _auxiliary_state(module: StageModule) -> dict[str, Tensor]:
 
 
 def clashes(module: StageModule) -> list[str]:
-    """Keys of the network that an auxiliary module has in the stage's file, too."""
+    """Keys in the file of the stage that belong to the network and to an auxiliary module."""
     return sorted(_auxiliary_state(module).keys() & module.segments.state_dict().keys())
 
 
 def load_tensors(module: StageModule, tensors: Mapping[str, Tensor]) -> None:
-    """Loads the result of `named_tensors`. Every key must be present exactly once."""
+    """Loads the result of `named_tensors` into `module`; missing and extra keys are errors."""
     own, rest = split_auxiliary(tensors, set(module.segments.state_dict()))
     module.segments.load_state_dict(own, strict=True)
     for name, part in module.auxiliary.items():
@@ -63,18 +63,18 @@ def load_tensors(module: StageModule, tensors: Mapping[str, Tensor]) -> None:
 def split_auxiliary(
     tensors: Mapping[str, Tensor], network_keys: Set[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors of the network, and those of auxiliary modules with their prefixes.
+    """Splits tensors into those of the network and those of auxiliary modules, with prefixes.
 
     Args:
-        network_keys: keys of the stage's part of the network. They decide, for the network may
-            have a module called `head` itself.
+        network_keys: keys of the stage's part of the network. A prefix does not suffice,
+            because the network may have a module named `head`.
     """
     own = {key: value for key, value in tensors.items() if key in network_keys}
     return own, {key: value for key, value in tensors.items() if key not in network_keys}
 
 
 def without_prefix(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors of the auxiliary module `name`, under the module's own keys."""
+    """The tensors of the auxiliary module `name`, without the prefix."""
     prefix = f"{name}."
     return {
         key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
@@ -82,7 +82,7 @@ def without_prefix(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor
 
 
 def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes `tensors`; the file is there either whole or not at all."""
+    """Writes `tensors` to a safetensors file, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}")
     save_file(dict(tensors), part)
@@ -90,18 +90,18 @@ def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """Reads what `save` wrote."""
+    """Reads a file from `save`."""
     return load_file(path)
 
 
 def load_final(path: Path, module: StageModule) -> dict[str, Tensor]:
-    """Reads what `save` wrote of a stage of a finished run.
+    """Reads the weights of a stage of a finished run.
 
     Args:
-        module: the stage, on any device, meta included.
+        module: the stage, on any device, including meta; `module` is not changed.
 
     Raises:
-        RunDirError: the file cannot be read, or its tensors are not those of the stage.
+        RunDirError: the file cannot be read, or keys or shapes differ from the stage.
     """
     try:
         tensors = load(path)
@@ -112,8 +112,8 @@ def load_final(path: Path, module: StageModule) -> dict[str, Tensor]:
     wrong = sorted(key for key, _ in wanted.items() ^ given.items())
     if wrong:
         key = wrong[0]
-        came, due = given.get(key, "nothing"), wanted.get(key, "nothing")
-        raise RunDirError.damaged(path, f"{key}: got {came} where the stage has {due}")
+        got, expected = given.get(key, "nothing"), wanted.get(key, "nothing")
+        raise RunDirError.damaged(path, f"{key}: got {got} where the stage has {expected}")
     return tensors
 
 

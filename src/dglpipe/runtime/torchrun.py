@@ -13,7 +13,8 @@ from dglpipe.config import Config
 from dglpipe.errors import ConsistencyError, RunDirError, RunFailedError, UserError
 from dglpipe.host import cores
 from dglpipe.methods.run_plan import RunPlan
-from dglpipe.pipeline.process_group import ProcessGroup, Store, rendezvous, world_of_launcher
+from dglpipe.pipeline.launcher_env import world_of_launcher
+from dglpipe.pipeline.process_group import ProcessGroup, Store, rendezvous
 from dglpipe.pipeline.topology import Layout
 from dglpipe.runtime import failure
 from dglpipe.runtime.plan import make_plan, plan_layout

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from dglpipe.cli.plan_table import plan_table
+from dglpipe.cli.plan_table import print_plan
 from dglpipe.partition.throughput_model import LoaderEstimate
 from dglpipe.runtime.plan import plan_run as plan
 from harness.configs import make_config
@@ -23,7 +23,7 @@ def test_a_plan_can_be_read_at_any_width(terminal, capsys, monkeypatch):
     found = plan(make_config(*words))
     timed = [dataclasses.replace(one, seconds_per_step=1.23456) for one in found.stages]
     found = dataclasses.replace(found, stages=tuple(timed))
-    plan_table(found)
+    print_plan(found)
     text = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
     for j, stage in enumerate(found.stages):
         names, count = stage.segments, len(stage.segments)
@@ -36,7 +36,7 @@ def test_a_plan_can_be_read_at_any_width(terminal, capsys, monkeypatch):
 
 def lines_of_plan(found, capsys):
     """What is printed of a plan: the row of the loader as words, and all."""
-    plan_table(found)
+    print_plan(found)
     text = capsys.readouterr().out
     (row,) = [line.split() for line in text.splitlines() if line.lstrip().startswith("loader ")]
     return row, text
@@ -52,8 +52,11 @@ def test_the_loader_is_a_row_of_the_plan(capsys):
     found = dataclasses.replace(found, stages=tuple(timed), loader=loader, bottleneck="loader")
     row, text = lines_of_plan(found, capsys)
     assert row == ["loader", "-", "-", "-", "-", "12.50", "1x8x8"]
-    assert "bottleneck: the loader, in 3 processes (data.workers)\n" in text
+    assert "bottleneck: the loader, with 3 processes (data.workers)\n" in text
     alone = dataclasses.replace(found, loader=LoaderEstimate((1, 8, 8), 0.0125, 0))
     assert "the loader, in the process of stage 0\n" in lines_of_plan(alone, capsys)[1]
     crowd = dataclasses.replace(found, bottleneck="cores")
-    assert "the cores of this machine: its processes share them" in lines_of_plan(crowd, capsys)[1]
+    assert (
+        "the CPU cores, which all processes of this machine share"
+        in lines_of_plan(crowd, capsys)[1]
+    )

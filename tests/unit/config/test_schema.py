@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from dglpipe.cli.compose import compose, take_apart
+from dglpipe.cli.arguments import parse_arguments
+from dglpipe.cli.compose import compose
 from dglpipe.config import (
     AdamConfig,
     CustomModelConfig,
@@ -17,7 +18,7 @@ from dglpipe.errors import ConfigError, UserError
 
 
 def config(*words):
-    return compose(take_apart(words))
+    return compose(parse_arguments(words))
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,8 @@ import pytest
 from torchvision.io import decode_image
 
 from dglpipe.monitoring.timers import Kind, Span, Timer
-from dglpipe.monitoring.trace import (
-    COLOURS,
-    NAMES,
-    TracingTimer,
-    _middle,
-    draw_timeline,
-    merge,
-    write_part,
-)
+from dglpipe.monitoring.trace import SPAN_NAMES, TracingTimer, merge, write_part
+from dglpipe.monitoring.trace_plot import COLOURS, _middle, draw_timeline
 from dglpipe.pipeline.process_group import ProcessGroup
 from dglpipe.pipeline.topology import Layout
 from harness.configs import layout, make_config
@@ -127,7 +120,7 @@ def test_a_picture_has_one_collection_a_kind_and_row(tmp_path, monkeypatch):
 
 
 def test_every_part_of_a_step_has_a_colour():
-    assert set(NAMES.values()) - {"compute"} <= COLOURS.keys()
+    assert set(SPAN_NAMES.values()) - {"compute"} <= COLOURS.keys()
 
 
 PARTS = {"load", "forward", "backward", "step"}

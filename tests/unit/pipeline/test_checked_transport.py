@@ -146,7 +146,7 @@ def test_a_write_past_the_link_after_a_send_shows_at_wait(link):
 def test_a_write_past_the_link_into_a_receive_shows_at_wait(link, mailbox):
     buffer, work = posted(link, mailbox)
     buffer[2] = 0
-    with pytest.raises(LinkError, match="written while a receive into it was under way"):
+    with pytest.raises(LinkError, match="written while a receive into it was in progress"):
         work.wait()
 
 
