@@ -21,7 +21,6 @@ from dglpipe.config import Config, parse
 from dglpipe.errors import ConfigError, UserError
 
 
-
 def compose(arguments: Arguments) -> Config:
     """Composes and checks the configuration that `arguments` describe.
 
