@@ -14,7 +14,8 @@ import torch
 from dglpipe.config import AsyncConfig, from_yaml
 from dglpipe.errors import ConfigError
 from dglpipe.methods.dgl_async.staleness import draw_staleness
-from dglpipe.runtime.plan import plan, plan_layout
+from dglpipe.runtime.plan import plan_layout
+from dglpipe.runtime.plan import plan_run as plan
 from harness.configs import layout, make_config, small
 from harness.training import hash_all, make_trainer, train_all, train_world
 from harness.worlds import WorldError, run_world
