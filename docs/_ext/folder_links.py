@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,19 @@ def folder_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     """A page for each folder that has no README.md and that a document links to."""
     assert isinstance(app.builder, StandaloneHTMLBuilder)
     for folder in sorted(app.folders):
+        root = Path(app.srcdir, folder)
+        files = shown(root.iterdir()) or shown(root.rglob("*"))
         parts = [f"<h1>{html.escape(folder)}</h1>"]
-        for file in sorted(Path(app.srcdir, folder).iterdir()):
-            if file.suffix in LANGUAGES:
-                text = app.builder.highlighter.highlight_block(
-                    file.read_text(), LANGUAGES[file.suffix]
-                )
-                parts.append(f"<h2>{html.escape(file.name)}</h2>{text}")
+        for file in files:
+            name = html.escape(file.relative_to(root).as_posix())
+            code = app.builder.highlighter.highlight_block(file.read_text(), LANGUAGES[file.suffix])
+            parts.append(f"<h2>{name}</h2>{code}")
         yield f"{folder}/index", {"title": folder, "body": "\n".join(parts)}, "page.html"
+
+
+def shown(files: Iterable[Path]) -> list[Path]:
+    """The files that a page of a folder shows: sources and settings."""
+    return sorted(file for file in files if file.suffix in LANGUAGES)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
