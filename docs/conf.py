@@ -8,6 +8,7 @@ Nothing is downloaded during the build: there is no intersphinx, and furo has no
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     # Other packages have their own documentation, whose inventories would have to be downloaded.
     ("py:.*", r"(collections|fractions|os|pathlib|torch|typing)\..*"),
+    # The annotations of methods name classes that are internal and have no page.
+    ("py:class", r"dglpipe\.(data|methods|models|monitoring|partition|pipeline)\..*"),
 ]
 
 myst_heading_anchors = 4
@@ -42,6 +45,7 @@ autodoc_typehints_format = "short"
 maximum_signature_line_length = 80
 toc_object_entries = False
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"dglpipe {release}"
@@ -54,14 +58,23 @@ HIDDEN = "\ue000"
 """A character that no docstring has."""
 
 
-def hide_colons(app: Sphinx, what: str, name: str, item: object, options: Any, lines: Any) -> None:
-    """Hides colons from napoleon, which takes the text before one for the type of an attribute."""
-    if what == "attribute":
+def before_napoleon(
+    app: Sphinx, what: str, name: str, item: object, options: Any, lines: list[str]
+) -> None:
+    """Protects what napoleon and reStructuredText would misread.
+
+    Napoleon takes the text before the first colon for the type of an attribute. A single letter
+    with a full stop, `stages: K.`, begins a numbered list.
+    """
+    if what in ("attribute", "property"):
         lines[:] = [line.replace(":", HIDDEN) for line in lines]
+    lines[:] = [re.sub(r"^( +\w+: )(\w\.)$", r"\1\\\2", line) for line in lines]
 
 
-def show_colons(app: Sphinx, what: str, name: str, item: object, options: Any, lines: Any) -> None:
-    """Undoes `hide_colons`."""
+def after_napoleon(
+    app: Sphinx, what: str, name: str, item: object, options: Any, lines: list[str]
+) -> None:
+    """Undoes what `before_napoleon` did to colons."""
     lines[:] = [line.replace(HIDDEN, ":") for line in lines]
 
 
@@ -75,6 +88,6 @@ def show_factories(
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("autodoc-process-docstring", hide_colons, priority=400)
-    app.connect("autodoc-process-docstring", show_colons, priority=600)
+    app.connect("autodoc-process-docstring", before_napoleon, priority=400)
+    app.connect("autodoc-process-docstring", after_napoleon, priority=600)
     app.connect("autodoc-process-signature", show_factories)

@@ -15,7 +15,7 @@ from documents import ROOT, Block, blocks, write_files
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.glob("guide/*.md")), DOCS / "plugins.md", DOCS / "configuration.md"]
 LAUNCH = [block for page in PAGES for block in blocks(page) if block.mark == "launch"]
-KINDS = {"Network", "Head", "Data set", "Loss"}
+KINDS = {"Network", "Head", "Data set", "Loss", "Method"}
 """Sections of plugins.md that need an example which is run."""
 
 
