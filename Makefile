@@ -16,7 +16,7 @@ OTHER := $(filter-out $(CURDIR),$(shell cat $(VENV)/.dglpipe-checkout 2>/dev/nul
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: quickstart test test-all lint lint-style lint-types lint-workflows wheel gpu-check install \
+.PHONY: quickstart test test-all lint lint-style lint-types lint-workflows wheel docs gpu-check install \
   clean help FORCE
 
 quickstart: $(VENV)/.dglpipe-run ## train on the embedded data set in two processes
@@ -53,6 +53,9 @@ wheel: $(VENV)/.dglpipe-dev ## source distribution and wheel in dist/, checked
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check --strict dist/*
 
+docs: $(VENV)/.dglpipe-docs ## the documentation as a site, in build/docs
+	$(BIN)/python -m sphinx -E -W --keep-going -n -c docs -d build/doctrees . build/docs $(ARGS)
+
 gpu-check: $(VENV)/.dglpipe-run ## what can only be checked with CUDA devices
 	$(BIN)/python benchmarks/gpu_check/gpu_check.py $(ARGS)
 
@@ -70,7 +73,8 @@ help: ## this list
 EXTRA :=
 $(VENV)/.dglpipe-test: EXTRA := [test]
 $(VENV)/.dglpipe-dev: EXTRA := [dev]
-STAMPS := $(addprefix $(VENV)/.dglpipe-,run test dev)
+$(VENV)/.dglpipe-docs: EXTRA := [docs]
+STAMPS := $(addprefix $(VENV)/.dglpipe-,run test dev docs)
 $(STAMPS): setup.cfg pyproject.toml $(if $(OTHER),FORCE) | $(VENV)/.dglpipe-venv
 	$(BIN)/python -m pip install --editable '.$(EXTRA)'
 	echo '$(CURDIR)' > $(VENV)/.dglpipe-checkout

@@ -36,6 +36,16 @@ def train(config: Config | Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: nothing was trained.
         RunFailedError: a process failed.
+
+    Example:
+        >>> import dglpipe
+        >>> from dglpipe.cli.arguments import Arguments
+        >>> from dglpipe.cli.compose import compose
+        >>> settings = ["model.width=4", "pipeline.processes=1", "max_steps=20"]
+        >>> config = compose(Arguments(settings, run_dir="runs/first"))
+        >>> summary = dglpipe.train(config)
+        >>> summary["status"], summary["stages"], summary["steps"]
+        ('finished', 2, 20)
     """
     return train_config(config if isinstance(config, Config) else parse(config))
 
@@ -49,6 +59,15 @@ def load(run_dir: str | os.PathLike[str]) -> TrainedNetwork:
 
     Raises:
         RunDirError: not the directory of a finished run.
+
+    Example:
+        The run of the example of `train`, on one image:
+
+        >>> import dglpipe
+        >>> import torch
+        >>> network = dglpipe.load("runs/first")
+        >>> network(torch.zeros(1, 1, 8, 8)).shape
+        torch.Size([1, 10])
     """
     return load_run(Path(run_dir))
 
@@ -61,7 +80,7 @@ def split(
     The modules share the parameters and buffers of `network` and keep its `state_dict` keys.
 
     Args:
-        stages: K.
+        stages: how many modules, K.
         input_shape: shape of one row: (C, H, W) for images.
         at: first segment of every module but the first; None: the cut that minimizes the FLOPs
             of the most expensive module.
@@ -69,6 +88,16 @@ def split(
     Raises:
         ConfigError: an argument that cannot be used, by name: a network that cannot be traced,
             more stages than segments, images that do not fit.
+
+    Example:
+        >>> import dglpipe
+        >>> import torch
+        >>> from torchvision.models import resnet18
+        >>> network = resnet18(num_classes=10).eval()
+        >>> images = torch.zeros(2, 3, 64, 64)
+        >>> first, second = dglpipe.split(network, 2, input_shape=(3, 64, 64))
+        >>> torch.equal(second(first(images)), network(images))
+        True
     """
     if not isinstance(network, nn.Module):
         raise ConfigError("network", type(network).__name__, "a torch.nn.Module")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.paths import ROOT
 
+BIN = Path(sys.executable).parent
+"""Where the programs are that the documents name."""
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
 )
@@ -28,6 +31,12 @@ class Block:
     def __str__(self) -> str:
         return f"{self.document}:{self.line}"
 
+    @property
+    def file(self) -> str | None:
+        """The file that the block shows: its path is the comment in the first line."""
+        found = re.match(r"# ([\w/]+\.(?:py|yaml))\n", self.text)
+        return found[1] if found and self.language in ("python", "yaml") else None
+
     def commands(self) -> list[list[str]]:
         """The words of every line."""
         lines = self.text.replace("\\\n", " ").splitlines()
@@ -45,6 +54,15 @@ def blocks(document: Path) -> list[Block]:
         Block(name, text[: match.start()].count("\n") + 1, match[1], match[2], match[3])
         for match in found
     ]
+
+
+def write_files(document: Path, folder: Path) -> None:
+    """Writes the files that a document shows in full."""
+    for block in blocks(document):
+        if block.file:
+            path = folder / block.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text)
 
 
 def anchors(document: Path) -> set[str]:

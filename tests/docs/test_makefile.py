@@ -153,7 +153,15 @@ def test_parts_of_lint_run_alone(checkout):
     assert not checkout.asked("-m mypy") + checkout.asked("-m check_jsonschema")
 
 
-TARGETS = ("quickstart", "test", "test-all", "lint", "wheel", "gpu-check", "clean", "help")
+def test_the_site_is_built_with_its_own_requirements(checkout):
+    assert checkout.make("docs").returncode == 0
+    assert checkout.asked("pip install") == ["-m pip install --editable .[docs]"]
+    assert checkout.asked("-m sphinx -E -W ")
+    assert checkout.make("docs").returncode == 0
+    assert not checkout.asked("pip install")
+
+
+TARGETS = ("quickstart", "test", "test-all", "lint", "wheel", "docs", "gpu-check", "clean", "help")
 LINTERS = ("lint-style", "lint-types", "lint-workflows")
 
 

@@ -1,114 +1,41 @@
 """Every command of README.md is run, made small, or checked as far as it can be here.
 
-A block ```sh of the README is run line by line in a folder of its own; in the other documents
-its settings are looked up. A block ```sh make is checked by `make -n`. There are no others.
+A block ```sh of the README is run line by line in a folder of its own; `test_pages.py` runs those
+of docs/. Here the settings of all documents are looked up, and a block ```sh make is checked by
+`make -n`. `test_pages.py` checks a block ```sh launch.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import torch
-from documents import DOCUMENTS, ROOT, Block, blocks
-from torchvision.io import write_png
+from commands import run_commands
+from documents import BIN, DOCUMENTS, ROOT, Block, blocks, write_files
 
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
-from harness.commands import Command
 
 OWN = [path for path in DOCUMENTS if "benchmarks" not in path.relative_to(ROOT).parts]
 SHELL = [block for path in OWN for block in blocks(path) if block.language == "sh"]
 RUN = [block for block in SHELL if not block.mark and block.document == "README.md"]
 SETTINGS = [block for block in SHELL if not block.mark]
 MAKE = [block for block in SHELL if block.mark == "make"]
-BIN = Path(sys.executable).parent
-
-SMALL = ("max_steps=2", "evaluate.every=0")
-"""Behind every `train`: less of the same."""
-SMALL_MODEL = {
-    "cnn": "model.width=4",
-    "resnet18": "batch_size=4",
-}
-
-
-def shorten(words: list[str]) -> list[str]:
-    """The same command for two steps of a small network."""
-    if "train" not in words or "--help" in words:
-        return words
-    chosen = dict(word.split("=", 1) for word in words if "=" in word)
-    model = chosen.get("model", "cnn6")
-    family = "cnn" if model.startswith("cnn") else model
-    return [*words, *SMALL, *([SMALL_MODEL[family]] if family in SMALL_MODEL else [])]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """What the README stands in: a checkout, and a user's images."""
-    for name in ("examples", "launch", "conf"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    for index, place in enumerate(("train/cat", "train/dog", "val/cat", "val/dog")):
-        (tmp_path / "photos" / place).mkdir(parents=True)
-        for number in range(4):
-            image = torch.full((3, 32, 32), 50 * index + number, dtype=torch.uint8)
-            write_png(image, str(tmp_path / "photos" / place / f"{number}.png"))
-    return tmp_path
-
-
-@pytest.fixture
-def environment(monkeypatch):
-    """Commands by the names that the README gives them, of this very Python."""
-    own = {key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC")}
-    return {**own, "PATH": f"{BIN}{os.pathsep}{own['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-def by_its_name(
-    words: list[str], folder: Path, environment: dict[str, str]
-) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of a program that the shell would find."""
-    done = subprocess.run(
-        words,
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-def without_loading(words: list[str], folder: Path) -> tuple[int, str, str]:
-    """The same of `dglpipe`, from a process that has loaded torch already."""
-    for name in ("stdout", "stderr"):
-        (folder / name).unlink(missing_ok=True)
-    command = Command(words[1:], folder)
-    try:
-        return command.wait(100), command.stdout, command.stderr
-    finally:
-        assert command.kill() == [], "processes were left behind"
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("block", RUN, ids=str)
 def test_commands(block: Block, folder, environment):
-    for words in map(shorten, block.commands()):
-        if words[0] == "dglpipe" and words[1] != "models":
-            status, out, err = without_loading(words, folder)
-        else:
-            status, out, err = by_its_name(words, folder, environment)
-        assert status == 0, f"{block} {words}:\n{out}\n{err}"
-        assert out, f"{block} {words} said nothing"
+    run_commands(block, folder, environment)
 
 
 @pytest.mark.parametrize("block", SETTINGS, ids=str)
-def test_settings_are_right_as_they_stand(block: Block, monkeypatch):
+def test_settings_are_right_as_they_stand(block: Block, folder, monkeypatch):
     """Also what the shortened command overrides: every key and value exists."""
-    monkeypatch.chdir(ROOT)
+    write_files(ROOT / block.document, folder)
+    monkeypatch.chdir(folder)
     for words in block.commands():
         if "train" in words and "--help" not in words and "-m" not in words[: words.index("train")]:
             arguments = parse_arguments(words[words.index("train") + 1 :])
@@ -132,7 +59,7 @@ def test_make_knows_its_targets(block: Block, tmp_path):
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
-    assert {block.mark for block in SHELL} == {"", "make"}
+    assert {block.mark for block in SHELL} == {"", "make", "launch"}
     programs = {words[0] for block in SETTINGS for words in block.commands()}
     assert programs == {"dglpipe", "torchrun"}
 

@@ -156,11 +156,11 @@ def _command_main(words: list[str], folder: str, environment: dict[str, str]) ->
     os.environ.update(environment)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    _fork_workers()
+    fork_workers()
     main(words)
 
 
-def _fork_workers() -> None:
+def fork_workers() -> None:
     """Makes the launcher fork its workers; they get the signal handlers of spawned ones."""
     from dglpipe.runtime import launcher
 

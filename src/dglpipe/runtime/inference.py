@@ -33,7 +33,19 @@ class TrainedNetwork(nn.Module):
     """All stages of a run, in evaluation mode: logits from any exit.
 
     Attributes:
-        stages: `StageModule`s in order, with segments and auxiliary modules.
+        stages: each a `StageModule` with segments and auxiliary modules, in order.
+
+    Example:
+        >>> import dglpipe
+        >>> import torch
+        >>> network = dglpipe.load("runs/first")
+        >>> images = torch.zeros(1, 1, 8, 8)
+        >>> network(images, exit=0).shape  # of stage 0; the stages above are not run
+        torch.Size([1, 10])
+        >>> len(network.exits(images))  # of all stages, in one pass
+        2
+        >>> network.ensemble(images).shape
+        torch.Size([1, 10])
     """
 
     def __init__(self, network: StagedNetwork) -> None:
