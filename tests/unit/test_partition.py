@@ -352,7 +352,10 @@ def test_sizes_in_the_way_of_a_cut_are_named():
     network = Net(forward, a=conv(), b=conv(), c=conv())
     text = error(lambda: check_stages(trace(network), 2), "pipeline.stages")
     assert "got 2; allowed: 1 to 1, the number of segments of this network" in text
-    assert "but for sizes that are read before and used behind them: _, _, h, w = x.shape (" in text
+    assert (
+        "Sizes that are read before a cut and used after it prevent more cuts: _, _, h, w = x.shape ("
+        in text
+    )
     assert text.endswith("). Read a size where it is used")
     plain = error(lambda: check_stages(trace(nn.Sequential(conv())), 2), "pipeline.stages")
     assert "sizes" not in plain
@@ -556,7 +559,7 @@ def test_what_another_output_writes_into_the_logits_is_done():
 def test_a_network_without_an_output_is_refused(output):
     network = Net(lambda net, x: (net.a(x), output)[1], a=conv())
     text = error(lambda: trace(network), "model")
-    assert "got 'Net, which gives no tensor'; allowed: a network whose output has" in text
+    assert "got 'Net, which returns no tensor'; allowed: a network that returns its logits" in text
 
 
 def test_an_operation_only_in_training_is_refused():
@@ -781,7 +784,7 @@ def test_a_name_that_a_stage_needs_is_refused(name):
     network = Net(lambda net, x: net.b(getattr(net, name)(x)), **{name: conv(), "b": conv()})
     text = error(lambda: trace(network), "model")
     assert f"got \"Net with a member named '{name}'\"; allowed: names that" in text
-    assert text.endswith("rename it")
+    assert text.endswith("rename the member")
     check_exact(nn.Sequential(network, conv()))
 
 
