@@ -132,7 +132,7 @@ def test_a_file_under_the_name_of_another_format_is_told(tmp_path):
 def test_what_is_no_tensor_is_named(tmp_path):
     tree = {"model_state_dict": network().state_dict(), "epoch": 3}
     said = refusal(written(tmp_path / "trainer.pt", tree))
-    assert said.startswith("Under 'model_state_dict' it holds OrderedDict; a dictionary of ten")
+    assert said.startswith("Under 'model_state_dict' it holds OrderedDict; the dictionary of ten")
 
 
 @pytest.mark.parametrize("name", ["broken.safetensors", "broken.pt"])
