@@ -384,7 +384,7 @@ def test_images_that_are_not_square(cli, tmp_path):
     cli.folder.mkdir(exist_ok=True)
     message = cli.refuse("data=image_folder", root, "batch_size=2")
     assert "data.image_size: got 'images of 8x12'" in message
-    assert "data.image_size=SIDE makes them so" in message
+    assert "data.image_size=SIDE makes them square" in message
 
 
 def test_images_too_small_for_the_network(cli):

@@ -1,6 +1,8 @@
-"""Networks, by name.
+"""Networks by name, heads, losses and initial weights.
 
-Builders draw their weights from torch's global random state: a caller seeds it.
+Imports `config` and `errors` alone. Begin with `build_network`. Builders draw weights from the
+global random state of torch, which the caller seeds (`meta.building`). `heads.py` has the
+auxiliary heads, `meta.py` builds without memory, `partial.py` stores some parameters only.
 """
 
 from __future__ import annotations
@@ -36,10 +38,10 @@ class Entry(NamedTuple):
 
 
 def catalogue() -> list[Entry]:
-    """Every network, family by family."""
+    """All networks, by family."""
     networks = cnn.NETWORKS | library.NETWORKS | resnet_cifar.NETWORKS | library.ANY_NETWORK
     known = [Entry(*item) for item in networks.items()]
-    return [*known, Entry("custom", "yours: model.target=package.module:builder, model.args")]
+    return [*known, Entry("custom", "your own: model.target=package.module:builder, model.args")]
 
 
 _COLOUR = VggConfig | ResnetConfig | ResnetCifarConfig | TorchvisionConfig
@@ -48,7 +50,7 @@ _COLOUR = VggConfig | ResnetConfig | ResnetCifarConfig | TorchvisionConfig
 def wanted_channels(config: ModelConfig) -> int | None:
     """Channels that the images must have; None: any number.
 
-    The data layer repeats gray images up to it.
+    The data layer repeats the channel of gray images.
     """
     return 3 if isinstance(config, _COLOUR) else None
 
@@ -56,17 +58,18 @@ def wanted_channels(config: ModelConfig) -> int | None:
 def build_network(config: ModelConfig, channels: int, classes: int, image_size: int) -> nn.Module:
     """The network of `config`: images (B, channels, H, W) -> logits (B, classes).
 
-    Its weights are those of `config.weights`, or drawn.
+    Weights are loaded from `config.weights`, or drawn.
 
-    A plug-in's target is called with its arguments and, where its signature names them and
-    the user did not, with `channels`, `classes` and `image_size`.
+    The target of a plug-in is called with the user's arguments. Parameters of its signature
+    named `channels`, `classes` and `image_size` get these values unless the user sets them.
 
     Args:
         image_size: side of the images in pixels.
 
     Raises:
-        ConfigError: images with other channels than the network's; a plug-in that cannot be
-            loaded, or that gives something else than an `nn.Module`; weights that do not fit.
+        ConfigError: images with another number of channels than the network's; a plug-in that
+            cannot be loaded, or that returns something else than an `nn.Module`; weights that
+            do not fit.
     """
     network = _build(config, channels, classes, image_size)
     if config.weights is not None:

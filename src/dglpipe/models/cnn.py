@@ -26,10 +26,10 @@ class Cnn(nn.Module):
         channels: of the images.
         widths: output channels of every layer.
         pools: layers with a 2x2 max-pool in front.
-        dropout: probability that a channel is dropped behind a layer.
+        dropout: probability that a channel is dropped after a layer.
         classes: N.
-        image_size: H in pixels; an H that the pools shrink to nothing is not refused here
-            but by `partition.propagate_shapes`, which can say where.
+        image_size: H in pixels. An H that the pools shrink to nothing is refused by
+            `partition.propagate_shapes`, which names the segment.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ def _layer(channels: int, width: int, pool: bool, dropout: float) -> nn.Sequenti
 
 
 def build(config: CnnConfig, channels: int, classes: int, image_size: int) -> Cnn:
-    """The network that `config` describes."""
+    """Builds the network that `config` describes."""
     widths = config.widths or [config.width * times for times in MULTIPLES[config.name]]
     pools = list(POOLS) if config.pools is None else config.pools
     return Cnn(channels, widths, pools, config.dropout, classes, image_size)

@@ -1,4 +1,4 @@
-"""Any network of torchvision or timm, by the name that the library gives it."""
+"""Networks of torchvision and timm by their names in these libraries."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NETWORKS = {
         )
     },
 }
-"""Networks with a configuration of their own, by name, with a description."""
+"""Descriptions of the networks with an own configuration, by name."""
 ANY_NETWORK = {
     "torchvision": "any of torchvision's classification networks: model.name, model.args",
     "timm": "any of timm's networks (extra `timm`): model.name, model.args",
@@ -37,7 +37,7 @@ ANY_NETWORK = {
 def build_vgg(config: VggConfig, classes: int) -> nn.Module:
     """VGG with batch norm (Simonyan and Zisserman, arXiv 1409.1556): images (B, 3, H, W) of at
     least 32x32 pixels -> logits (B, N)."""
-    from torchvision.models import get_model_builder  # takes seconds; other networks do without
+    from torchvision.models import get_model_builder  # imported here: takes seconds
 
     builder = get_model_builder(config.name)
     network: nn.Module = builder(weights=None, num_classes=classes, dropout=config.dropout)
@@ -47,7 +47,7 @@ def build_vgg(config: VggConfig, classes: int) -> nn.Module:
 def build_resnet(config: ResnetConfig, classes: int) -> nn.Module:
     """ResNet with the ImageNet stem (He et al., arXiv 1512.03385): images (B, 3, H, W) ->
     logits (B, N)."""
-    from torchvision.models import get_model_builder  # takes seconds; other networks do without
+    from torchvision.models import get_model_builder  # imported here: takes seconds
 
     network: nn.Module = get_model_builder(config.name)(weights=None, num_classes=classes)
     return network
@@ -57,9 +57,9 @@ def build_torchvision(config: TorchvisionConfig, classes: int) -> nn.Module:
     """Images (B, 3, H, W) -> logits (B, N).
 
     Raises:
-        ConfigError: there is no such network, or its builder refuses the arguments.
+        ConfigError: unknown network, or its builder refuses the arguments.
     """
-    import torchvision.models as library  # seconds that other networks save
+    import torchvision.models as library  # imported here: takes seconds
 
     names = library.list_models(module=library)
     if config.name not in names:
@@ -72,8 +72,8 @@ def build_timm(config: TimmConfig, channels: int, classes: int) -> nn.Module:
     """Images (B, C, H, W) -> logits (B, N).
 
     Raises:
-        ConfigError: timm is not installed, there is no such network, or its builder refuses
-            the arguments.
+        ConfigError: timm is not installed, unknown network, or its builder refuses the
+            arguments.
     """
     try:
         import timm
@@ -97,7 +97,7 @@ def _call(builder: Any, given: dict[str, Any], **own: Any) -> nn.Module:
         raise ConfigError(f"model.args.{both[0]}", given[both[0]], allowed)
     try:
         network: nn.Module = builder(**own, **given)
-    except Exception as error:  # ViT asserts, others raise what they like
+    except Exception as error:  # builders raise any type; ViT asserts
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ConfigError("model.args", given, "arguments of the builder", reason) from error
     return network

@@ -19,12 +19,12 @@ def build_loss(loss: str | PluginConfig, label_smoothing: float) -> Loss:
     """The local loss of a stage.
 
     Args:
-        loss: `cross_entropy`, or a plug-in whose target, called with its arguments, gives
-            a function or module that takes logits (B, N) and labels (B,) to a scalar.
+        loss: `cross_entropy`, or a plug-in whose target returns a function or module that maps
+            logits (B, N) and labels (B,) to a scalar.
         label_smoothing: share of the target that is spread over all classes.
 
     Raises:
-        ConfigError: an unknown name; a plug-in that gives nothing callable, or that is
+        ConfigError: an unknown name; a plug-in that returns nothing callable, or that is
             combined with label smoothing.
     """
     if isinstance(loss, PluginConfig):
@@ -36,12 +36,12 @@ def build_loss(loss: str | PluginConfig, label_smoothing: float) -> Loss:
 
 def _plug_in(config: PluginConfig, label_smoothing: float) -> Loss:
     if label_smoothing:
-        hint = "Give it to your loss by method.loss.args"
+        hint = "Give label smoothing to your loss by method.loss.args"
         allowed = "0 with a loss from outside the package"
         raise ConfigError("label_smoothing", label_smoothing, allowed, hint)
     built = build_plug_in(config, "method.loss")
     if not callable(built):
         kind = type(built).__name__
-        allowed = "a builder that gives a function or module of (logits, labels)"
+        allowed = "a builder that returns a function or module of (logits, labels)"
         raise ConfigError("method.loss.target", config.target, allowed, f"It returned a {kind}")
     return cast(Loss, built)

@@ -1,4 +1,4 @@
-"""Initial weights from a file, every key exactly once."""
+"""Initial weights from a file. Every key of the network must occur exactly once."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _SHOWN = 5
 
 
 def initialise(network: nn.Module, weights: str) -> None:
-    """Loads `weights` into `network`; into one on meta it only looks whether they fit.
+    """Loads `weights` into `network`. For a network on meta, checks only that they fit.
 
     Args:
-        weights: a file of safetensors, or one of torch, a dictionary of tensors (itself or
-            under `state_dict` or `model`); or a member of torchvision's enums whose file is
-            in torch's cache.
+        weights: a file of safetensors; a file of torch with a dictionary of tensors, at the top
+            or under `state_dict` or `model`; or a member of an enum of torchvision whose file
+            is in the cache of torch.
 
     Raises:
-        ConfigError: no such file, not such a file, or keys that are missing, unexpected, of
-            another shape or of another kind of number, by name.
+        ConfigError: the file does not exist or cannot be read; keys that are missing,
+            unexpected, of another shape or of another kind of number, by name.
     """
     tensors = _read(_find(weights))
     own = network.state_dict()
@@ -50,14 +50,14 @@ def _find(weights: str) -> Path:
     url = _url(weights, family + "_Weights")
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if not cached.is_file():
-        hint = f"Nothing is downloaded here: put {url} there, or set TORCH_HOME"
+        hint = f"Weights are not downloaded: save {url} to this path, or set TORCH_HOME"
         raise ConfigError(KEY, weights, f"weights that are on disk as {cached}", hint)
     return cached
 
 
 def _url(weights: str, family: str) -> str:
-    """Of published weights; `family` is their enum."""
-    from torchvision import models  # seconds that other runs save
+    """URL of the member `weights` of the enum `family`."""
+    from torchvision import models  # imported here: takes seconds
 
     try:
         return str(models.get_weight(weights).url)
@@ -68,7 +68,7 @@ def _url(weights: str, family: str) -> str:
 
 
 _WRAPPED = ("state_dict", "model")
-"""Keys under which training scripts keep the dictionary of tensors beside other things."""
+"""Keys under which training scripts store the dictionary of tensors."""
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         zipped = zipfile.is_zipfile(path)  # as torch has written them since 1.6
         tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # each format has its own for what it cannot read
+    except Exception as error:  # each format raises its own type
         raise ConfigError(KEY, str(path), allowed, _why(path, error)) from error
     for name in _WRAPPED:
         if isinstance(tree, Mapping) and isinstance(tree.get(name), Mapping):
@@ -87,18 +87,19 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ConfigError(KEY, str(path), allowed, f"It holds a {type(tree).__name__}")
     for key, value in tree.items():
         if not isinstance(value, Tensor):
-            hint = f"Under {key!r} it holds {type(value).__name__}; a dictionary of tensors may "
-            hint += f"be the whole of it or lie under {' or '.join(map(repr, _WRAPPED))}"
+            hint = f"Under {key!r} it holds {type(value).__name__}; the dictionary of tensors "
+            hint += f"may be the whole file or under {' or '.join(map(repr, _WRAPPED))}"
             raise ConfigError(KEY, str(path), allowed, hint)
     return dict(tree)
 
 
 _FOREIGN = re.compile(r"(?:GLOBAL|Unsupported class) ([\w.]+)")
-"""How torch names what is no tensor in a file of its own."""
+"""How torch reports an object that is no tensor."""
 
 
 def _why(path: Path, error: Exception) -> str:
-    """Why `path` cannot be read, and what to do; torch itself advises to run code from it."""
+    """Why `path` cannot be read, and what to do. The message of torch is not used, since it
+    advises to run code from the file."""
     if isinstance(error, OSError):
         return str(error)
     if path.suffix != ".safetensors" and _is_safetensors(path):
@@ -110,12 +111,12 @@ def _why(path: Path, error: Exception) -> str:
         what = f"a {foreign[1]}" if foreign else "a network of TorchScript"
         return f"It holds {what}: save network.state_dict() in place of the network"
     if isinstance(error, pickle.UnpicklingError):
-        return "It is neither, or damaged"
+        return "The file has neither format, or it is damaged"
     return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By its beginning, whatever its name says."""
+    """Whether the file begins as one of safetensors, whatever its name is."""
     with path.open("rb") as file:
         head = file.read(9)
     length = int.from_bytes(head[:8], "little")
@@ -123,13 +124,13 @@ def _is_safetensors(path: Path) -> bool:
 
 
 _DENSE = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)")
-"""Keys of torchvision's published DenseNets, which its builders rename while they load."""
+"""Keys of the published DenseNets of torchvision, which its builders rename on loading."""
 _COUNTER = "num_batches_tracked"
-"""Batch norm counts batches since torch 0.4; older files know nothing of it."""
+"""Counter of batch norm since torch 0.4; files of older versions do not have it."""
 
 
 def _modern(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`given` as torch and torchvision of today would have written it."""
+    """`given` under the keys of current versions of torch and torchvision."""
     if given.keys() - own.keys():
         given = {_DENSE.sub(r"\1\2", key): value for key, value in given.items()}
     if not any(map(_is_counter, given)):
@@ -146,7 +147,7 @@ def _is_counter(key: str) -> bool:
 
 
 def _kind(tensor: Tensor) -> str:
-    """What its numbers are; the weights of a network are `floating`."""
+    """Kind of numbers: `complex`, `floating` (weights) or `whole`."""
     if tensor.is_complex():
         return "complex"
     return "floating" if tensor.is_floating_point() else "whole"
@@ -169,9 +170,9 @@ def _require_fit(weights: str, own: Mapping[str, Tensor], given: Mapping[str, Te
         "of another shape": shapes,
         "of another kind of number": kinds,
     }
-    told = "; ".join(f"{what}: {_listed(keys)}" for what, keys in faults.items() if keys)
-    if told:
-        raise ConfigError(KEY, weights, "the keys of the network, each once", told)
+    hint = "; ".join(f"{what}: {_listed(keys)}" for what, keys in faults.items() if keys)
+    if hint:
+        raise ConfigError(KEY, weights, "the keys of the network, each once", hint)
 
 
 def _listed(keys: Iterable[str]) -> str:

@@ -1,8 +1,8 @@
 """ResNets for 32x32 images (He et al., arXiv 1512.03385, section 4.2).
 
 A 3x3 stem of 16 channels, three groups of blocks with 16, 32 and 64 channels, a global
-average pool and a linear layer. Shortcuts are the paper's option A: where a group begins
-they take every second pixel and pad with channels of zeros, and own no weights.
+average pool and a linear layer. Shortcuts are option A of the paper, without weights: at the
+beginning of a group they take every second pixel and pad with channels of zeros.
 """
 
 from __future__ import annotations
@@ -88,6 +88,6 @@ def _group(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
 
 
 def build(config: ResnetCifarConfig, classes: int) -> ResnetCifar:
-    """The network that `config` names; 6 n + 2 layers are n blocks a group."""
+    """Builds the network that `config` names; 6 n + 2 layers are n blocks a group."""
     layers = int(config.name.removeprefix("resnet").removesuffix("_cifar"))
     return ResnetCifar((layers - 2) // 6, classes)

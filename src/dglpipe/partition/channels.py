@@ -1,4 +1,4 @@
-"""Which dimension of a stage's output holds the channels."""
+"""The dimension of a stage's output that holds the channels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FIRST = (
     nn.GroupNorm,
     nn.PReLU,
 )
-"""Modules that consume dimension 1; all others with weights consume the last."""
+"""Modules whose weights read dimension 1; all other modules with weights read the last."""
 
 _FIRST_FUNCTIONS = {
     *("conv1d", "conv2d", "conv3d", "batch_norm", "group_norm", "instance_norm", "prelu"),
@@ -28,7 +28,7 @@ _SAME = {
     *("clone", "contiguous", "to", "float"),
     *("relu", "relu_", "gelu", "silu", "hardswish", "sigmoid", "dropout", "stochastic_depth"),
 }
-"""Functions and methods that leave every dimension where it is."""
+"""Functions and methods that do not move dimensions."""
 
 _SAME_MODULES = (
     nn.Identity,
@@ -45,7 +45,7 @@ _SAME_MODULES = (
 
 
 def channels_at(operations: Operations, at: int, row: Sequence[int]) -> int:
-    """Which dimension of a row holds the channels, for a cut in front of operation `at`.
+    """The dimension of a row that holds the channels, for a cut in front of operation `at`.
 
     Args:
         row: shape of one row of the tensor that crosses the cut.
@@ -66,10 +66,10 @@ def channels_at(operations: Operations, at: int, row: Sequence[int]) -> int:
 
 
 def _consumed(operations: Operations, node: fx.Node, dims: int) -> int:
-    """Which of the `dims` dimensions of its input the weights of `node` are for.
+    """The dimension, of `dims`, of its input that the weights of `node` read.
 
-    A block that is one operation consumes what the first module in it with weights of its own
-    does; weights that are added or multiplied, what they are not broadcast along.
+    For a block that is one operation: the dimension that its first module with own weights
+    reads. For weights that are added or multiplied: the dimension without broadcasting.
     """
     module = operations.module(node)
     if module is not None:
@@ -90,7 +90,7 @@ def _owns(module: nn.Module) -> bool:
 
 
 def _moved(operations: Operations, node: fx.Node, dims: list[int]) -> list[int] | None:
-    """Where each dimension of the output of `node` was before; None if that is not known."""
+    """For each dimension of the output of `node`, its place in `dims`; None if unknown."""
     module, name = operations.module(node), name_of(node)
     if module is not None:
         return dims if isinstance(module, _SAME_MODULES) else _permuted(module, dims)
@@ -106,7 +106,7 @@ def _moved(operations: Operations, node: fx.Node, dims: list[int]) -> list[int] 
 
 
 def _permuted(module: nn.Module, dims: list[int]) -> list[int] | None:
-    """Of a module that permutes, such as torchvision's `Permute(dims)`."""
+    """`dims` permuted by a module such as torchvision's `Permute(dims)`; None for others."""
     order = getattr(module, "dims", None)
     known = isinstance(order, tuple | list) and sorted(order) == list(range(len(dims)))
     return [dims[at] for at in order] if known and order is not None else None

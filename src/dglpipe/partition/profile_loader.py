@@ -1,4 +1,4 @@
-"""How fast images come: the loader as the stage in front of the first."""
+"""Measures the seconds that the loader needs for a batch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ENOUGH_S = 3.0
 
 
 def loading_seconds(config: Config, data: DataSet, plan: BatchSchedule) -> float:
-    """Seconds in which the loader of one replica makes a batch, measured.
+    """Measures how long the loader of one replica needs for a batch. Closes `data`.
 
-    Batches are taken as fast as they come; the first half of them, which begins with the start
-    of the decoding processes and with batches made ahead, does not count. Closes `data`.
+    Takes batches as fast as they arrive. The first half is not counted, since it includes the
+    start of the decoding processes and batches that were loaded ahead.
     """
     items = (item for item in plan.items() if item.phase is Phase.TRAIN)
     device = Device(torch.device("cpu"), "gloo")

@@ -1,4 +1,4 @@
-"""What the segments of a network and the heads between them cost, by the timer."""
+"""Measures the seconds a step that segments and auxiliary modules take."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dglpipe.pipeline.optim import build_optimizer
 
 ROUNDS = 5
 ENOUGH_S = 30.0
-"""Seconds after which no further round is begun."""
+"""Seconds after which no further round starts."""
 
 NO_CUT = "no cut"
 """Key of the time of a cut that cannot have its auxiliary modules."""
@@ -28,7 +28,7 @@ NO_CUT = "no cut"
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds a step, named as in `Costs`."""
+    """Seconds a step, under the names of `SegmentCosts`."""
 
     segments: tuple[float, ...]
     input_gradients: tuple[float, ...]
@@ -43,21 +43,22 @@ def measure(
     device: Device,
     rows: int,
 ) -> Times:
-    """Forward, backward and optimizer step of every segment, with the gradient of its input
-    and without, and of the head of every cut. Trains nothing: the rate is 0.
+    """Measures forward, backward and optimizer step of every segment, with and without the
+    gradient of its input, and of the auxiliary modules of every cut. The learning rate is 0.
 
-    A step has a cost of its own, however little it computes: starting backward, the optimizer,
-    the timer. Every piece is measured in a step, and a stage takes one; so that cost is taken off
-    all segments but the last. It stays in the heads, of which each other stage has one.
+    Every step has a constant overhead: starting backward, the optimizer, the timer. Each module
+    is measured in a step of its own, whereas a stage makes one step. So the overhead is
+    subtracted from all segments but the last. It remains in the auxiliary modules, which every
+    stage but the last has.
 
-    What does the same work is measured once. The smallest of some rounds over all of them
-    counts: whatever else the machine does makes a time larger.
+    Modules that do the same work are measured once. The minimum over several rounds counts,
+    since other load on the machine can only lengthen a step.
 
     Args:
-        traced: with real weights, which move to `device`.
+        traced: with weights, which move to `device`.
         shape: of one row of the images.
-        head_at: with real weights.
-        settings: the optimizer and the precision.
+        auxiliary_at: modules with weights.
+        settings: optimizer and precision.
         rows: of a step on one replica.
     """
     place = device.torch_device
@@ -85,9 +86,9 @@ def measure(
         own.append(task(piece, signature, batch, False))
         with torch.no_grad(), device.autocast(settings.precision.name):
             batch = piece(batch)
-    nothing = task(_Scale().to(place), "nothing", torch.ones(1, 1, device=place), True)
+    overhead = task(_Scale().to(place), "overhead", torch.ones(1, 1, device=place), True)
     seconds = {NO_CUT: math.inf, **_best_of_rounds(tasks)}
-    segments = [max(0.0, seconds[key] - seconds[nothing]) for key in whole]
+    segments = [max(0.0, seconds[key] - seconds[overhead]) for key in whole]
     segments[-1] = seconds[whole[-1]]
     return Times(
         segments=tuple(segments),
@@ -99,7 +100,7 @@ def measure(
 
 
 class _Scale(nn.Module):
-    """Next to nothing, with a weight."""
+    """A module with one weight, whose step takes the overhead alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,7 +149,7 @@ class _Task:
 
 def _best_of_rounds(tasks: dict[str, _Task]) -> dict[str, float]:
     for one in tasks.values():
-        one.seconds()  # the first call allocates and chooses algorithms
+        one.seconds()  # warm-up: the first call allocates and chooses algorithms
     start = time.monotonic()
     best = {key: one.seconds() for key, one in tasks.items()}
     for _ in range(ROUNDS - 1):
@@ -160,7 +161,7 @@ def _best_of_rounds(tasks: dict[str, _Task]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Computes with `count` CPU threads, as the processes of the run will."""
+    """Context with `count` CPU threads, as in the processes of the run."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

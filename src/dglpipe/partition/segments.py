@@ -1,17 +1,17 @@
-"""Where a network can be cut, and cutting it: the only place that does.
+"""Where a network can be cut: its operations, grouped into segments.
 
     network --trace--> operations, grouped into segments --boundaries, cut--> stages
 
-The operations are those of `torch.fx`; modules of torch.nn but Sequential are one each. A
-segment begins at an operation that owns weights and takes all up to the next such place:
+The operations are those of `torch.fx`. A module of torch.nn other than Sequential is one
+operation. A segment begins at an operation that owns weights and extends to the next one:
 
     conv bn relu pool | conv bn relu | conv bn relu pool flatten linear
     segment 0           segment 1      segment 2, with the classifier
 
-A cut lies only where exactly one tensor is alive, so that a residual block is one segment,
-and never in front of an operation that overwrites that tensor: the sender still needs it.
-A norm belongs to the operation before it, unless it opens a residual branch (pre-norm
-blocks): there the cut in front of the norm is the only one there is.
+A cut is possible only where exactly one tensor is alive, so a residual block is one segment.
+No cut lies in front of an operation that overwrites that tensor, since the sender still reads
+it. A norm belongs to the operation before it. Only a norm that begins a residual branch
+(pre-norm blocks) begins a segment, since no other cut is possible there.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from dglpipe.partition.fx.validate import validate_network
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """The smallest piece that a cut can leave.
+    """The smallest part of a network that can be a stage.
 
     Attributes:
-        name: path of the module that holds all its weights and no other segment's, else of
-            its first operation with weights; unique.
+        name: path of the module that holds all its weights and none of another segment, else
+            of its first operation with weights; unique.
         nodes: its operations, in order of execution.
-        output: the node that the next segment reads; of the last, what the network gives.
+        output: the node that the next segment reads; the output of the network for the last.
     """
 
     name: str
@@ -54,8 +54,8 @@ class TracedNetwork:
     """A network and its segments.
 
     Attributes:
-        network: as it was given; its modules are shared by the stages that `cut` makes.
-        operations: what it does, in order.
+        network: the argument of `trace`; the stages that `cut` makes share its modules.
+        operations: of the network, in order.
         segments: in order of execution; at least one.
     """
 
@@ -63,7 +63,7 @@ class TracedNetwork:
     operations: Operations
     segments: tuple[Segment, ...]
     outputs: dict[tuple[int, ...], list[tuple[int, ...]]] = field(default_factory=dict)
-    """What `propagate_shapes` found, by shape of the batch."""
+    """Result of `propagate_shapes`, by shape of the batch."""
     _pieces: dict[int, fx.GraphModule] = field(default_factory=dict)
 
     @property
@@ -73,7 +73,7 @@ class TracedNetwork:
 
     @property
     def entry(self) -> fx.Node:
-        """The node that stands for the network's input."""
+        """The node of the network's input."""
         entry: fx.Node = self.operations.entry
         return entry
 
@@ -85,12 +85,12 @@ class TracedNetwork:
 
     @functools.cached_property
     def keys(self) -> frozenset[str]:
-        """Those of the network's `state_dict`."""
+        """Keys of the network's `state_dict`."""
         return frozenset(self.network.state_dict())
 
     @functools.cached_property
     def joined(self) -> frozenset[int]:
-        """Segments in front of which there can be no cut: tensors are used on both sides."""
+        """Segments in front of which no cut is possible, since both sides use a tensor."""
         first: dict[int, int] = {}
         between: set[int] = set()
         for at, segment in enumerate(self.segments):
@@ -99,7 +99,7 @@ class TracedNetwork:
         return frozenset(between)
 
     def _tensors(self, node: fx.Node) -> Iterable[Tensor]:
-        """Parameters and buffers that an operation uses."""
+        """Parameters and buffers that operation `node` uses."""
         module = self.operations.module(node)
         if module is not None:
             return itertools.chain(module.parameters(), module.buffers())
@@ -111,14 +111,14 @@ class TracedNetwork:
         return tensors_by_key(self.network)
 
     def piece(self, at: int) -> fx.GraphModule:
-        """Segment `at` as a module of its own, to look at; it does not own its weights."""
+        """Segment `at` as a module, which shares its weights with the network."""
         if at not in self._pieces:
             self._pieces[at] = extract(self, at, at + 1)
         return self._pieces[at]
 
     @functools.cached_property
     def signatures(self) -> list[str]:
-        """Of every segment; equal for those that do the same work on equal inputs."""
+        """Signature of every segment; equal for segments that do the same work on equal inputs."""
         return [
             operations_signature(self.network, segment.nodes, segment.output)
             for segment in self.segments
@@ -131,8 +131,8 @@ def trace(network: nn.Module) -> TracedNetwork:
     Only the first argument of its forward is an input; the others keep their defaults.
 
     Raises:
-        ConfigError: the network cannot be traced, does other operations in training than in
-            evaluation, or has hooks itself.
+        ConfigError: the network cannot be traced, runs other operations in training than in
+            evaluation, or has hooks on itself.
     """
     validate_network(network)
     operations = Operations(network, symbolic_graph(network))
@@ -145,9 +145,9 @@ def _segments(operations: Operations) -> tuple[Segment, ...]:
     starts = [0, *_cuts(operations, classifier)]
     ends = [*starts[1:], len(nodes)]
     pieces = [tuple(nodes[start:end]) for start, end in zip(starts, ends, strict=True)]
-    behind = set(nodes[classifier:])
+    in_classifier = set(nodes[classifier:])
     owned = [
-        [path for node in piece if node not in behind for path in operations.weights(node)]
+        [path for node in piece if node not in in_classifier for path in operations.weights(node)]
         for piece in pieces
     ]
     outputs: list[Argument] = [
@@ -158,7 +158,7 @@ def _segments(operations: Operations) -> tuple[Segment, ...]:
 
 
 def _classifier(operations: Operations) -> int:
-    """Where the classifier begins: behind the last flattening, if weights come before it."""
+    """First operation of the classifier: the last flattening, if weights come before it."""
     nodes = operations.nodes
     last = max((at for at, node in enumerate(nodes) if operations.flattens(node)), default=0)
     return last if any(map(operations.weights, nodes[:last])) else len(nodes)
@@ -205,7 +205,7 @@ def _common_path(paths: Sequence[str]) -> str:
 
 
 def tensors_by_key(module: nn.Module) -> dict[str, Any]:
-    """The very objects that `state_dict` names."""
+    """The tensors of `state_dict` themselves, not detached."""
     return module.state_dict(keep_vars=True)
 
 
@@ -218,9 +218,9 @@ def extract(traced: TracedNetwork, first: int, end: int) -> fx.GraphModule:
 
     def copied(node: fx.Node) -> fx.Node:
         if node not in copies:
-            if node in traced.operations.sizes.rows:  # read before, from a tensor that is not here
+            if node in traced.operations.sizes.rows:  # was read from a tensor of another stage
                 copies[node] = graph.call_method("size", (copies[entry], 0))
-            else:  # weights, or a number that follows from that of the rows
+            else:  # weights, or a number computed from the number of rows
                 copies[node] = graph.node_copy(node, copied)
         return copies[node]
 
@@ -234,10 +234,10 @@ def extract(traced: TracedNetwork, first: int, end: int) -> fx.GraphModule:
 
 
 def _shorten_lookups(graph: fx.Graph) -> None:
-    """Makes the code generated of `graph` find modules by dictionary.
+    """Makes the generated code of `graph` look modules up in `_modules`.
 
-    `self.layers.conv` searches class after class at every dot, a fifth of the forward of a
-    small network. What fx writes otherwise than expected here stays as it is.
+    Attribute access (`self.layers.conv`) searches the classes at every dot, which takes a fifth
+    of the forward of a small network. Code that fx writes in another form does not change.
     """
     short = {}
     for node in graph.nodes:
@@ -256,12 +256,13 @@ def _shorten_lookups(graph: fx.Graph) -> None:
 
 
 def _dot(owner: str, part: str) -> str:
-    """An attribute as fx writes it."""
+    """Attribute access as fx writes it."""
     return f"{owner}.{part}" if part.isidentifier() else f'getattr({owner}, "{part}")'
 
 
 def _keep_out_of_state(stage: fx.GraphModule, keys: Set[str]) -> None:
-    """fx makes every tensor a buffer that is saved: undo it for those that are not."""
+    """Makes buffers non-persistent that are not in `keys`: fx registers every tensor as a
+    persistent buffer."""
     for path, module in stage.named_modules():
         for name in module._buffers:
             if f"{path}.{name}".lstrip(".") not in keys:

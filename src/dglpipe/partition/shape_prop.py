@@ -1,4 +1,4 @@
-"""A network on paper: what it makes of a batch, by shapes alone where that is possible."""
+"""Shapes of the outputs of all segments, computed on meta where that is possible."""
 
 from __future__ import annotations
 
@@ -17,41 +17,42 @@ from dglpipe.partition.segments import TracedNetwork
 def propagate_shapes(
     traced: TracedNetwork, shape: Sequence[int], dtype: torch.dtype = torch.float32
 ) -> list[tuple[int, ...]]:
-    """Sends a batch through the segments where the network is: on meta that takes no memory and
-    no arithmetic.
+    """Sends a batch through the segments on the device of the network; on meta this takes no
+    memory and no arithmetic.
 
     Args:
         shape: of a batch, (B, C, H, W).
         dtype: of the batch.
 
     Returns:
-        Shape of every segment's output, (B, ...); the last one's is that of the logits.
+        Shape (B, ...) of the output of every segment. The last output is the logits.
 
     Raises:
-        NeedsValuesError: a segment cannot be looked at on meta.
-        ImageSizeError: a segment shrinks the image to nothing or fails on it otherwise.
-        ConfigError: one gives something else than one tensor with a row for each row of the
-            batch.
+        NeedsValuesError: a segment on meta reads values.
+        ImageSizeError: a segment shrinks the image to nothing, or fails on it.
+        ConfigError: a segment returns something else than one tensor with a row for each row
+            of the batch.
     """
     known = traced.outputs.get(tuple(shape))
     if known is not None:
         return known
-    shapes = _seen(traced, shape, dtype)
+    shapes = _run(traced, shape, dtype)
     if any(map(traced.operations.counted, traced.starts[1:])):
-        # That they have the same number of rows may not be chance where one is read for another.
-        _seen(traced, (shape[0] + 1, *shape[1:]), dtype)
+        # A stage reads the number of rows from its input. Two batch sizes show that a tensor
+        # has the rows of the batch, and not by chance another size of the same value.
+        _run(traced, (shape[0] + 1, *shape[1:]), dtype)
     traced.outputs[tuple(shape)] = shapes
     return shapes
 
 
-def _seen(traced: TracedNetwork, shape: Sequence[int], dtype: torch.dtype) -> list[tuple[int, ...]]:
+def _run(traced: TracedNetwork, shape: Sequence[int], dtype: torch.dtype) -> list[tuple[int, ...]]:
     batch = sample_batch(shape, traced.device, dtype)
     shapes = []
-    seen: dict[tuple[object, ...], Tensor] = {}
+    known: dict[tuple[object, ...], Tensor] = {}
     for at, segment in enumerate(traced.segments):
-        same = traced.signatures[at], batch.shape, batch.stride(), batch.dtype
-        if same in seen:
-            batch = seen[same]
+        key = traced.signatures[at], batch.shape, batch.stride(), batch.dtype
+        if key in known:
+            batch = known[key]
             shapes.append(tuple(batch.shape))
             continue
         piece = traced.piece(at)
@@ -67,17 +68,17 @@ def _seen(traced: TracedNetwork, shape: Sequence[int], dtype: torch.dtype) -> li
             raise ConfigError("model", got, "one tensor with a row for each row of the batch")
         if not output.numel():
             raise _unfit(traced, at, batch, shape, "Nothing is left of it")
-        batch = seen[same] = output
+        batch = known[key] = output
         shapes.append(tuple(output.shape))
     return shapes
 
 
 class ImageSizeError(ConfigError):
-    """Images that a network cannot work on.
+    """Images of a size that a network cannot work on.
 
     Args:
-        reason: where and how it fails; the hint has besides what to do about it in a
-            configuration.
+        reason: segment that fails, and how.
+        advice: configuration that could work; the hint contains both.
     """
 
     def __init__(self, got: object, allowed: str, reason: str, advice: str) -> None:
@@ -86,7 +87,7 @@ class ImageSizeError(ConfigError):
 
 
 _PROXY = re.compile(r"Proxy\([^)]*\)")
-"""How a network's own check, made while it was traced, speaks of a size."""
+"""Name of a size in the message of an assertion that `torch.fx` traced."""
 
 
 def _unfit(
@@ -96,18 +97,18 @@ def _unfit(
     own = float_type(traced.piece(at).parameters(), batch.dtype)
     if own != batch.dtype and "type" in reason:
         got = f"weights of {own} in segment {at} ({name})"
-        allowed = f"weights of {batch.dtype}, as what comes to them"
-        hint = f"network.to({batch.dtype}) makes them so. {reason.splitlines()[0]}"
+        allowed = f"weights of {batch.dtype}, the dtype of their input"
+        hint = f"Call network.to({batch.dtype}). {reason.splitlines()[0]}"
         return ConfigError("model", got, allowed, hint)
     if at == 0 and "channel" in reason:
-        got, wanted = f"images of {shape[1]} channels", "images of the network's own channels"
+        got, wanted = f"images of {shape[1]} channels", "as many channels as the network reads"
         return ConfigError("model", got, wanted, f"Segment 0 ({name}): {reason.splitlines()[0]}")
     allowed = f"images that segment {at} ({name}) of the network can work on"
     first_line = _PROXY.sub("another", reason.partition("\n")[0])
     reason = f"It fails on an input of shape {tuple(batch.shape[1:])} a row: {first_line}"
     height, width = shape[-2:]
     if height != width:
-        advice = "The images are not square: data.image_size=SIDE makes them so"
+        advice = "The images are not square: data.image_size=SIDE makes them square"
         return ImageSizeError(f"images of {height}x{width}", allowed, reason, advice)
     advice = "Some builders take the size: model.args={image_size:SIDE}"
     return ImageSizeError(width, allowed, reason, advice)

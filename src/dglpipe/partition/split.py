@@ -12,9 +12,9 @@ from dglpipe.partition.segments import TracedNetwork, extract, tensors_by_key
 
 
 def even_boundaries(segments: int, stages: int) -> list[int]:
-    """First segment of every stage: sizes differ by at most 1, larger first.
+    """First segment of every stage of an even cut: sizes differ by at most 1, larger first.
 
-    10 segments in 4 stages are 3, 3, 2, 2: [0, 3, 6, 8].
+    10 segments in 4 stages have sizes 3, 3, 2, 2: [0, 3, 6, 8].
     """
     size, larger = divmod(segments, stages)
     return [size * stage + min(stage, larger) for stage in range(stages)]
@@ -23,11 +23,11 @@ def even_boundaries(segments: int, stages: int) -> list[int]:
 def boundaries(
     split: str | Sequence[int], segments: int, stages: int, names: Sequence[str] = ()
 ) -> list[int]:
-    """First segment of every stage, the first one's 0 included.
+    """First segment of every stage; 0 for the first stage.
 
     Args:
         split: `even`, or the first segment of every stage but the first.
-        segments: how many there are.
+        segments: number of segments.
         stages: K.
         names: of the segments, for the errors.
 
@@ -51,10 +51,10 @@ def boundaries(
 
 
 def check_stages(traced: TracedNetwork, stages: int) -> None:
-    """Refuses more stages than segments, and says which sizes are in the way of more segments.
+    """Refuses more stages than segments.
 
     Raises:
-        ConfigError: more stages than segments.
+        ConfigError: more stages than segments; the hint names sizes that prevent more cuts.
     """
     try:
         boundaries("even", len(traced.segments), stages, [one.name for one in traced.segments])
@@ -64,13 +64,13 @@ def check_stages(traced: TracedNetwork, stages: int) -> None:
         found = dict.fromkeys(itertools.chain(*map(operations.in_the_way, places)))
         if not found:
             raise
-        hint = f"{error.hint}. More cuts would be possible but for sizes that are read before and "
-        hint += f"used behind them: {'; '.join(found)}. Read a size where it is used"
+        hint = f"{error.hint}. Sizes that are read before a cut and used after it prevent more "
+        hint += f"cuts: {'; '.join(found)}. Read a size where it is used"
         raise ConfigError(error.key, error.got, error.allowed, hint) from None
 
 
 def _fault(firsts: list[int], segments: int, stages: int) -> str:
-    """What the list should have been; empty if it is right."""
+    """What is allowed instead of the list; empty if the list is right."""
     if len(firsts) != stages - 1:
         return f"{stages - 1} numbers for {stages} stages: the first segment of all but the first"
     if any(later <= earlier for earlier, later in itertools.pairwise(firsts)):
@@ -81,25 +81,25 @@ def _fault(firsts: list[int], segments: int, stages: int) -> str:
 
 
 def cut(traced: TracedNetwork, boundaries: Sequence[int]) -> list[fx.GraphModule]:
-    """The stages: run one after the other they are the network, bit for bit.
+    """The stages. Run one after the other they compute the network bit for bit.
 
-    Each holds the network's own modules, parameters and buffers (shared, not copied) under
-    the network's own `state_dict` keys; every key lies in exactly one stage. What the
-    network registers and never uses lies in the last.
+    Every stage holds modules, parameters and buffers of the network (shared, not copied) under
+    their `state_dict` keys. Every key is in exactly one stage; tensors that no operation uses
+    are in the last.
 
     Args:
-        boundaries: first segment of every stage, as `boundaries()` gives them.
+        boundaries: first segment of every stage, as `boundaries()` returns them.
 
     Raises:
         ConfigError: two stages would own the same tensor (tied weights); state that is
-            neither parameter nor buffer outside of the modules that are called.
+            neither parameter nor buffer, outside of modules that are one operation.
     """
     ends = [*boundaries[1:], len(traced.segments)]
     stages = [extract(traced, first, end) for first, end in zip(boundaries, ends, strict=True)]
     held = {key for stage in stages for key in stage.state_dict()}
     owners = {id(value): stage for stage in stages for value in tensors_by_key(stage).values()}
     for key, value in tensors_by_key(traced.network).items():
-        if key not in held:  # another name for a tensor that is used, or one that is not
+        if key not in held:  # a second name of a used tensor, or an unused tensor
             _adopt(owners.get(id(value), stages[-1]), traced.network, key)
     _refuse_ties(stages, boundaries)
     return stages

@@ -1,4 +1,4 @@
-"""How fast a run can be where links cost nothing, and what holds it up."""
+"""Predicted throughput of a run and its bottleneck, without the cost of the links."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LOADER, CORES = "loader", "cores"
 
 @dataclass(frozen=True, slots=True)
 class LoaderEstimate:
-    """What makes the batches, as a stage in front of the first.
+    """The loader of one replica, as a stage in front of stage 0.
 
     Attributes:
         output_shape: of an image.
-        seconds_per_step: in which the loader of a replica makes a batch, while those of the
-            other replicas make theirs; None where it has not been measured.
-        workers: its processes; 0: batches are made by the process of stage 0, which meanwhile
-            computes nothing. None as above.
+        seconds_per_step: time to load a batch, while the loaders of the other replicas work;
+            None where it was not measured.
+        workers: loader processes; 0: the process of stage 0 loads the batches, and computes
+            nothing meanwhile. None where the time was not measured.
     """
 
     output_shape: tuple[int, ...]
@@ -30,14 +30,15 @@ class LoaderEstimate:
     workers: int | None = None
 
     def beside(self, node: Node, replicas: int) -> LoaderEstimate:
-        """The same where `replicas` of them share a machine, each measured alone.
+        """This loader, measured alone, on a machine that it shares with those of all replicas.
 
-        Decoders are taken to be busy all the time; what has no workers slows its own process only.
+        Assumes that loader processes are always busy. A loader without processes slows down
+        its own process only.
         """
         if not self.seconds_per_step or not self.workers:
             return self
-        crowd = max(1.0, replicas * min(self.workers, node.cores) / node.cores)
-        return replace(self, seconds_per_step=self.seconds_per_step * crowd)
+        slowdown = max(1.0, replicas * min(self.workers, node.cores) / node.cores)
+        return replace(self, seconds_per_step=self.seconds_per_step * slowdown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ class Node:
     """The machine that all processes share.
 
     Attributes:
-        computes: whether stages compute on its cores.
+        cores: CPU cores.
+        computes: whether the stages compute on these cores.
     """
 
     cores: int
@@ -54,16 +56,16 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run will take, and how fast it can be.
+    """Predicted cost and throughput of a run.
 
     Attributes:
         rows: of a step on one replica.
-        speed_up: of the processes over one process for all stages, with as many replicas: in
-            seconds where they have been measured, else in FLOPs, every process then with cores
-            of its own and images that cost nothing.
-        samples_per_second: of all replicas; None where seconds have not been measured.
-        bottleneck: what takes longest: `stage 1`, `stages 0-2`, `loader`, or `cores` where all
-            that is computed is too much for those of the machine.
+        speed_up: over one process for all stages, with the same number of replicas. In seconds
+            where they were measured; else in FLOPs, with own cores for every process and
+            without the cost of images.
+        samples_per_second: of all replicas; None where seconds were not measured.
+        bottleneck: `stage 1`, `stages 0-2`, `loader`, or `cores` where all processes together
+            compute more than the cores of the machine can.
     """
 
     stages: tuple[StageEstimate, ...]
@@ -85,8 +87,8 @@ def predict(
     """The plan of `stages` on the processes of `layout`.
 
     Args:
-        loader: of one replica, measured alone where it has been measured.
-        node: None: every process has cores of its own.
+        loader: of one replica, measured alone or not at all.
+        node: the machine; None: every process has its own cores.
     """
     loader = loader or LoaderEstimate(())
     timed = stages[0].seconds_per_step is not None
@@ -113,7 +115,7 @@ def _longest(limits: Sequence[tuple[float, str]]) -> tuple[float, str]:
 
 
 def _rounds(stages: Sequence[StageEstimate], method: ScheduledMethod) -> list[list[float]]:
-    """Work of every stage in a step: seconds, or FLOPs; of sequential learning in each round."""
+    """Work of every stage in a step, in seconds or FLOPs, for each round of the method."""
     work = [stage.seconds_per_step or float(stage.flops_per_sample) for stage in stages]
     if not method.trains_in_rounds:
         return [work]
@@ -125,8 +127,8 @@ def _rounds(stages: Sequence[StageEstimate], method: ScheduledMethod) -> list[li
 
 
 def _forward(stage: StageEstimate) -> float:
-    """Share of a step that is forward without the head: the gradients of the weights and of
-    what they read cost as much each."""
+    """Share of a step that the forward without auxiliary modules takes: the gradients of
+    weights and of inputs each cost as much as the forward."""
     own = stage.flops_per_sample - stage.head_flops_per_sample
     return own / 3 / max(stage.flops_per_sample, 1)
 
@@ -138,28 +140,27 @@ def _limits(
     loader: LoaderEstimate,
     node: Node | None,
 ) -> list[tuple[float, str]]:
-    """How long a step takes at least, and what takes so long."""
+    """Lower bounds of the duration of a step, each with its cause."""
     loading, workers = loader.seconds_per_step or 0.0, loader.workers or 0
     limits = []
     for process in range(layout.processes):
         own = layout.at(process).stages
         learning = sum(work[j] for j in own) / method.utilization(layout)
-        # Without workers the process of stage 0 makes a batch, then learns from it.
-        feeding = loading if 0 in own and not workers else 0.0
-        limits.append((feeding + learning, LOADER if feeding > learning else _name(own)))
+        # Without workers the process of stage 0 loads a batch, then trains on it.
+        loading_here = loading if 0 in own and not workers else 0.0
+        limits.append((loading_here + learning, LOADER if loading_here > learning else _name(own)))
     if workers:
         limits.append((loading, LOADER))
     if node is not None:
-        limits.append((_crowded(sum(work), layout, loader, node), CORES))
+        limits.append((_core_seconds(sum(work), layout, loader, node), CORES))
     return limits
 
 
-def _crowded(work: float, layout: Layout, loader: LoaderEstimate, node: Node) -> float:
-    """Seconds of a step if all cores of the machine had something to do all the time."""
+def _core_seconds(work: float, layout: Layout, loader: LoaderEstimate, node: Node) -> float:
+    """Seconds of a step if all cores of the machine were always busy."""
     loading, workers = loader.seconds_per_step or 0.0, loader.workers or 0
     threads = min(layout.threads, node.cores)
     busy = (work + (0.0 if workers else loading)) * threads if node.computes else 0.0
-    # In the time that decoders share, they have at most all cores.
     decoding = min(layout.replicas * workers, node.cores) * loading
     return (layout.replicas * busy + decoding) / node.cores
 

@@ -119,7 +119,7 @@ def test_a_whole_network_is_told_from_its_weights(tmp_path):
     said = refusal(tmp_path / "whole.pt")
     assert said.startswith("It holds a dglpipe.models.cnn.Cnn: save network.state_dict() in pl")
     (tmp_path / "text.pt").write_text("no tensors in here")
-    assert refusal(tmp_path / "text.pt") == "It is neither, or damaged"
+    assert refusal(tmp_path / "text.pt") == "The file has neither format, or it is damaged"
 
 
 def test_a_file_under_the_name_of_another_format_is_told(tmp_path):
@@ -132,7 +132,7 @@ def test_a_file_under_the_name_of_another_format_is_told(tmp_path):
 def test_what_is_no_tensor_is_named(tmp_path):
     tree = {"model_state_dict": network().state_dict(), "epoch": 3}
     said = refusal(written(tmp_path / "trainer.pt", tree))
-    assert said.startswith("Under 'model_state_dict' it holds OrderedDict; a dictionary of ten")
+    assert said.startswith("Under 'model_state_dict' it holds OrderedDict; the dictionary of ten")
 
 
 @pytest.mark.parametrize("name", ["broken.safetensors", "broken.pt"])
@@ -152,7 +152,7 @@ def test_weights_of_torchvision_come_from_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     config = make_config("model=torchvision", "model.name=squeezenet1_1").model
     config.weights = "SqueezeNet1_1_Weights.IMAGENET1K_V1"
-    with pytest.raises(ConfigError, match="Nothing is downloaded here: put https://"):
+    with pytest.raises(ConfigError, match="Weights are not downloaded: save https://"):
         build_network(config, 3, 1000, 64)
     drawn = make_config("model=torchvision", "model.name=squeezenet1_1").model
     source = build_network(drawn, 3, 1000, 64).state_dict()

@@ -381,7 +381,7 @@ def test_what_every_step_costs_counts_once_a_stage(monkeypatch):
     monkeypatch.setattr(
         profiling,
         "_best_of_rounds",
-        lambda tasks: {key: 0.010 if key.startswith("nothing") else 0.015 for key in tasks},
+        lambda tasks: {key: 0.010 if key.startswith("overhead") else 0.015 for key in tasks},
     )
     config, data, _ = on_paper("model=cnn6")
     (times,) = measured(config, data, 8)

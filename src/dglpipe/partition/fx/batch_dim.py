@@ -1,10 +1,10 @@
-"""Sizes of tensors among the operations: which are the number of rows of the batch.
+"""Which tensors have the rows of the batch, and which operations compute the number of rows.
 
-A forward often begins with `b, c, h, w = x.shape` and ends with `x.reshape(b, -1)`. The tensor
-that crosses a cut between them has b rows too, and the stage behind the cut reads b from that one.
-Most rules here are of one kind: if the first tensor has the rows of the batch in dimension 0, so
-has what the operation makes of it. An operation that has no rule stands in the way of a cut, no
-more. Other sizes are left alone: they depend on the image, and stay where they are read.
+A forward often begins with `b, c, h, w = x.shape` and ends with `x.reshape(b, -1)`. A tensor that
+crosses a cut between the two has b rows, so the stage above the cut reads b from that tensor.
+Most rules have one form: if the first input has the rows of the batch in dimension 0, the output
+has them too. An operation without a rule only prevents a cut. Other sizes depend on the image;
+a cut between the read of such a size and its use is not possible.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import fx, nn
 from dglpipe.partition.fx.signature import name_of
 
 READ_AT = "read_at"
-"""Key of the line, in the `meta` of an operation that reads a shape."""
+"""Key of the source line in the `meta` of an operation that reads a shape."""
 _PURE = ("_operator", "dglpipe.partition.fx.inplace_ops")
-"""Modules of functions that make numbers of numbers."""
+"""Modules of functions that compute numbers from numbers."""
 _JOINING = {"cat", "concat", "stack"}
 _SHAPING = {"reshape", "view", "expand"}
 _OF_ALL = {
@@ -28,20 +28,20 @@ _OF_ALL = {
     *("iadd", "isub", "imul", "itruediv", "add_", "sub_", "mul_", "div_"),
     *("matmul", "bmm", "scaled_dot_product_attention"),
 }
-"""What makes rows of several tensors with rows, and of numbers or vectors besides."""
+"""Operations on several tensors with rows, and on numbers or vectors, whose output has rows."""
 
 
 def _same(*_: Any, **__: Any) -> bool:
     return True
 
 
-def _behind(*dims: Any, **_: Any) -> bool:
+def _after_rows(*dims: Any, **_: Any) -> bool:
     return bool(dims) and all(type(dim) is int and dim > 0 for dim in dims)
 
 
 def _reduced(dim: Any = None, *_: Any, **__: Any) -> bool:
-    behind = _behind(*dim) if isinstance(dim, list | tuple) else _behind(dim)
-    return behind or dim in (-1, (-1, -2), [-1, -2], (-2, -1), [-2, -1])
+    later = _after_rows(*dim) if isinstance(dim, list | tuple) else _after_rows(dim)
+    return later or dim in (-1, (-1, -2), [-1, -2], (-2, -1), [-2, -1])
 
 
 def _first_stays(*dims: Any, **_: Any) -> bool:
@@ -67,24 +67,24 @@ _RULES: dict[str, Callable[..., bool]] = {
         _same,
     ),
     **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduced),
-    "flatten": lambda start_dim=0, end_dim=-1: _behind(start_dim),
-    "transpose": lambda dim0=0, dim1=0: _behind(dim0, dim1),
-    "unsqueeze": lambda dim=0: _behind(dim),
-    "squeeze": lambda dim=0: _behind(dim),
+    "flatten": lambda start_dim=0, end_dim=-1: _after_rows(start_dim),
+    "transpose": lambda dim0=0, dim1=0: _after_rows(dim0, dim1),
+    "unsqueeze": lambda dim=0: _after_rows(dim),
+    "squeeze": lambda dim=0: _after_rows(dim),
     "permute": _first_stays,
     "getitem": _all_rows,
 }
-"""By name: whether these arguments behind the tensor leave it its rows."""
+"""By name: whether the output has the rows of the first tensor, given the other arguments."""
 _MODULES = {
     *("activation", "batchnorm", "channelshuffle", "conv", "dropout", "instancenorm", "linear"),
     *("normalization", "padding", "pixelshuffle", "pooling", "upsampling"),
 }
-"""Where torch.nn has modules that work on every row."""
+"""Files of torch.nn whose modules work on every row by itself."""
 
 
 def _keeps_rows(module: nn.Module) -> bool:
     if isinstance(module, nn.Flatten):
-        return _behind(module.start_dim)
+        return _after_rows(module.start_dim)
     if isinstance(module, nn.MultiheadAttention):
         return False
     folder, _, file = type(module).__module__.rpartition(".")
@@ -93,11 +93,11 @@ def _keeps_rows(module: nn.Module) -> bool:
 
 
 _DERIVED = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
-"""Libraries derive their own from these."""
+"""Libraries derive modules from these classes."""
 
 
 def _is_known(target: Any) -> bool:
-    """Whether an operation is one of torch's."""
+    """Whether an operation is one of torch, torchvision or this package."""
     module = getattr(target, "__module__", None) or "torch"
     return isinstance(target, str) or module.partition(".")[0] in _OPERATIONS
 
@@ -106,15 +106,15 @@ _OPERATIONS = ("torch", "torchvision", "_operator", "dglpipe")
 
 
 def reads_shape(node: fx.Node) -> bool:
-    """Whether `node` gives sizes of a tensor: all of them, or that of one dimension."""
+    """Whether `node` reads sizes of a tensor: all of them, or that of one dimension."""
     if node.op == "call_function":
         return node.target is getattr and node.args[1] in ("shape", "ndim")
     return node.op == "call_method" and node.target in ("size", "dim", "numel")
 
 
 def read_rows_early(graph: fx.Graph) -> None:
-    """Reads `x.shape[0]` as `x.size(0)` where the shape is read, so that the shape itself, which
-    has sizes of images too, need not be kept."""
+    """Replaces `x.shape[0]` by `x.size(0)` at the place where the shape is read, so that the
+    shape, which contains sizes of the image, is not alive at a cut."""
     for node in list(graph.nodes):
         index = node.args[1] if node.target is operator.getitem and len(node.args) == 2 else None
         shape = node.args[0] if index == 0 and type(index) is int else None
@@ -129,7 +129,7 @@ def read_rows_early(graph: fx.Graph) -> None:
 
 
 def _whole_shape(shape: Any) -> fx.Node | None:
-    """The tensor whose shape this is, all of it or its first sizes."""
+    """The tensor of which `shape` is the shape or its beginning; None for other nodes."""
     while isinstance(shape, fx.Node):
         if (shape.target is getattr and shape.args[1] == "shape") or _is_size(shape, ()):
             return shape.all_input_nodes[0]
@@ -148,24 +148,24 @@ def _is_size(node: fx.Node, dims: tuple[Any, ...]) -> bool:
 
 
 def _origin(size: fx.Node) -> fx.Node:
-    """The operation that reads the shape of which `size` is a part."""
+    """The operation that reads the shape which contains `size`."""
     while not reads_shape(size) and size.all_input_nodes:
         size = size.all_input_nodes[0]
     return size
 
 
 class Sizes:
-    """What the operations of a network make of sizes.
+    """The operations of a network that concern sizes.
 
     Args:
         network: owns the weights.
         graph: of its operations; its input has the rows of the batch in dimension 0.
 
     Attributes:
-        tensors: those that have a row for each row of the batch.
-        rows: operations that give the number of these.
-        counts: these, and numbers that are computed of them alone.
-        all: whatever is a size, or is computed of sizes alone.
+        tensors: operations whose output has a row for each row of the batch.
+        rows: operations that read the number of rows.
+        counts: `rows`, and operations that compute numbers from these alone.
+        all: operations that read sizes, or compute numbers from sizes alone.
     """
 
     def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
@@ -178,7 +178,7 @@ class Sizes:
             self._add(node)
 
     def read_at(self, size: fx.Node) -> str:
-        """The line of the forward in which `size`, or the first it is computed of, is read."""
+        """The source line that reads `size`, or the first size from which it is computed."""
         return str(_origin(size).meta.get(READ_AT) or name_of(_origin(size)))
 
     def _add(self, node: fx.Node) -> None:
@@ -204,7 +204,7 @@ class Sizes:
         if name in _JOINING:
             parts = first if isinstance(first, list | tuple) else ()
             dim = (*node.args[1:], *node.kwargs.values())
-            return _behind(*dim or (0,)) and not self.tensors.isdisjoint(parts)
+            return _after_rows(*dim or (0,)) and not self.tensors.isdisjoint(parts)
         if name in _SHAPING and self._is_rows(node):
             return True
         if name in _OF_ALL:
@@ -225,7 +225,7 @@ class Sizes:
         return (sizes[0] if isinstance(sizes, list | tuple) and sizes else sizes) in self.rows
 
     def _fits(self, node: fx.Node) -> bool:
-        """Whether `node` can be added to a tensor with rows and leave it its rows."""
+        """Whether a tensor with rows plus `node` has the same rows."""
         if node.op == "get_attr":
             value: Any = self._network
             for part in str(node.target).split("."):

@@ -1,4 +1,4 @@
-"""What `torch.fx` does not record: the modes of torch under which an operation runs."""
+"""Modes of torch under which an operation runs, which `torch.fx` does not record."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 
 
 def modes() -> tuple[bool, bool, int]:
-    """Whether gradients are made, whether for inference alone, and in how many autocasts this is:
-    each counts, one that changes nothing too."""
+    """(gradients enabled, inference mode enabled, depth of nested autocast contexts)
+
+    An autocast context without effect counts too."""
     depth = torch.autocast_increment_nesting()
     torch.autocast_decrement_nesting()
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), depth
@@ -18,19 +19,19 @@ def modes() -> tuple[bool, bool, int]:
 
 @contextlib.contextmanager
 def gradients() -> Iterator[None]:
-    """Gradients are made, whatever the caller has said: a `torch.no_grad` in here shows."""
+    """Enables gradients, so that a `torch.no_grad` inside the context changes the mode."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 class ModesError(Exception):
-    """An operation runs under another mode than the network that it is part of."""
+    """An operation runs under another mode than its network."""
 
     ALLOWED = "a network whose operations all run in the mode in which it is called"
     HINT = (
         "torch.no_grad, torch.inference_mode, torch.autocast and the forward of a "
-        "torch.autograd.Function change it, and torch.fx does not see that. Put what is done so "
-        "into a module of its own with less than half of the weights, hide it in a function under "
-        "torch.fx.wrap, or give the boundaries by hand: a builder (model=custom) of an "
+        "torch.autograd.Function change the mode, which torch.fx does not record. Put these "
+        "operations into a module with less than half of the weights, hide them in a function "
+        "under torch.fx.wrap, or give the boundaries by hand: a builder (model=custom) of an "
         "nn.Sequential, whose parts may be anything"
     )

@@ -1,4 +1,4 @@
-"""What has to be known of a network's operations before it can be cut."""
+"""The operations of a network: weights, norms, lifetimes of tensors, possible cuts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NORMS = (
     nn.LayerNorm,
     nn.GroupNorm,
     nn.RMSNorm,
-    nn.PReLU,  # no norm, but it belongs to the operation before just as they do
+    nn.PReLU,  # no norm, but belongs to the operation before it in the same way
 )
 _NORM_FUNCTIONS = {
     *("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"),
@@ -31,9 +31,9 @@ _SHARING = {
     *("bfloat16", "contiguous", "detach", "float", "half", "to", "type", "type_as"),
     *("dropout", "getattr"),
 }
-"""Functions and methods that may give their input's own memory."""
+"""Functions and methods whose output may share the memory of their input."""
 _WRITING = {*(function.__name__ for function in ARITHMETIC), "setitem"}
-"""Functions that write into their first input without saying so by a trailing underscore."""
+"""Functions without a trailing underscore that write into their first input."""
 _MAP_DIMENSIONS = ((2, 3), [2, 3], (-2, -1), [-2, -1])
 
 
@@ -49,25 +49,25 @@ _FLATTENING: dict[str, Callable[..., bool]] = {
     "reshape": _is_pair,
     "view": _is_pair,
 }
-"""By name: whether these arguments behind the tensor make (B, features) of (B, C, H, W)."""
+"""By name: whether the arguments after the tensor turn (B, C, H, W) into (B, features)."""
 
 
 class Operations:
-    """The operations of a network in order, and what is known of each.
+    """The operations of a network, in order.
 
     Args:
         network: owns the weights.
         graph: of its operations.
 
     Attributes:
-        entry: the node that stands for the network's input.
+        entry: node of the network's input.
         nodes: the operations, in order of execution.
-        output: what the network gives.
-        sizes: what is known of sizes among them.
+        output: of the network.
+        sizes: the operations that read or compute sizes.
     """
 
     def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
-        # A reference to weights is no operation: every stage makes its own where it needs it.
+        # A reference to weights is no operation: every stage has its own.
         self.entry: fx.Node
         self.entry, *nodes, end = (node for node in graph.nodes if node.op != "get_attr")
         self.nodes: list[fx.Node] = nodes
@@ -82,12 +82,12 @@ class Operations:
         }
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        """The module that `node` calls, if it calls one."""
+        """The module that `node` calls; None for functions and methods."""
         calls = node.op == "call_module"
         return self._network.get_submodule(str(node.target)) if calls else None
 
     def weights(self, node: fx.Node) -> list[str]:
-        """Paths of the module or the parameters that `node` owns."""
+        """Paths of the module with weights, or of the parameters, that `node` uses."""
         module = self.module(node)
         if module is not None:
             return [str(node.target)] if next(module.parameters(), None) is not None else []
@@ -95,7 +95,7 @@ class Operations:
         return [path for path in used if path in self._parameters]
 
     def shape(self, path: str) -> tuple[int, ...]:
-        """Of the parameter at `path`."""
+        """Shape of the parameter at `path`."""
         return tuple(self._network.get_parameter(path).shape)
 
     def is_norm(self, node: fx.Node) -> bool:
@@ -103,7 +103,7 @@ class Operations:
         return name_of(node) in _NORM_FUNCTIONS if module is None else isinstance(module, _NORMS)
 
     def flattens(self, node: fx.Node) -> bool:
-        """Whether `node` makes (B, features) of (B, C, H, W)."""
+        """Whether `node` turns (B, C, H, W) into (B, features)."""
         module = self.module(node)
         if module is not None:
             return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
@@ -111,12 +111,14 @@ class Operations:
         return test is not None and test(*node.args[1:], **node.kwargs)
 
     def alive(self, at: int) -> list[fx.Node]:
-        """What was there before operation `at` and is still read by it or a later one; the number
-        of rows, and what follows from it, aside: that can be read from any tensor with rows."""
+        """Values computed before operation `at` that `at` or a later operation reads.
+
+        Without the number of rows, and numbers computed from it: these can be read from any
+        tensor with rows."""
         return [node for node in self._alive(at) if node not in self.sizes.counts]
 
     def counted(self, at: int) -> bool:
-        """Whether `at` or a later operation needs the number of rows as it was read before."""
+        """Whether `at` or a later operation uses a number of rows that was read before."""
         return not self.sizes.counts.isdisjoint(self._alive(at))
 
     def can_cut(self, at: int) -> bool:
@@ -126,7 +128,7 @@ class Operations:
         return len(alive) == 1 and known and not self._overwritten(alive[0], at)
 
     def in_the_way(self, at: int) -> list[str]:
-        """Lines that read the sizes but for which a cut might lie in front of operation `at`."""
+        """Source lines that read the sizes which prevent a cut in front of operation `at`."""
         alive = self._alive(at)
         tensors = [node for node in alive if node not in self.sizes.all]
         if len(tensors) != 1 or self.can_cut(at) or self._overwritten(tensors[0], at):

@@ -1,8 +1,9 @@
-"""`x += y` on tensors, as it is: on its own `torch.fx` makes a new tensor of it.
+"""In-place arithmetic (`x += y`) as operations of a traced graph.
 
-The difference shows where the memory of x is read again, by another name or as a view, and in
-the type of the result. The functions have the names of those of `operator`, which fx would write
-into its code as statements that give a number of the same name another value.
+`torch.fx` traces `x += y` as `x = x + y`. The result differs where another name or a view reads
+the memory of x, and in dtype. The functions here have the names of those of `operator`. The
+functions of `operator` themselves do not work: fx writes them as statements, which change a
+number that another operation reads.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def _recorded(function: Function) -> Function:
 
 
 class InPlaceProxy(fx.Proxy):
-    """Stands for a tensor, or a number, while a network is traced."""
+    """A tensor or a number while a network is traced."""
 
     __iadd__ = _recorded(iadd)
     __isub__ = _recorded(isub)
@@ -93,10 +94,10 @@ class InPlaceProxy(fx.Proxy):
     __ixor__ = _recorded(ixor)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _OWN:  # x.data = y would be lost
+        if name not in _OWN:  # fx does not record x.data = y
             raise TypeError(f"the attribute {name!r} of a tensor is set in a forward")
         super().__setattr__(name, value)
 
 
 _OWN = frozenset(vars(fx.Proxy(fx.Graph().placeholder("x"))))
-"""What a proxy has besides the tensor's attributes."""
+"""Attributes of the proxy itself."""

@@ -1,4 +1,4 @@
-"""What tells apart work that has to be looked at from work that is known already."""
+"""Signatures: equal for modules, or operations, that do the same work."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Argument, map_arg
 
 _DESCRIBED = ("torch.", "torchvision.")
-"""Packages whose modules say in their `repr` what they do."""
+"""Packages whose modules describe themselves completely in their `repr`."""
 
 
 def module_signature(module: nn.Module) -> str:
-    """Equal for modules that do the same work on inputs of equal shape, whatever their weights;
-    of modules that may not say all that they do, for one and the same alone."""
+    """Equal for modules that do the same work on inputs of equal shape, whatever their weights.
+
+    The signature of a module whose `repr` may be incomplete contains its id."""
     shapes = [tuple(tensor.shape) for tensor in module.parameters()]
     known = all(type(part).__module__.startswith(_DESCRIBED) for part in module.modules())
     return f"{module!r} {shapes}" if known else f"{module!r} {shapes} {id(module)}"
 
 
 def operations_signature(network: nn.Module, nodes: Iterable[fx.Node], output: Argument) -> str:
-    """The same of operations of a traced network.
+    """Signature of operations of a traced network.
 
     Args:
         nodes: in order of execution.
-        output: what they make.
+        output: of the operations.
     """
     numbers: dict[fx.Node, int] = {}
 
@@ -56,11 +57,11 @@ def _described(value: Any) -> Any:
 
 
 def float_type(weights: Iterable[Tensor], default: torch.dtype = torch.float32) -> torch.dtype:
-    """Of the first of `weights` that has one: what a network works in."""
+    """The first floating-point dtype among `weights`: that of the network's activations."""
     return next((one.dtype for one in weights if one.is_floating_point()), default)
 
 
 def name_of(node: fx.Node) -> str:
-    """Function or method of an operation, or the path of its module."""
+    """Name of the function or method of an operation, or the path of its module."""
     name: str = getattr(node.target, "__name__", str(node.target))
     return name

@@ -1,4 +1,4 @@
-"""What can be seen of a network that cannot be cut before it is traced."""
+"""Checks of a network before it is traced."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _HOOKS = {
 
 
 def validate_network(network: nn.Module) -> None:
-    """Refuses what would be lost, or fail later with another message.
+    """Refuses a network that a cut would change.
 
     Raises:
-        ConfigError: hooks on the network itself, which no stage would run; a member with a name
-            that a stage needs for itself.
+        ConfigError: hooks on the network itself, which no stage would run; a member whose name
+            is an attribute of every stage.
     """
     name = type(network).__name__
     for attribute, what in _HOOKS.items():
@@ -34,12 +34,12 @@ def validate_network(network: nn.Module) -> None:
     if taken:
         got = f"{name} with a member named {taken[0]!r}"
         allowed = "names that a torch.fx.GraphModule does not have itself"
-        hint = "The stages are such modules: rename it"
+        hint = "Every stage is a torch.fx.GraphModule: rename the member"
         raise ConfigError("model", got, allowed, hint)
 
 
 def has_backward_hooks(module: nn.Module) -> bool:
-    """Such hooks are run where the module is called, not where its operations are."""
+    """Whether `module` has backward hooks, which run only if the module is called as a whole."""
     return bool(module._backward_hooks or module._backward_pre_hooks)
 
 
@@ -49,6 +49,6 @@ def _members(network: nn.Module) -> Iterable[str]:
 
 @functools.cache
 def _reserved() -> frozenset[str]:
-    """What a graph module has that an ordinary one does not."""
+    """Attributes of a graph module that a plain module does not have."""
     own = dir(fx.GraphModule(nn.Module(), fx.Graph()))
     return frozenset(own) - frozenset(dir(nn.Module()))

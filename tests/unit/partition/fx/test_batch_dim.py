@@ -81,7 +81,7 @@ def test_sizes_in_the_way_of_a_cut_are_named():
     network = Net(forward, a=conv(), b=conv(), c=conv())
     text = error(lambda: check_stages(trace(network), 2), "pipeline.stages")
     assert "got 2; allowed: 1 to 1, the number of segments of this network" in text
-    assert "but for sizes that are read before and used behind them: _, _, h, w = x.shape (" in text
+    assert "read before a cut and used after it prevent more cuts: _, _, h, w = x.shape (" in text
     assert text.endswith("). Read a size where it is used")
     plain = error(lambda: check_stages(trace(nn.Sequential(conv())), 2), "pipeline.stages")
     assert "sizes" not in plain

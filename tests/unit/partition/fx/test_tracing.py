@@ -93,7 +93,7 @@ def test_what_another_output_writes_into_the_logits_is_done():
 def test_a_network_without_an_output_is_refused(output):
     network = Net(lambda net, x: (net.a(x), output)[1], a=conv())
     text = error(lambda: trace(network), "model")
-    assert "got 'Net, which gives no tensor'; allowed: a network whose output has" in text
+    assert "got 'Net, which returns no tensor'; allowed: a network that returns its logits" in text
 
 
 def test_an_operation_only_in_training_is_refused():

@@ -58,5 +58,5 @@ def test_a_name_that_a_stage_needs_is_refused(name):
     network = Net(lambda net, x: net.b(getattr(net, name)(x)), **{name: conv(), "b": conv()})
     text = error(lambda: trace(network), "model")
     assert f"got \"Net with a member named '{name}'\"; allowed: names that" in text
-    assert text.endswith("rename it")
+    assert text.endswith("rename the member")
     check_exact(nn.Sequential(network, conv()))

@@ -1,0 +1,54 @@
+"""Modules that are one operation each, because their forward cannot be traced."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from torch import nn
+
+from dglpipe.errors import ConfigError
+
+
+class UntraceableError(Exception):
+    """A part of the network cannot be traced.
+
+    Args:
+        path: of the innermost module that contains the part; empty for the network itself.
+        mistake: the error to raise if no module can be one operation instead.
+    """
+
+    def __init__(self, path: str, mistake: ConfigError) -> None:
+        super().__init__(path)
+        self.path = path
+        self.mistake = mistake
+
+
+def opaque_part(
+    network: nn.Module, path: str, whole: Set[type[nn.Module] | str]
+) -> type[nn.Module] | str | None:
+    """What to trace as one operation: the class of the module at `path`, or of the innermost
+    module around it that is small enough; or the path of a child of an `nn.Sequential`.
+
+    Args:
+        whole: results of earlier calls.
+
+    Returns:
+        None if the network cannot be traced.
+    """
+    while path:
+        kind = type(network.get_submodule(path))
+        alike = [module for module in network.modules() if type(module) is kind]
+        small = 2 * max(map(_size, alike)) <= _size(network)
+        if small and not issubclass(kind, _CONTAINERS) and kind not in whole:
+            return kind
+        if isinstance(network, nn.Sequential) and "." not in path and path not in whole:
+            return path
+        path = path.rpartition(".")[0]
+    return None
+
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
