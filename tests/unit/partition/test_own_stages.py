@@ -16,7 +16,7 @@ from dglpipe.models.meta import building
 from dglpipe.models.partial import PartialBuildError, building_stored, recording
 from dglpipe.partition import own_stages, staged_network
 from dglpipe.partition.own_stages import build_own_stages
-from dglpipe.partition.stage_method import method_of
+from dglpipe.methods import build_method
 from dglpipe.pipeline.weights import named_tensors
 from dglpipe.runtime.open_data import open_images
 from harness import build_stages, make_config
@@ -85,7 +85,7 @@ def stages_of(words, count):
     data = open_images(config).description
     spec = build_stages(config, data, count, meta=True).spec
     config.pipeline.split = list(spec.bounds[1:])
-    return config, data, method_of(config.method), spec, build_stages(config, data, count)
+    return config, data, build_method(config.method), spec, build_stages(config, data, count)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -213,7 +213,7 @@ import torch, torchvision.models
 from harness import build_stages, make_config
 from dglpipe.host import peak_resident_bytes
 from dglpipe.partition.own_stages import build_own_stages
-from dglpipe.partition.stage_method import method_of
+from dglpipe.methods import build_method
 from dglpipe.runtime.open_data import open_images
 
 config = make_config("model=resnet152", "data.image_size=32", "head=linear", "pipeline.split=even")
@@ -221,7 +221,7 @@ data = open_images(config).description
 spec = build_stages(config, data, 4, meta=True).spec
 before = peak_resident_bytes()
 own = range(4) if sys.argv[1] == "all" else [int(sys.argv[1])]
-stages = build_own_stages(config, method_of(config.method), data, spec, own)
+stages = build_own_stages(config, build_method(config.method), data, spec, own)
 weights = sum(one.nbytes for stage in stages.values() for one in stage.parameters())
 print(json.dumps([peak_resident_bytes() - before, weights]))
 """
