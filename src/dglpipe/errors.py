@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+_PLACEHOLDERS = {"root": "DIR", "target": "package.module:builder", "name": "NAME"}
+"""Last part of a key -> what stands for its value in messages."""
+
 
 class DglpipeError(Exception):
     """Base class of all errors that dglpipe raises."""
@@ -33,6 +36,14 @@ class ConfigError(UserError):
         self.key, self.got, self.allowed, self.hint = key, got, allowed, hint
         text = f"{key}: got {got!r}; allowed: {allowed}"
         super().__init__(f"{text}. {hint}" if hint else text)
+
+    @classmethod
+    def required(cls, key: str) -> ConfigError:
+        """The error for a setting that has no default and was not given."""
+        value = _PLACEHOLDERS.get(key.rpartition(".")[2], "VALUE")
+        error = cls(key, None, value)
+        error.args = (f"{key}: required: give {key}={value}",)
+        return error
 
     def below(self, group: str) -> ConfigError:
         """The same error for the key `group.key`."""

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "gpu_check"))
+from harness.paths import GPU_CHECK, ROOT
+
+sys.path.append(str(GPU_CHECK))
 
 import gpu_check
 from gpu_checks import Checks, host_growth, judge_kill, plan_for
 from gpu_runs import Run, Runner, alive, kill_one, resident, strict, watch_memory
-
-ROOT = Path(__file__).parents[2]
 
 
 def summary(hashes=("a", "b"), rate=100.0, peak=1000, device="cuda"):
@@ -65,7 +65,7 @@ class TestWithoutCuda:
         assert list(tmp_path.iterdir()) == []
 
     def test_readmes_tell_whether_it_has_been_run(self):
-        for readme in (ROOT / "README.md", ROOT / "benchmarks" / "gpu_check" / "README.md"):
+        for readme in (ROOT / "README.md", GPU_CHECK / "README.md"):
             text = readme.read_text()
             says_not = re.search(r"CUDA\W+path\W+has\W+not\W+been\W+run", text) is not None
             assert says_not != gpu_check.REPORT.exists(), readme

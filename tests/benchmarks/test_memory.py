@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "memory"))
+from harness.paths import BENCHMARKS
+
+sys.path.append(str(BENCHMARKS / "memory"))
 
 import memory
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import itertools
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "throughput" / "throughput.py"
+from harness.paths import BENCHMARKS
+
+FILE = BENCHMARKS / "throughput" / "throughput.py"
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +35,6 @@ def rates(module, pipeline):
     names = (module.BACKPROP, module.THREADS, module.DDP, module.LOOP, module.ONE, module.DGL)
     one = {name: [100.0, 110.0] for name in (*names, module.BOUND, module.PREDICTED)}
     return {**one, module.PIPELINE: [pipeline] * 2, module.PIPELINE_BOUND: [100.0, 100.0]}
-
-
-def test_too_few_steps_are_refused(throughput, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["throughput.py", "--steps", "9"])
-    with pytest.raises(SystemExit):
-        throughput.parse()
-    assert "--steps: 9" in capsys.readouterr().err
 
 
 def test_a_baseline_below_its_bound_gives_no_ratio(throughput):
@@ -87,23 +80,6 @@ def test_every_method_is_cut_for_its_busiest_process(throughput):
     assert throughput.fits("gpipe", 4, few)
 
 
-def test_pipelines_near_the_fastest_are_screened_again(throughput, monkeypatch):
-    speeds = {"gpipe": [100.0, 80.0, 81.0], "1f1b": [95.0, 97.0, 96.0], "zbv": [89.0]}
-    work = throughput.Work("cnn6", 16, 16, "fp32", 2, "auto", even(6))
-
-    def train(words):
-        (schedule,) = (w.partition("=")[2] for w in words if w.startswith("method.schedule"))
-        return throughput.Result(speeds[schedule].pop(0))
-
-    monkeypatch.setattr(throughput, "train", train)
-    arguments = argparse.Namespace(schedules=list(speeds), microbatches=[4])
-    assert throughput.screen(work, arguments) == {
-        "gpipe, m=4": [100.0, 80.0, 81.0],
-        "1f1b, m=4": [95.0, 97.0, 96.0],
-        "zbv, m=4": [89.0],
-    }
-
-
 def test_a_pipeline_that_ran_once_is_not_taken_for_the_fastest(throughput):
     screened = {
         "gpipe, m=2": [90.0],
@@ -112,17 +88,6 @@ def test_a_pipeline_that_ran_once_is_not_taken_for_the_fastest(throughput):
     }
     assert throughput.fastest(screened) == "1f1b, m=4"
     assert throughput.fastest({}) is None
-
-
-def test_a_variant_is_compared_with_dgl_and_with_the_pipeline(throughput):
-    variant = throughput.VARIANT + "head=linear"
-    poor, fair = (
-        throughput.ratios({**rates(throughput, speed), variant: [120.0, 121.0]}, {})
-        for speed in (89.0, 91.0)
-    )
-    assert fair[f"{variant} / DGL"] == pytest.approx([1.2, 1.1])
-    assert fair[f"{variant} / best pipeline"] == pytest.approx([120 / 91, 121 / 91])
-    assert poor[f"{variant} / best pipeline"] == "baseline underperforms"
 
 
 @pytest.mark.parametrize(
@@ -150,53 +115,6 @@ def test_processes_that_share_cores_are_bound_by_these(throughput, monkeypatch):
     assert throughput.bound(words, batch=128, processes=6) == pytest.approx(128 / 3)
     monkeypatch.setattr(throughput, "backend", lambda processes: "nccl")
     assert throughput.bound(words, batch=128, processes=6) == pytest.approx(128 / (1 + 5 / 8))
-
-
-def test_the_picture_tells_stages_and_processes(throughput):
-    names = [throughput.ONE, throughput.DGL, throughput.FEW, throughput.MANY]
-    assert [throughput.label(name, 2) for name in names] == [
-        "DGL, 2 stages on 1 process",
-        "DGL, 2 stages on 2 processes",
-        "DGL, 6 stages on 2 processes",
-        "DGL, 6 stages on 6 processes",
-    ]
-    assert throughput.label(throughput.BOUND, 2) == "DGL, 2 stages without links"
-    assert throughput.label(throughput.DDP, 2) == throughput.DDP
-
-
-def test_six_stages_are_not_set_beside_six_processes(throughput, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["throughput.py", "--segments", "--processes", "6"])
-    with pytest.raises(SystemExit):
-        throughput.parse()
-    assert "--segments" in capsys.readouterr().err
-
-
-def test_micro_batches_that_a_schedule_does_not_take_are_left_out(throughput):
-    work = throughput.Work("cnn6", 16, 16, "fp32", 4, "auto", even(8))
-    taken = {
-        schedule: [m for m in (2, 4, 8, 16) if throughput.fits(schedule, m, work)]
-        for schedule in throughput.SCHEDULES
-    }
-    assert taken == {
-        "gpipe": [2, 4, 8],
-        "1f1b": [4, 8],
-        "interleaved_1f1b": [4, 8],
-        "zbv": [2, 4, 8],
-    }
-
-
-def test_some_ways_alone(throughput, monkeypatch, tmp_path):
-    words = ["--schedules", "--repeats", "2", "--only", "DGL without communication"]
-    monkeypatch.setattr("sys.argv", ["throughput.py", *words])
-    work = throughput.Work("cnn6", 128, 16, "fp32", 2, "auto", even(6))
-    monkeypatch.setattr(throughput, "train", lambda words: throughput.Result(2.0))
-    monkeypatch.setattr(throughput, "parts", lambda commands: [4.0] * len(commands))
-    row = throughput.measure(work, throughput.parse())
-    alone = {"DGL": [2.0, 2.0], "DGL without communication": [4.0, 4.0]}
-    assert row["samples_per_second"] == alone
-    assert row["ratios"] == {"DGL / without communication": [0.5, 0.5]}
-    throughput.draw([row], tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").exists()
 
 
 def test_every_way_is_a_command_that_is_accepted(throughput):

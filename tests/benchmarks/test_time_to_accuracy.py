@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
 from dglpipe.runtime.plan import plan_layout
+from harness.paths import BENCHMARKS
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "time_to_accuracy"))
+sys.path.append(str(BENCHMARKS / "time_to_accuracy"))
 
 import time_to_accuracy as benchmark
 
@@ -65,27 +64,3 @@ def test_every_way_is_a_command_that_is_accepted():
     for words in benchmark.ways(costs, "zbv", 2).values():
         config = compose(parse_arguments(words))
         plan_layout(config.pipeline, config.method, cores=2)
-
-
-def test_a_run_that_breaks_off_leaves_the_seeds_that_are_done(monkeypatch, tmp_path):
-    output = tmp_path / "result.json"
-    words = ["--rates", "0.1", "0.3", "--schedules", "1f1b", "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", ["time_to_accuracy.py", *words])
-    costs = benchmark.Costs((1.0,) * 6, (0.1,) * 6, (0.1,) * 5, ())
-    monkeypatch.setattr(benchmark.throughput, "timed", lambda words: costs)
-    monkeypatch.setattr(benchmark.throughput, "bound", lambda *given: 105.0)
-
-    def train(words, rate, seed, accuracy):
-        if seed == 2 and accuracy < 1:
-            raise RuntimeError("out of memory")
-        return outcome(rate, seed, rate)
-
-    monkeypatch.setattr(benchmark, "train", train)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        benchmark.main()
-    rows = json.loads(output.read_text())["rows"]
-    assert [(run["rate"], run["seed"]) for run in rows[0]["runs"]] == [
-        *((0.1, 0), (0.3, 0)),
-        *((0.1, 1), (0.3, 1)),
-    ]
-    assert rows[0]["rate"] == 0.1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from functools import cache
-from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -14,8 +13,8 @@ from dglpipe import config as schema
 from dglpipe.cli.compose import Arguments, compose
 from dglpipe.cli.config_groups import choices, groups
 from dglpipe.config import Config, parse, to_tree
+from harness.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 SELECTORS = {"name", "family"}
 ROW = re.compile(r"^\| `(?P<key>[a-z_.]+)` \| (?P<default>`[^`]*`|required) \| (?P<text>.+) \|$")
 

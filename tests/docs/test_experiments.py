@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +10,11 @@ from torchvision.io import write_png
 
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
-from dglpipe.pipeline.topology import plan_layout
 from dglpipe.runtime.open_data import open_images
-from dglpipe.runtime.plan import check
+from dglpipe.runtime.plan import make_plan, plan_layout
 from harness.configs import build_stages
+from harness.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 SEGMENTS = {
     "async_buffer": [1, 1, 1, 1, 1, 1],
@@ -64,10 +62,8 @@ def test_command_would_start(file, images):
         small += ["precision=fp32"]
     config = compose(parse_arguments(small))
     layout = plan_layout(config.pipeline, config.method, cores=64)
-    check(config, layout, layout.world_size)
-    source = open_images(config)
-    spec = build_stages(config, source.info, layout.stages, meta=True)
-    assert [len(names) for names in spec.spec.segments] == SEGMENTS[file.stem]
+    plan = make_plan(config, layout)
+    assert [len(names) for names in plan.spec.segments] == SEGMENTS[file.stem]
 
 
 def test_heads_of_the_study_read_maps_of_the_sides_that_the_papers_heads_read():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from harness.paths import BENCHMARKS
+
+sys.path.append(str(BENCHMARKS))
 
 import figures
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from harness.paths import ROOT
+
 PACKAGE = ROOT / "src" / "dglpipe"
 
 

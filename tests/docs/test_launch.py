@@ -14,9 +14,10 @@ import pytest
 
 from dglpipe.config import from_yaml
 from harness.configs import layout
+from harness.paths import ROOT
 from harness.training import train_world
 
-LAUNCH = Path(__file__).parents[2] / "launch"
+LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 TORCHRUN = Path(sys.executable).parent / "torchrun"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from harness.paths import ROOT
 
 STAND_IN = """#!/usr/bin/env bash
 echo "$*" >> "$NOTES"

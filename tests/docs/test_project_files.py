@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 import dglpipe
+from harness.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 FORGE = ROOT / ".github"
 WORKFLOWS = sorted((FORGE / "workflows").glob("*.yml"))
 PUBLISHES = "pypa/gh-action-pypi-publish@release/v1"

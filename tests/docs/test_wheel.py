@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from dglpipe.cli.config_groups import choices, groups
+from harness.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "src", "conf")
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-q")
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from dglpipe.pipeline.device import Device, choose_backend, select
+from harness.paths import GPU_CHECK
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "gpu_check"))
+sys.path.append(str(GPU_CHECK))
 
 from gpu_checks import Checks, plan_for
 from gpu_runs import Runner

@@ -26,9 +26,9 @@ class Command:
     """A program in a session of its own, its output kept in files.
 
     Args:
-        words: what to run. Without a program in front, the arguments of `dglpipe`: they run
-            in a process of the fork server whose workers are forked in their turn, which
-            spares seconds of importing.
+        words: what to run: `DGLPIPE` or another program with its arguments, started as users
+            start it. Arguments of `dglpipe` alone run in a process of the fork server, whose
+            workers are forked too: this saves the seconds in which processes load torch.
         folder: where it runs, and where its output is kept.
         environment: on top of this process's own; the tests' plug-ins can be imported.
     """

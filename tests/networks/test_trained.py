@@ -26,6 +26,7 @@ from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.run_dir import RunDir
 from harness.commands import Command
 from harness.configs import SMALL, build_stages, make_config, small
+from harness.paths import ROOT
 
 STAGES = 3
 
@@ -110,7 +111,7 @@ def test_the_python_of_the_documents_runs(finished, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "first").symlink_to(finished[0])
     monkeypatch.chdir(tmp_path)
-    text = (Path(__file__).parents[2] / "docs/python.md").read_text()
+    text = (ROOT / "docs/python.md").read_text()
     names = {}
     exec(text.partition("```python\n")[2].partition("```")[0], names)
     assert names["x"].shape == names["logits"].shape == names["weighted"].shape == (2, 10)

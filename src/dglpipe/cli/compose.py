@@ -20,9 +20,6 @@ from dglpipe.cli.config_groups import CONFIG_MODULE, choices, suggestion
 from dglpipe.config import Config, parse
 from dglpipe.errors import ConfigError, UserError
 
-PLACEHOLDERS = {"root": "DIR", "name": "NAME", "target": "package.module:builder"}
-"""What a required setting stands for, by the last part of the key."""
-
 
 def compose(arguments: Arguments) -> Config:
     """Composes and checks the configuration that `arguments` describe.
@@ -54,9 +51,7 @@ def to_plain(tree: Any) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        key = str(error.full_key)
-        example = PLACEHOLDERS.get(key.rpartition(".")[2], "VALUE")
-        raise UserError(f"{key}: required: give {key}={example}") from None
+        raise ConfigError.required(str(error.full_key)) from None
     except OmegaConfBaseException as error:
         raise ConfigError(str(error.full_key), "an unusable value", str(error)) from None
     return {str(key): value for key, value in plain.items()}  # type: ignore[union-attr]

@@ -1,11 +1,14 @@
-"""The typed schema of every setting, with its unit and its range.
+"""The typed configuration: one dataclass per group, with unit and range of every field.
 
-YAML becomes these objects once, at the edge (`parse`), and nothing below reads a raw
-dictionary. Besides `cli/` this is the only module that knows OmegaConf.
+`parse` converts a composed dictionary to a `Config` once; no other module reads raw dictionaries.
+A configuration is an input: do not modify it. This package imports only `dglpipe.errors`, besides
+OmegaConf, and does not load torch. Begin reading at `schema.Config`; each group has a file of its
+own, `parse` and `build` do the conversion, `instantiate` imports plug-ins.
 """
 
 from __future__ import annotations
 
+from dglpipe.config.checkpoint import CheckpointConfig
 from dglpipe.config.data import (
     DATA_SETS,
     Cifar10Config,
@@ -14,6 +17,9 @@ from dglpipe.config.data import (
     ImageFolderConfig,
     SyntheticConfig,
 )
+from dglpipe.config.evaluate import EvaluateConfig
+from dglpipe.config.head import HeadConfig
+from dglpipe.config.link import LinkConfig
 from dglpipe.config.method import (
     METHODS,
     PLACEMENTS,
@@ -35,24 +41,19 @@ from dglpipe.config.model import (
     TorchvisionConfig,
     VggConfig,
 )
-from dglpipe.config.optim import (
-    OPTIMIZERS,
+from dglpipe.config.optim import OPTIMIZERS, AdamConfig, AdamWConfig, OptimizerConfig, SgdConfig
+from dglpipe.config.parse import from_yaml, parse, to_tree, to_yaml
+from dglpipe.config.pipeline import PipelineConfig
+from dglpipe.config.plugin import PluginConfig
+from dglpipe.config.precision import PrecisionConfig
+from dglpipe.config.schedule import (
     SCHEDULES,
-    AdamConfig,
-    AdamWConfig,
     ConstantConfig,
     CosineConfig,
-    HeadConfig,
     MultistepConfig,
-    OptimizerConfig,
-    PrecisionConfig,
     ScheduleConfig,
-    SgdConfig,
     StepConfig,
 )
-from dglpipe.config.parse import from_yaml, parse, to_tree, to_yaml
-from dglpipe.config.pipeline import CheckpointConfig, EvaluateConfig, LinkConfig, PipelineConfig
-from dglpipe.config.plugin import PluginConfig
 from dglpipe.config.schema import Config, StageConfig
 
 __all__ = [

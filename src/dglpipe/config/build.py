@@ -1,4 +1,4 @@
-"""From plain dictionaries to the objects of the schema."""
+"""Builds objects of the schema from plain dictionaries."""
 
 from __future__ import annotations
 
@@ -17,46 +17,67 @@ from dglpipe.errors import ConfigError
 
 T = TypeVar("T")
 
+_PLUGIN_GROUPS = ("model", "head", "data")
+_OWN_KEYS = {"model": ("weights",), "method": ("loss",)}
+"""Group -> keys of a plug-in that are not arguments of its builder."""
 
-def choose(group: str, node: Any, selector: str, schemas: Mapping[str, type[Any]]) -> Any:
-    """Builds the schema that `node[selector]` names; `target` means a plug-in."""
-    require(isinstance(node, Mapping), group, node, "a group of settings, by name")
-    if group == "method" and "_target_" in node:
-        node = hydra_target(node, ("loss",))
-    elif "_target_" in node or (node.get(selector) == "custom" and group != "method"):
-        fixed = group in ("optimizer", "schedule")
-        require(not fixed, group, "custom", ", ".join(schemas))
+
+def choose(group: str, node: Any, schemas: Mapping[str, type[Any]]) -> Any:
+    """Builds the settings of a group that has one schema per choice.
+
+    Args:
+        group: name of the group.
+        node: settings of the group. `family` (group `model`) or `name` (other groups) selects
+            the schema; `custom` or a key `_target_` selects a plug-in.
+        schemas: choice -> schema. Where it has `custom`, a plug-in gets that schema.
+
+    Raises:
+        ConfigError: an unknown choice, and all errors of `build`.
+    """
+    require(isinstance(node, Mapping), group, node, "a group of settings {key: value}")
+    if "_target_" in node:
+        node = _from_hydra(group, node)
+    selector = _selector(group)
+    choice = str(node.get(selector))
+    if choice == "custom" and group in _PLUGIN_GROUPS:
         return plug_in(group, node)
-    choice = node.get(selector)
-    require_name(f"{group}.{selector}", str(choice), tuple(schemas))
-    return build(schemas[str(choice)], node, group)
+    require_name(f"{group}.{selector}", choice, tuple(schemas))
+    return build(schemas[choice], node, group)
+
+
+def _selector(group: str) -> str:
+    return "family" if group == "model" else "name"
 
 
 def plug_in(group: str, node: Mapping[str, Any]) -> PluginConfig:
-    """A plug-in from `{target, args}` or from Hydra's way, `{_target_, name: value...}`."""
-    if "_target_" in node:
-        node = hydra_target(node, ("weights",) if group == "model" else ())
-    target = node.get("target")
-    allowed = "package.module:builder of something importable"
-    require(bool(target), f"{group}.target", target, allowed)
-    named = {"family": "custom", "name": "custom", "args": node.get("args") or {}}
-    schema = CustomModelConfig if group == "model" else PluginConfig
-    return build(schema, {**node, **named}, group)
-
-
-def hydra_target(node: Mapping[str, Any], own: tuple[str, ...]) -> dict[str, Any]:
-    """`{_target_, name: value...}` of Hydra as `{name: custom, target, args}`.
+    """Builds the configuration of a plug-in.
 
     Args:
-        own: keys of the group that are not arguments of the target.
+        group: key that errors name.
+        node: `{target, args}`, or the form of Hydra, `{_target_, name: value, ...}`.
+
+    Raises:
+        ConfigError: `target` is missing, and all errors of `build`.
     """
+    if "_target_" in node:
+        node = _from_hydra(group, node)
+    target = node.get("target")
+    require(bool(target), f"{group}.target", target, "package.module:builder")
+    fixed = {"family": "custom", "name": "custom", "args": node.get("args") or {}}
+    schema = CustomModelConfig if group == "model" else PluginConfig
+    return build(schema, {**node, **fixed}, group)
+
+
+def _from_hydra(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts `{_target_, name: value, ...}` to `{name: custom, target, args}`."""
+    own = {key: node[key] for key in _OWN_KEYS.get(group, ()) if key in node}
     reserved = ("_target_", "family", "name", *own)
     args = {key: value for key, value in node.items() if key not in reserved}
-    kept = {key: node[key] for key in own if key in node}
-    return {"name": "custom", "target": node["_target_"], "args": args, **kept}
+    return {_selector(group): "custom", "target": node["_target_"], "args": args, **own}
 
 
 def refuse_unknown(prefix: str, values: Mapping[str, Any], known: set[str]) -> None:
+    """Raises ConfigError for the first key of `values` that is not in `known`."""
     for key, value in values.items():
         near = difflib.get_close_matches(str(key), known, n=1)
         hint = f"There is no such key{f'; did you mean {near[0]}?' if near else ''}"
@@ -65,8 +86,19 @@ def refuse_unknown(prefix: str, values: Mapping[str, Any], known: set[str]) -> N
 
 
 def build(schema: type[T], node: Any, prefix: str) -> T:
-    """Checks `node` against `schema` (types by OmegaConf, ranges by `__post_init__`)."""
-    require(isinstance(node, Mapping), prefix, node, "a group of settings")
+    """Builds a `schema` from the settings `node`.
+
+    OmegaConf checks the types; `__post_init__` of the schema checks the ranges.
+
+    Args:
+        schema: dataclass to build.
+        node: key -> value; omitted keys get the default of the schema.
+        prefix: key of `node`, for errors; "": the top level.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type, a value out of range.
+    """
+    require(isinstance(node, Mapping), prefix, node, "a group of settings {key: value}")
     known = {item.name for item in dataclasses.fields(schema)}  # type: ignore[arg-type]
     refuse_unknown(prefix, node, known)
     try:
@@ -75,23 +107,23 @@ def build(schema: type[T], node: Any, prefix: str) -> T:
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         path = ".".join(part for part in (prefix, str(key)) if part)
-        raise ConfigError(path, lookup(node, str(key)), wanted(schema, str(key))) from None
+        raise ConfigError(path, lookup(node, str(key)), describe(schema, str(key))) from None
 
 
 _TYPES = {
     "bool": "true or false",
     "int": "a whole number",
     "float": "a number",
-    "str": "a text",
+    "str": "a string",
     "list[int]": "a list of whole numbers",
     "list[float]": "a list of numbers",
     "list[Any]": "a list",
-    "dict[str, Any]": "a group of settings",
+    "dict[str, Any]": "a group of settings {key: value}",
 }
 
 
-def wanted(schema: type[Any], path: str) -> str:
-    """In words what the field of `schema` takes in which `path` lies."""
+def describe(schema: type[Any], path: str) -> str:
+    """The type of the field of `schema` that contains `path`, in words."""
     name = path.split("[")[0].split(".")[0]
     kind = next((str(item.type) for item in dataclasses.fields(schema) if item.name == name), "")
     plain = kind.removesuffix(" | None")
@@ -99,7 +131,7 @@ def wanted(schema: type[Any], path: str) -> str:
 
 
 def lookup(node: Any, path: str) -> Any:
-    """What stands at `path`, or as far towards it as there is something."""
+    """The value of `node` at `path`, or at the longest prefix of `path` that exists."""
     for part in path.replace("[", ".").replace("]", "").split("."):
         if isinstance(node, Mapping) and part in node:
             node = node[part]

@@ -14,8 +14,9 @@ class DigitsConfig:
     """1,797 embedded images of handwritten digits, 8x8 pixels, 1 channel."""
 
     name: str = "digits"
+    """Always `digits`."""
     image_size: int = 8
-    """Side of the images in pixels; other sides than 8 are interpolated."""
+    """Height and width of the images in pixels; from 1; images are interpolated if not 8."""
 
     def __post_init__(self) -> None:
         require_number("data.image_size", self.image_size, 1)
@@ -23,16 +24,18 @@ class DigitsConfig:
 
 @dataclass(kw_only=True, slots=True)
 class Cifar10Config:
-    """torchvision's CIFAR-10: random crop with padding 4 and flip in training."""
+    """CIFAR-10 of torchvision."""
 
     name: str = "cifar10"
+    """Always `cifar10`."""
     root: str = "data"
-    """Folder that holds `cifar-10-batches-py`."""
+    """Folder that contains `cifar-10-batches-py`."""
     download: bool = False
-    """Fetch the data set when it is not there."""
+    """Download the data set to `root` if it is missing."""
     image_size: int = 32
-    """Side of the images in pixels; other sides than 32 are interpolated."""
+    """Height and width of the images in pixels; from 1; images are interpolated if not 32."""
     augment: bool = True
+    """Augment training images: random crop with padding 4, random horizontal flip."""
 
     def __post_init__(self) -> None:
         require_number("data.image_size", self.image_size, 1)
@@ -43,19 +46,23 @@ class ImageFolderConfig:
     """`train/<class>/*` and `val/<class>/*` or `test/<class>/*` under `root`."""
 
     name: str = "image_folder"
+    """Always `image_folder`."""
     root: str = ""
+    """Folder that contains `train/` and `val/` or `test/`; required."""
     transform: str = "cifar"
-    """`cifar`: random crop with padding 4 and flip; `imagenet`: RandomResizedCrop and
-    flip, at test time the shorter side to 8/7 of `image_size`, then the centre."""
+    """`cifar`: random crop with padding 4 and horizontal flip. `imagenet`: RandomResizedCrop and
+    horizontal flip in training; at test time, resize the shorter side to 8/7 of `image_size` and
+    crop the centre."""
     image_size: int | None = None
-    """Side of the images in pixels; null: that of the first training image, 224 with
-    `imagenet`."""
+    """Height and width of the images in pixels; from 1; null: those of the first training image,
+    224 if `transform=imagenet`."""
     augment: bool = True
+    """Apply the random crop and flip of `transform` to training images."""
     workers: int | None = None
-    """Decoding processes of a replica for images that are not held in memory; null: one a core,
-    shared by the replicas of a machine."""
+    """Decoding processes per replica, for images that are not kept in memory; from 0; 0: decode
+    in the training process; null: one per core, divided among the replicas of a machine."""
     memory_limit_mb: int = 4096
-    """Images are decoded once into memory if all of them fit into this, in MiB."""
+    """Size limit in MiB up to which all images are decoded once and kept in memory; from 0."""
 
     def __post_init__(self) -> None:
         require(bool(self.root), "data.root", self.root, "a folder with train/ and val/ or test/")
@@ -69,17 +76,20 @@ class ImageFolderConfig:
 
 @dataclass(kw_only=True, slots=True)
 class SyntheticConfig:
-    """Seeded images of any shape: a pattern a class, plus noise."""
+    """Random images of any shape: one smooth pattern per class, plus Gaussian noise."""
 
     name: str = "synthetic"
+    """Always `synthetic`."""
     samples: int = 1024
-    """Training images; a quarter as many again are for testing."""
+    """Training images; from 1. The test split has a quarter as many, at least 1."""
     classes: int = 10
+    """N, the number of classes; from 2."""
     channels: int = 3
+    """C, the number of channels; from 1."""
     image_size: int = 32
-    """Side in pixels."""
+    """Height and width of the images in pixels; from 1."""
     noise: float = 1.0
-    """Standard deviation of the noise; that of the patterns is 1."""
+    """Standard deviation of the noise, relative to that of the patterns; from 0."""
 
     def __post_init__(self) -> None:
         require_number("data.samples", self.samples, 1)
@@ -96,3 +106,4 @@ DATA_SETS: dict[str, type[Any]] = {
     "image_folder": ImageFolderConfig,
     "synthetic": SyntheticConfig,
 }
+"""Built-in data sets: name -> schema."""

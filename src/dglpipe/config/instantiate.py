@@ -1,4 +1,4 @@
-"""Builders from outside the package: found by name, called with what they ask for."""
+"""Imports and calls plug-ins: builders from outside the package."""
 
 from __future__ import annotations
 
@@ -10,25 +10,22 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import torch
-
-from dglpipe.config import PluginConfig
+from dglpipe.config.plugin import PluginConfig
 from dglpipe.errors import ConfigError
 
-_ALLOWED = "package.module:builder or package.module.builder of something importable"
+_ALLOWED = "package.module:builder or package.module.builder that can be imported"
 
 
 def load_target(target: str, key: str) -> Callable[..., Any]:
-    """Imports what `target` names.
+    """Imports the builder that `target` names.
 
     Args:
-        target: `package.module:name` (the name may have dots) or `package.module.name`.
-        key: the configuration key that errors name, `model.target` for example.
+        target: `package.module:name` (`name` may contain dots) or `package.module.name`.
+        key: configuration key that errors name, `model.target` for example.
 
     Raises:
-        ConfigError: the text is no such path; the module or the name does not exist; the
-            module fails while it is imported (its own error is the cause); what was found
-            cannot be called.
+        ConfigError: `target` is not an import path; the module or the name does not exist; the
+            import of the module fails (its exception is the cause); the object is not callable.
     """
     path, names = _split(target, key)
     found: Any = _import(path, target, key)
@@ -38,29 +35,33 @@ def load_target(target: str, key: str) -> Callable[..., Any]:
         found = getattr(found, name)
     if not callable(found):
         kind = type(found).__name__
-        raise ConfigError(key, target, "something that can be called", f"It is of type {kind}")
+        raise ConfigError(key, target, "a callable", f"{target} is of type {kind}")
     return found  # type: ignore[no-any-return]
 
 
 def build_plug_in(config: PluginConfig, key: str, **offered: object) -> Any:
-    """Calls the target of `config` with its arguments.
+    """Calls the builder of a plug-in with the arguments of the user.
 
-    Those of `offered` that the target's signature names, and that the user did not give,
-    are passed too. A bare `**kwargs` takes none: most pass them on to who knows whom.
+    The builder also receives those of `offered` that its signature names and that the user did not
+    give. A parameter `**kwargs` receives none of them: most builders pass `**kwargs` on to
+    functions that reject unknown names.
 
     Args:
-        config: target and arguments.
-        key: the configuration group that errors name, `model` for example.
-        offered: what the package knows and a builder may want.
+        config: import path and arguments of the builder.
+        key: configuration group that errors name, `model` for example.
+        offered: arguments that the package can fill in.
+
+    Returns:
+        The return value of the builder.
 
     Raises:
-        ConfigError: as `load_target`; the arguments do not fit the signature; the builder
-            fails (its own error is the cause).
+        ConfigError: as `load_target`; the arguments do not match the signature; the builder raises
+            an exception (which is the cause).
     """
     builder = load_target(config.target, f"{key}.target")
     try:
         signature = inspect.signature(builder)
-    except (TypeError, ValueError):  # some builtins have none
+    except (TypeError, ValueError):  # some builtins have no signature
         return _call(builder, config, key, config.args)
     extra = {name: value for name, value in offered.items() if name in signature.parameters}
     arguments = {**extra, **config.args}
@@ -77,16 +78,16 @@ def _call(builder: Callable[..., Any], config: PluginConfig, key: str, arguments
         return builder(**arguments)
     except ConfigError:
         raise
-    except Exception as error:  # whatever the user's builder does
+    except Exception as error:  # any exception of the user's builder
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{last.filename}, line {last.lineno}"
-        hint = f"The builder fails with them: {_describe(error)} ({where})"
-        allowed = f"arguments with which {config.target} works"
+        hint = f"{config.target} raises {_describe(error)} ({where})"
+        allowed = f"arguments that {config.target} accepts"
         raise ConfigError(f"{key}.args", arguments, allowed, hint) from error
 
 
 def _split(target: str, key: str) -> tuple[str, list[str]]:
-    """The module's path, and the names to look up in it one after the other."""
+    """Splits `target` into the path of the module and the attributes to look up in turn."""
     path, mark, name = target.partition(":")
     if not mark:
         path, _, name = target.rpartition(".")
@@ -97,35 +98,35 @@ def _split(target: str, key: str) -> tuple[str, list[str]]:
 
 
 def _import(path: str, target: str, key: str) -> ModuleType:
+    import torch  # not at module level: `import dglpipe.config` works without torch
+
     try:
-        # A module that makes tensors must not shift the draws of the network being built, nor
-        # make them where that is drawn on paper: it is imported once, now or by somebody else.
+        # A module may create tensors while it is imported. Its random numbers must not change
+        # those of the network, and its tensors must not be on meta where the network is.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             return importlib.import_module(path)
     except ModuleNotFoundError as error:
         missing = error.name or ""
-        own = path == missing or path.startswith(f"{missing}.")
-        hint = f"There is no module {missing!r}" if own else _broken(path, error)
-        if own:
-            hint += "; is its folder on PYTHONPATH, its package installed?"
+        if path != missing and not path.startswith(f"{missing}."):
+            raise ConfigError(key, target, _ALLOWED, _import_failed(path, error)) from error
+        hint = f"There is no module {missing!r}; add its folder to PYTHONPATH, or install it"
         raise ConfigError(key, target, _ALLOWED, hint) from error
-    except Exception as error:  # whatever the user's module does while it is imported
-        raise ConfigError(key, target, "a module that can be imported", _broken(path, error)) from (
-            error
-        )
+    except Exception as error:  # any exception of the user's module
+        hint = _import_failed(path, error)
+        raise ConfigError(key, target, "a module that can be imported", hint) from error
 
 
-def _broken(path: str, error: Exception) -> str:
-    return f"Module {path!r} exists and fails while it is imported: {_describe(error)}"
+def _import_failed(path: str, error: Exception) -> str:
+    return f"Module {path!r} exists, but its import fails: {_describe(error)}"
 
 
 def _describe(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"it needs the module {error.name!r}, which is not installed"
+        return f"module {error.name!r} is not installed"
     return f"{type(error).__name__}: {error}"
 
 
 def _no_such_name(owner: object, name: str) -> str:
     where = getattr(owner, "__name__", repr(owner))
     near = difflib.get_close_matches(name, dir(owner), n=3)
-    return f"{where!r} has no {name!r}" + (f"; near it: {', '.join(near)}" if near else "")
+    return f"{where!r} has no {name!r}" + (f"; similar names: {', '.join(near)}" if near else "")

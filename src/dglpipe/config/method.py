@@ -29,7 +29,6 @@ class MethodConfig:
 READ_RULES = ("paper", "authors")
 POLICIES = ("overwrite", "block")
 STORAGES = ("device", "host")
-ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -75,7 +74,9 @@ class AsyncConfig(MethodConfig):
             require_number("method.max_age", self.max_age, 0)
         require_name("method.storage", self.storage, STORAGES)
         if self.storage_precision is not None:
-            require_name("method.storage_precision", self.storage_precision, tuple(ITEM_BYTES))
+            require_name(
+                "method.storage_precision", self.storage_precision, ("fp32", "bf16", "fp16")
+            )
         require_name("method.order", self.order, ("random", "sequential"))
         self._check_policies()
         for factor in self.slowdown:

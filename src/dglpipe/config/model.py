@@ -11,21 +11,25 @@ from dglpipe.config.plugin import PluginConfig
 
 @dataclass(kw_only=True, slots=True)
 class CnnConfig:
-    """The plain convolution networks of the paper."""
+    """The plain convolutional networks of Belilovsky et al. (ICML 2020)."""
 
     family: str = "cnn"
+    """Always `cnn`."""
     name: str = "cnn6"
+    """`cnn4` or `cnn6`."""
     width: int = 32
-    """Channels of the first layer; the others are 2 or 4 times as wide."""
+    """Channels of layer 0; from 1. The other layers have 2 or 4 times as many channels. The paper
+    has 128 in `cnn6` and 64 in `cnn4`."""
     widths: list[int] | None = None
-    """Channels of every layer, in place of `width`."""
+    """Channels of every layer, each from 1; replaces `width`; null: determined by `width`."""
     pools: list[int] | None = None
-    """Layers, counted from 0, in front of which a 2x2 max-pool stands; null: 1 and 3."""
+    """Layers, counted from 0, that are preceded by a 2x2 max pooling; increasing; null: [1, 3]."""
     dropout: float = 0.0
-    """Probability that a channel is dropped behind each layer."""
+    """Probability that a channel is dropped after a layer; 0 to 0.99; 0: no dropout."""
     weights: str | None = None
-    """Initial weights: a file, or a member of torchvision's enums, `ResNet18_Weights.DEFAULT`,
-    that is on disk already; null: drawn from the seed."""
+    """Initial weights: a file, or a member of a weights enum of torchvision such as
+    `ResNet18_Weights.DEFAULT` whose file is in the cache of torch; null: initialised from
+    `seed`."""
 
     def __post_init__(self) -> None:
         require_name("model.name", self.name, ("cnn4", "cnn6"))
@@ -33,25 +37,27 @@ class CnnConfig:
         layers = int(self.name[3:])
         if self.widths is not None:
             fits = len(self.widths) == layers and min(self.widths) >= 1
-            require(fits, "model.widths", self.widths, f"{layers} numbers from 1")
+            require(fits, "model.widths", self.widths, f"{layers} whole numbers from 1")
         if self.pools is not None:
-            ordered = sorted(set(self.pools)) == self.pools
-            inside = all(0 < pool < layers for pool in self.pools)
-            require(
-                ordered and inside, "model.pools", self.pools, f"rising numbers 1..{layers - 1}"
-            )
+            increasing = sorted(set(self.pools)) == self.pools
+            fits = increasing and all(0 < pool < layers for pool in self.pools)
+            allowed = f"increasing whole numbers from 1 to {layers - 1}"
+            require(fits, "model.pools", self.pools, allowed)
         require_number("model.dropout", self.dropout, 0, 0.99)
 
 
 @dataclass(kw_only=True, slots=True)
 class VggConfig:
-    """torchvision's VGG networks with batch norm."""
+    """VGG networks with batch norm of torchvision."""
 
     family: str = "vgg"
+    """Always `vgg`."""
     name: str = "vgg11_bn"
+    """`vgg11_bn`, `vgg13_bn`, `vgg16_bn` or `vgg19_bn`."""
     dropout: float = 0.5
-    """Probability in the classifier; 0 is the paper's."""
+    """Dropout probability in the classifier; 0 to 0.99; 0: no dropout, as in the paper."""
     weights: str | None = None
+    """Initial weights, as in `CnnConfig`; null: initialised from `seed`."""
 
     def __post_init__(self) -> None:
         names = ("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")
@@ -61,11 +67,14 @@ class VggConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ResnetConfig:
-    """torchvision's ResNets (ImageNet stem)."""
+    """ResNets of torchvision, with the stem for ImageNet."""
 
     family: str = "resnet"
+    """Always `resnet`."""
     name: str = "resnet18"
+    """`resnet18`, `resnet34`, `resnet50`, `resnet101` or `resnet152`."""
     weights: str | None = None
+    """Initial weights, as in `CnnConfig`; null: initialised from `seed`."""
 
     def __post_init__(self) -> None:
         names = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -74,11 +83,14 @@ class ResnetConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ResnetCifarConfig:
-    """ResNets for 32x32 images with option-A shortcuts."""
+    """ResNets for 32x32 images, with parameter-free shortcuts (option A of He et al., 2016)."""
 
     family: str = "resnet_cifar"
+    """Always `resnet_cifar`."""
     name: str = "resnet20_cifar"
+    """`resnet20_cifar`, `resnet56_cifar` or `resnet110_cifar`."""
     weights: str | None = None
+    """Initial weights, as in `CnnConfig`; null: initialised from `seed`."""
 
     def __post_init__(self) -> None:
         names = ("resnet20_cifar", "resnet56_cifar", "resnet110_cifar")
@@ -86,23 +98,26 @@ class ResnetCifarConfig:
 
 
 TRANSFORMING = ("googlenet", "inception_v3")
-"""Networks whose published weights want other images, which their builders then make."""
+"""Networks of torchvision that must transform their input if they load published weights."""
 
 
 @dataclass(kw_only=True, slots=True)
 class TorchvisionConfig:
-    """Any classification network of torchvision, by its builder's name."""
+    """Any classification network of torchvision."""
 
     family: str = "torchvision"
+    """Always `torchvision`."""
     name: str = ""
-    """As `torchvision.models.list_models(module=torchvision.models)` has it."""
+    """A name of `torchvision.models.list_models(module=torchvision.models)`; required."""
     args: dict[str, Any] | None = None
-    """Further keyword arguments of the builder."""
+    """Further keyword arguments of the builder; null: none."""
     weights: str | None = None
+    """Initial weights, as in `CnnConfig`; null: initialised from `seed`."""
 
     def __post_init__(self) -> None:
-        require(bool(self.name), "model.name", self.name, "the name of a network of torchvision")
-        # Kept here, so that the trained network is built with it too, long after its weights.
+        require(bool(self.name), "model.name", self.name, "the name of a torchvision network")
+        # `args` holds transform_input, so that a trained network is rebuilt with it even where
+        # its initial weights are no longer available.
         published = self.weights is not None and "_Weights." in self.weights
         own = {"transform_input": True} if published and self.name in TRANSFORMING else {}
         self.args = {**own, **(self.args or {})}
@@ -110,18 +125,20 @@ class TorchvisionConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TimmConfig:
-    """Any network of timm (extra `timm` of the package)."""
+    """Any network of timm; requires the extra `timm` of the package."""
 
     family: str = "timm"
+    """Always `timm`."""
     name: str = ""
-    """As `timm.list_models()` has it."""
+    """A name of `timm.list_models()`; required."""
     args: dict[str, Any] | None = None
-    """Further keyword arguments of `timm.create_model`."""
+    """Further keyword arguments of `timm.create_model`; null: none."""
     weights: str | None = None
+    """Initial weights, as in `CnnConfig`; null: initialised from `seed`."""
 
     def __post_init__(self) -> None:
         self.args = self.args or {}
-        require(bool(self.name), "model.name", self.name, "the name of a network of timm")
+        require(bool(self.name), "model.name", self.name, "the name of a timm network")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -129,6 +146,7 @@ class CustomModelConfig(PluginConfig):
     """A network from outside the package."""
 
     weights: str | None = None
+    """Initial weights, as in `CnnConfig`; null: initialised from `seed`."""
 
 
 ModelConfig = (
@@ -148,3 +166,4 @@ MODEL_FAMILIES: dict[str, type[Any]] = {
     "torchvision": TorchvisionConfig,
     "timm": TimmConfig,
 }
+"""Built-in networks: family -> schema."""

@@ -1,4 +1,4 @@
-"""Reading and writing a configuration."""
+"""Converts a configuration from and to plain dictionaries and YAML."""
 
 from __future__ import annotations
 
@@ -11,36 +11,27 @@ from omegaconf import OmegaConf
 
 from dglpipe.config.build import build, choose, refuse_unknown
 from dglpipe.config.checks import require
-from dglpipe.config.data import DATA_SETS
-from dglpipe.config.method import METHODS
-from dglpipe.config.model import MODEL_FAMILIES
-from dglpipe.config.optim import OPTIMIZERS, SCHEDULES
-from dglpipe.config.schema import HEADS, SINGLE, STAGE_GROUPS, Config
+from dglpipe.config.schema import CHOICES, SINGLE, STAGE_GROUPS, Config
 from dglpipe.errors import ConfigError
 
 
 def parse(tree: Mapping[str, Any]) -> Config:
-    """Turns a composed configuration into typed objects.
+    """Converts a composed configuration to typed objects.
+
+    Args:
+        tree: plain dictionary with every key of `Config`; it is not modified.
 
     Raises:
-        ConfigError: a key that does not exist, a value of the wrong type or out of range.
+        ConfigError: an unknown or missing key, a value of the wrong type or out of range.
     """
-    values = dict(tree)
-    known = {item.name for item in dataclasses.fields(Config)}
-    refuse_unknown("", values, known)
-    missing = sorted(known - values.keys())
-    require(not missing, missing[0] if missing else "", "nothing", "a value")
-    groups = {
-        "model": choose("model", values.pop("model"), "family", MODEL_FAMILIES),
-        "head": choose("head", values.pop("head"), "name", HEADS),
-        "data": choose("data", values.pop("data"), "name", DATA_SETS),
-        "optimizer": choose("optimizer", values.pop("optimizer"), "name", OPTIMIZERS),
-        "schedule": choose("schedule", values.pop("schedule"), "name", SCHEDULES),
-        "method": choose("method", values.pop("method"), "name", METHODS),
-    }
-    for group, schema in SINGLE.items():
-        groups[group] = build(schema, values.pop(group), group)
-    rest = build(_Scalars, values, "")
+    known = [item.name for item in dataclasses.fields(Config)]
+    refuse_unknown("", tree, set(known))
+    for key in known:
+        if key not in tree:
+            raise ConfigError.required(key)
+    groups = {group: choose(group, tree[group], schemas) for group, schemas in CHOICES.items()}
+    groups |= {group: build(schema, tree[group], group) for group, schema in SINGLE.items()}
+    rest = build(_Scalars, {key: tree[key] for key in known if key not in groups}, "")
     scalars = {item.name: getattr(rest, item.name) for item in dataclasses.fields(_Scalars)}
     config = Config(**groups, **scalars)
     _check_per_stage(config)
@@ -48,33 +39,33 @@ def parse(tree: Mapping[str, Any]) -> Config:
 
 
 def to_tree(config: Config) -> dict[str, Any]:
-    """The plain dictionary that `parse` turns back into an equal `config`."""
+    """Converts `config` to a plain dictionary; `parse` restores an equal `Config`."""
     return dataclasses.asdict(config)
 
 
 def to_yaml(config: Config) -> str:
-    """The text of `config.yaml`."""
+    """Converts `config` to the text of `config.yaml`; `from_yaml` restores an equal `Config`."""
     return OmegaConf.to_yaml(OmegaConf.create(to_tree(config)))
 
 
 def from_yaml(text: str) -> Config:
-    """Reads what `to_yaml` wrote.
+    """Reads a configuration that `to_yaml` wrote.
 
     Raises:
-        ConfigError: it is no YAML, or no configuration.
+        ConfigError: malformed YAML, and all errors of `parse`.
     """
     try:
         tree = OmegaConf.to_container(OmegaConf.create(text))
-    except Exception as error:  # those of the YAML library, which is OmegaConf's
+    except Exception as error:  # errors of OmegaConf and of its YAML library
         reason = " ".join(str(error).split())
-        raise ConfigError("config.yaml", "a text that is torn", "YAML", reason) from error
-    require(isinstance(tree, dict), "config.yaml", tree, "a mapping")
+        raise ConfigError("config.yaml", "malformed YAML", "YAML", reason) from error
+    require(isinstance(tree, dict), "config.yaml", tree, "a mapping {key: value}")
     return parse(tree)  # type: ignore[arg-type]
 
 
 @dataclass(kw_only=True, slots=True)
 class _Scalars:
-    """The settings outside every group, for OmegaConf to check their types."""
+    """The fields of `Config` that are not groups, in types that OmegaConf can check."""
 
     per_stage: list[Any] = field(default_factory=list)
     epochs: int = 0
@@ -93,7 +84,8 @@ class _Scalars:
 def _check_per_stage(config: Config) -> None:
     for j, own in enumerate(config.per_stage):
         where = f"per_stage[{j}]"
-        require(isinstance(own, Mapping), where, own, "a group of settings, {} for none")
+        allowed = "a group of settings {key: value}, {} for none"
+        require(isinstance(own, Mapping), where, own, allowed)
         refuse_unknown(where, own, set(STAGE_GROUPS))
         try:
             config.stage(j)

@@ -1,4 +1,4 @@
-"""What comes from outside the package."""
+"""The configuration of a plug-in: a network, head, loss or data set from outside the package."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ class PluginConfig:
     """A network, head, loss or data set from outside the package."""
 
     family: str = "custom"
+    """Always `custom`."""
     name: str = "custom"
+    """Always `custom`."""
     target: str = ""
-    """Where the builder is: `package.module:builder` or `package.module.builder`."""
+    """Import path of the builder: `package.module:builder` or `package.module.builder`."""
     args: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the builder."""
+    """Keyword arguments of the builder; {}: none."""

@@ -1,4 +1,4 @@
-"""A whole run, and what can differ from stage to stage."""
+"""The configuration of a whole run, and the settings that can differ between stages."""
 
 from __future__ import annotations
 
@@ -8,21 +8,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from dglpipe.config.build import build, choose
+from dglpipe.config.checkpoint import CheckpointConfig
 from dglpipe.config.checks import require, require_name, require_number, require_positive
-from dglpipe.config.data import DataConfig
+from dglpipe.config.data import DATA_SETS, DataConfig
+from dglpipe.config.evaluate import EvaluateConfig
+from dglpipe.config.head import HEADS, HeadConfig
+from dglpipe.config.link import LinkConfig
 from dglpipe.config.method import METHODS, MethodConfig
-from dglpipe.config.model import ModelConfig
-from dglpipe.config.optim import (
-    OPTIMIZERS,
-    SCHEDULES,
-    HeadConfig,
-    OptimizerConfig,
-    PrecisionConfig,
-    ScheduleConfig,
-)
-from dglpipe.config.pipeline import CheckpointConfig, EvaluateConfig, LinkConfig, PipelineConfig
+from dglpipe.config.model import MODEL_FAMILIES, ModelConfig
+from dglpipe.config.optim import OPTIMIZERS, OptimizerConfig
+from dglpipe.config.pipeline import PipelineConfig
 from dglpipe.config.plugin import PluginConfig
+from dglpipe.config.precision import PrecisionConfig
+from dglpipe.config.schedule import SCHEDULES, ScheduleConfig
 
+CHOICES: dict[str, dict[str, type[Any]]] = {
+    "model": MODEL_FAMILIES,
+    "head": HEADS,
+    "data": DATA_SETS,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "method": METHODS,
+}
+"""Groups with one schema per choice: group -> choice -> schema."""
 SINGLE: dict[str, type[Any]] = {
     "precision": PrecisionConfig,
     "pipeline": PipelineConfig,
@@ -30,62 +38,75 @@ SINGLE: dict[str, type[Any]] = {
     "evaluate": EvaluateConfig,
     "checkpoint": CheckpointConfig,
 }
-HEADS: dict[str, type[Any]] = dict.fromkeys(("mlp_sr", "mlp", "cnn", "linear"), HeadConfig)
-NAMED: dict[str, dict[str, type[Any]]] = {
-    "head": HEADS,
-    "optimizer": OPTIMIZERS,
-    "schedule": SCHEDULES,
-    "method": METHODS,
-}
-"""Groups whose choices have keys of their own."""
+"""Groups with a single schema: group -> schema."""
 STAGE_GROUPS = ("optimizer", "schedule", "head", "precision")
+"""Groups that can differ between stages (`per_stage`)."""
 
 
 @dataclass(kw_only=True, slots=True)
 class StageConfig:
-    """What can differ from stage to stage."""
+    """The settings of one stage."""
 
     optimizer: OptimizerConfig
+    """Optimizer of the stage."""
     schedule: ScheduleConfig
+    """Learning rate schedule of the stage."""
     head: HeadConfig | PluginConfig
+    """Auxiliary head of the stage; the last stage has none."""
     precision: PrecisionConfig
+    """Number format of the stage."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Config:
-    """A whole run."""
+    """The configuration of a whole run."""
 
     model: ModelConfig
+    """Network to train."""
     head: HeadConfig | PluginConfig
+    """Auxiliary head of every stage but the last."""
     data: DataConfig
+    """Data set."""
     optimizer: OptimizerConfig
+    """Optimizer of every stage."""
     schedule: ScheduleConfig
+    """Learning rate schedule of every stage."""
     method: MethodConfig
+    """How the stages learn."""
     precision: PrecisionConfig
+    """Number format of every stage."""
     pipeline: PipelineConfig
+    """Stages, processes, replicas and cuts."""
     link: LinkConfig
+    """Emulated links."""
     evaluate: EvaluateConfig
+    """Evaluation during training."""
     checkpoint: CheckpointConfig
+    """Checkpoints."""
     per_stage: list[dict[str, Any]]
-    """Partial settings of `optimizer`, `schedule`, `head`, `precision`, one a stage."""
+    """Settings of single stages: K mappings, each with parts of `optimizer`, `schedule`, `head`
+    and `precision`; []: no stage differs."""
     epochs: int
-    """Passes over the training split."""
+    """Passes over the training split; from 1."""
     max_steps: int | None
-    """Steps after which training ends even inside an epoch; null: no limit."""
+    """Optimizer steps after which training ends, even within an epoch; from 1; null: no limit."""
     batch_size: int
-    """Rows of an optimizer step over all replicas."""
+    """Rows of an optimizer step over all replicas; from 2 per replica, at most the training
+    split."""
     seed: int
+    """Seed of weights, batch order, augmentation and dropout; 0 to 2**32 - 1."""
     log_every: int
-    """Steps between two training lines of a stage."""
+    """Steps between two training lines of a stage in `metrics.jsonl`; from 1."""
     resume: str
-    """`never`, or `auto`: go on from the last complete checkpoint of `run_dir`."""
+    """`never`, or `auto`: continue from the last complete checkpoint in `run_dir`, if any."""
     timeout_s: float
-    """Seconds after which a process that waits for another gives up."""
+    """Timeout of a process that waits for another process, in seconds; above 0."""
     timeline: bool
-    """Whether `timeline.json` and a picture show what each stage did when."""
+    """Write a trace of the activity of every stage: `timeline.json` and `timeline.png`."""
     deterministic: bool
-    """Refuse operations that are not deterministic."""
+    """Use deterministic algorithms; operations without one raise an error."""
     label_smoothing: float
+    """Label smoothing of the cross-entropy; 0 to 1; 0: none."""
     run_dir: str | None
     """Directory of the results; null: `runs/<date>_<time>`."""
 
@@ -101,29 +122,35 @@ class Config:
         require_number("label_smoothing", self.label_smoothing, 0, 1)
 
     def stage(self, j: int) -> StageConfig:
-        """The settings of stage `j`: its entry of `per_stage` over the common ones."""
-        common = {
-            "optimizer": self.optimizer,
-            "schedule": self.schedule,
-            "head": self.head,
-            "precision": self.precision,
-        }
+        """The settings of stage `j`: `per_stage[j]` merged over the common settings.
+
+        Raises:
+            ConfigError: an invalid setting in `per_stage[j]`.
+        """
         own = self.per_stage[j] if self.per_stage else {}
         parts = {
-            group: overlay(group, base, own.get(group), f"per_stage[{j}].{group}")
-            for group, base in common.items()
+            group: _overlay(group, getattr(self, group), own.get(group), f"per_stage[{j}].{group}")
+            for group in STAGE_GROUPS
         }
         return StageConfig(**parts)
 
 
-def overlay(group: str, base: Any, own: Any, path: str) -> Any:
-    """`base` with the settings of `own`; another name starts from that name's defaults."""
+def _overlay(group: str, base: Any, own: Any, path: str) -> Any:
+    """Merges the settings of one stage over the common settings of `group`.
+
+    Args:
+        group: one of `STAGE_GROUPS`.
+        base: common settings.
+        own: settings of the stage, or the name of a choice; None: same as `base`. Another choice
+            than that of `base` starts from the defaults of that choice.
+        path: key of `own`, for errors.
+    """
     if own is None:
         return base
     node = {"name": own} if isinstance(own, str) else own
-    require(isinstance(node, Mapping), path, own, "a name or a group of settings")
+    require(isinstance(node, Mapping), path, own, "a name, or a group of settings {key: value}")
     same = node.get("name", base.name) == base.name
     merged = {**dataclasses.asdict(base), **node} if same else dict(node)
-    if group in NAMED:
-        return choose(group, merged, "name", NAMED[group])
+    if group in CHOICES:
+        return choose(group, merged, CHOICES[group])
     return build(SINGLE[group], merged, group)

@@ -1,7 +1,10 @@
-"""Data sets: `open_data` finds one by its configuration.
+"""Data sets, batch order, augmentation, and the batch schedule of a run.
 
-Images are kept as uint8 in the order (n,H,W,C); which image comes when (`order.py`), and
-how it is augmented (`augment.py`), are pure functions of the seed. One data set a file.
+`open_data` opens a data set by its configuration; each data set has a file of its own. Begin
+reading at `dataset.py`, which defines the interface. Images are stored as (n,H,W,C) uint8. Batch
+order (`sampler`) and augmentation (`transforms`) are pure functions of the seed. This package
+imports `config`, `errors`, `host` and `seeds`; only the files that decode images or read CIFAR-10
+load torchvision.
 """
 
 from __future__ import annotations
@@ -25,20 +28,21 @@ __all__ = ["DataInfo", "DataSet", "DataSource", "Request", "open_data"]
 def open_data(
     config: DataConfig, seed: int, wanted_channels: int | None = None, loaders: int = 1
 ) -> DataSource:
-    """The data set of `config`; nothing is read before it is asked for.
+    """Opens the data set of `config`. Reads no files; `info` and `load` of the result do.
 
     Args:
-        config: which one, and its settings.
-        seed: of the run; decides augmentation and synthetic images.
-        wanted_channels: C of the images that the network takes, None for any; images of
-            one channel are repeated to it.
-        loaders: of replicas on this machine: each starts its share of decoding processes.
+        config: name and settings of the data set.
+        seed: seed of the run; determines augmentation and synthetic images.
+        wanted_channels: C, the channels that the network requires; images of one channel are
+            repeated. None: any number.
+        loaders: number of replicas on this machine that load data; they share the cores of the
+            machine for their decoding processes.
     """
     if isinstance(config, DigitsConfig):
         return DigitsSource(config, seed, wanted_channels)
     if isinstance(config, SyntheticConfig):
         return SyntheticSource(config, seed, wanted_channels)
-    # The next two are imported late: torchvision takes seconds, in every process.
+    # The next two load torchvision, which takes seconds: imported only where needed.
     if isinstance(config, Cifar10Config):
         from dglpipe.data.cifar10 import Cifar10Source
 

@@ -1,13 +1,14 @@
-"""The stream plan: every message of a run, in order, before anything has started.
+"""The batch schedule: the ordered list of all batches of a run (phase, batch index, rows).
 
-Each process derives the same plan from the configuration and the size of the data set, so
-no size ever travels (the paper's Algorithm 1: every stage sees the same batches in the same
-order).
+The list is also called the stream plan. Every process derives the same list from the
+configuration and the size of the data set, so that messages need not contain sizes, and every
+stage sees the same batches in the same order (Algorithm 1 of Belilovsky et al., ICML 2020):
 
     epoch 1: train 1, train 2, ..., test 1, test 2, ...
     epoch 2: train ...
 
-Sequential learning goes through all epochs once a stage: its rounds.
+A round is one pass through all epochs. Sequential learning has one round per stage; all other
+methods have one round.
 """
 
 from __future__ import annotations
@@ -18,44 +19,44 @@ from enum import IntEnum
 from functools import cached_property
 from typing import NamedTuple
 
-from dglpipe.config import (
-    Config,
-)
-from dglpipe.data import DataSource
+from dglpipe.config import Config
+from dglpipe.data.dataset import DataSource
 from dglpipe.errors import ConfigError
 
 
 class Phase(IntEnum):
-    """What a batch is for."""
+    """Whether a batch is for training or for testing."""
 
     TRAIN = 0
     TEST = 1
 
 
 class BatchItem(NamedTuple):
-    """One batch as one replica sees it."""
+    """One batch of the schedule, as one replica sees it."""
 
     phase: Phase
+    """Training or test batch."""
     number: int
-    """Of the batch in its phase over the whole run, from 1; of training: the step."""
+    """Index of the batch in its phase over the whole run, from 1. For training batches, equal to
+    `step`."""
     epoch: int
-    """From 1, over all rounds."""
+    """Epoch over all rounds, from 1."""
     step: int
-    """Training steps done when the batch is through, over all rounds."""
+    """Training steps completed after this batch, over all rounds."""
     first: int
-    """Offset of this replica's first row in the order of the epoch."""
+    """Offset of the first row of this replica, in the order of the epoch."""
     rows: int
     """Rows of this replica."""
     total: int
     """Rows of all replicas."""
     ends_pass: bool
-    """Last batch of its epoch or of its evaluation."""
+    """Whether this is the last batch of its epoch or evaluation."""
     round: int
-    """From 0; 0 but in sequential learning, where it is the stage that learns."""
+    """Round, from 0. In sequential learning, the stage that learns; otherwise 0."""
     round_epoch: int
-    """The epoch, counted from 1 in every round: it determines order and augmentation."""
+    """Epoch within the round, from 1; determines batch order and augmentation."""
     round_step: int
-    """The step, counted from 1 in every round."""
+    """Step within the round, from 1."""
 
     def __str__(self) -> str:
         return f"{self.phase.name.lower()} batch {self.number} of {self.rows} rows"
@@ -63,63 +64,83 @@ class BatchItem(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchSchedule:
-    """The sizes that determine every item.
+    """The schedule of all batches of a run, determined by a few sizes.
 
     Raises:
-        ConfigError: a batch larger than the data set, or too small for the replicas.
+        ConfigError: `batch_size` is larger than the training split, or less than 2 per replica.
     """
 
     train: int
+    """Images of the training split."""
     test: int
+    """Images of the test split."""
     batch_size: int
+    """Rows of a training batch over all replicas."""
     test_batch_size: int
+    """Rows of a test batch over all replicas."""
     replicas: int
+    """R, the number of data-parallel copies of the pipeline."""
     epochs: int
+    """Epochs of a round."""
     max_steps: int | None
+    """Maximum number of steps of a round; None: no limit."""
     evaluate_every: int
+    """Epochs between two evaluations; 0: only after the last step of a round."""
     rounds: int = 1
+    """Number of rounds: K in sequential learning, otherwise 1."""
 
     def __post_init__(self) -> None:
         if self.batch_size > self.train:
             allowed = f"at most the {self.train} training samples of the data set"
             raise ConfigError("batch_size", self.batch_size, allowed)
         if self.batch_size < 2 * self.replicas:
-            allowed = f"at least {2 * self.replicas}: batch norm needs 2 rows a replica"
+            allowed = f"at least {2 * self.replicas}: batch norm needs 2 rows per replica"
             raise ConfigError("batch_size", self.batch_size, allowed)
 
     @cached_property
     def left_out(self) -> int:
-        """Rows of a last batch too small for batch norm: 2 rows a replica or it is left out."""
+        """Rows of the last batch of an epoch, if dropped; 0: not dropped.
+
+        The last batch is dropped if it has fewer than 2 rows per replica: batch norm needs 2.
+        """
         rest = self.train % self.batch_size
         return rest if rest < 2 * self.replicas else 0
 
     @cached_property
     def steps_per_epoch(self) -> int:
+        """Training steps of a full epoch."""
         return -(-(self.train - self.left_out) // self.batch_size)
 
     @cached_property
     def steps_per_round(self) -> int:
-        """Training steps of a stage."""
+        """Training steps of a round."""
         steps = self.epochs * self.steps_per_epoch
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     @cached_property
     def steps(self) -> int:
-        """Training steps of the run."""
+        """Training steps of the run, over all rounds."""
         return self.rounds * self.steps_per_round
 
     @property
     def test_batches(self) -> int:
+        """Batches of one evaluation."""
         return -(-self.test // self.test_batch_size)
 
     def warm_after(self, done: int) -> int:
-        """The step behind which the throughput window opens in a run that goes on from `done`:
-        its chain fills and its loader starts as those of a fresh one do."""
+        """The step after which throughput is measured, of a run that starts at step `done`.
+
+        Excludes the first steps, in which the pipeline fills and the data loader starts. A run
+        that resumes excludes as many steps.
+        """
         return done + min(10, (self.steps - done) // 4)
 
     def items(self, replica: int = 0, done: int = 0) -> Iterator[BatchItem]:
-        """The items of `replica` that follow `done` training steps, in order."""
-        evaluations = self._evaluations_before(done)
+        """Yields the batches of `replica` after `done` training steps, in order.
+
+        The evaluation after step `done` is included.
+        """
+        evaluations = sum(map(self._evaluates_after, range(1, done)))
         for step in range(done, self.steps + 1):
             if step > done:
                 yield self._train_item(step, replica)
@@ -128,8 +149,12 @@ class BatchSchedule:
                 evaluations += 1
 
     def fed(self, number: int) -> BatchItem:
-        """Training batch `number` of a run without replicas that goes on as long as somebody
-        wants batches: as planned, then on through more epochs."""
+        """Training batch `number`, from 1, of a schedule that does not end.
+
+        Batches up to `steps` are those of `items`; further epochs follow. Asynchronous training
+        needs them, since stage 0 produces batches until every stage has finished its steps. For
+        schedules of one replica and one round.
+        """
         epoch, inside = self._epoch(number), (number - 1) % self.steps_per_epoch
         first = inside * self.batch_size
         rows = min(self.batch_size, self.train - first)
@@ -138,70 +163,73 @@ class BatchSchedule:
         return BatchItem(Phase.TRAIN, number, epoch, number, *where)
 
     def tests_after(self, step: int) -> Sequence[BatchItem]:
-        """The items of the evaluation that follows `step`, without replicas; none if there is
-        none."""
-        at = self._evaluated.get(step)
+        """The test batches of the evaluation after `step`; empty: no evaluation.
+
+        For schedules of one replica.
+        """
+        at = self._evaluations.get(step)
         return [] if at is None else list(self._test_items(step, at, 0))
 
     @property
     def last_test(self) -> int:
-        """Number of the last test batch of the run."""
-        return len(self._evaluated) * self.test_batches
+        """`number` of the last test batch of the run."""
+        return len(self._evaluations) * self.test_batches
 
     @cached_property
-    def _evaluated(self) -> dict[int, int]:
-        """The steps behind which there is an evaluation, rising, and its number from 0."""
+    def _evaluations(self) -> dict[int, int]:
+        """Step -> number, from 0, of the evaluation after this step; increasing."""
         steps = (step for step in range(1, self.steps + 1) if self._evaluates_after(step))
         return {step: at for at, step in enumerate(steps)}
 
     def crossing(self, item: BatchItem, below: int) -> BatchItem:
-        """`item` as it goes over the link behind stage `below`: without rows where the stage
-        above has nothing to do with it."""
+        """`item` as a message on the link `below -> below + 1`.
+
+        The message has no rows if the stage above does not process the batch: in sequential
+        learning, while a stage up to `below` learns.
+        """
         if self.rounds == 1 or item.phase is Phase.TEST or item.round > below:
             return item
         return item._replace(rows=0)
 
     def largest_rows(self, phase: Phase) -> int:
-        """Rows of the largest batch that one replica can see."""
+        """Rows of the largest batch of one replica."""
         batch = min(self.batch_size, self.train)
         if phase is Phase.TEST:
             batch = min(self.test_batch_size, self.test)
         return spread(batch, self.replicas)[0]
 
     def _evaluates_after(self, step: int) -> bool:
-        _, step = self._place(step)
+        _, step = self._round_and_step(step)
         if step == self.steps_per_round:
             return True
         epoch, inside = divmod(step, self.steps_per_epoch)
         return inside == 0 and self.evaluate_every > 0 and epoch % self.evaluate_every == 0
 
-    def _evaluations_before(self, step: int) -> int:
-        return sum(self._evaluates_after(earlier) for earlier in range(1, step))
-
     def ends_epoch(self, step: int) -> bool:
-        """Whether `step` is the last of its epoch."""
-        _, inside = self._place(step)
+        """Whether `step` is the last step of its epoch."""
+        _, inside = self._round_and_step(step)
         return inside % self.steps_per_epoch == 0 or inside == self.steps_per_round
 
-    def _place(self, step: int) -> tuple[int, int]:
-        """The round of a step, and its number in there."""
+    def _round_and_step(self, step: int) -> tuple[int, int]:
+        """The round, from 0, that contains `step`, and the step within the round, from 1."""
         round_, before = divmod(step - 1, self.steps_per_round)
         return round_, before + 1
 
     def _epoch(self, step: int) -> int:
+        """The epoch, from 1, that contains `step` of a round."""
         return -(-step // self.steps_per_epoch)
 
     def _item(
         self, phase: Phase, number: int, step: int, share: tuple[int, int], total: int, ends: bool
     ) -> BatchItem:
-        round_, round_step = self._place(step)
+        round_, round_step = self._round_and_step(step)
         round_epoch = self._epoch(round_step)
         epoch = round_ * self._epoch(self.steps_per_round) + round_epoch
-        where = (round_, round_epoch, round_step)
-        return BatchItem(phase, number, epoch, step, *share, total, ends, *where)
+        place = (round_, round_epoch, round_step)
+        return BatchItem(phase, number, epoch, step, *share, total, ends, *place)
 
     def _train_item(self, step: int, replica: int) -> BatchItem:
-        _, inside = self._place(step)
+        _, inside = self._round_and_step(step)
         at = (inside - 1) % self.steps_per_epoch * self.batch_size
         total = min(self.batch_size, self.train - at)
         first, rows = _share(total, self.replicas, replica)
@@ -219,7 +247,7 @@ class BatchSchedule:
 
 
 def _share(total: int, replicas: int, replica: int) -> tuple[int, int]:
-    """Offset and number of the rows of `replica` in a batch of `total` rows."""
+    """Offset of the first row, and number of rows, of `replica` in a batch of `total` rows."""
     if replicas == 1:
         return 0, total
     sizes = spread(total, replicas)
@@ -227,10 +255,15 @@ def _share(total: int, replicas: int, replica: int) -> tuple[int, int]:
 
 
 def build_batch_schedule(config: Config, source: DataSource, rounds: int = 1) -> BatchSchedule:
-    """The batch schedule that `config` and the sizes of the data set determine.
+    """Builds the batch schedule of a run.
 
     Args:
+        config: configuration of the run.
+        source: data set.
         rounds: how often the run goes through its epochs.
+
+    Raises:
+        ConfigError: as `BatchSchedule`.
     """
     return BatchSchedule(
         train=source.info.train,
@@ -246,6 +279,6 @@ def build_batch_schedule(config: Config, source: DataSource, rounds: int = 1) ->
 
 
 def spread(count: int, parts: int) -> list[int]:
-    """Sizes of `parts` shares of `count` that differ by at most 1, the larger first."""
+    """Splits `count` into `parts` sizes that differ by at most 1, larger sizes first."""
     small, larger = divmod(count, parts)
     return [small + 1] * larger + [small] * (parts - larger)

@@ -13,7 +13,7 @@ from torchvision.datasets import CIFAR10
 
 from dglpipe.config import Cifar10Config
 from dglpipe.data.in_memory import InMemory, Split
-from dglpipe.data.info import DataInfo, fingerprint, given_channels
+from dglpipe.data.info import DataInfo, fingerprint, resolve_channels
 from dglpipe.data.transforms import CIFAR, resize
 from dglpipe.errors import DataError
 
@@ -22,12 +22,13 @@ _CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )
 # fmt: on
-_SHOWN = 8
+_MAX_NAMES = 8
+"""File names that an error lists."""
 
 
 @dataclass(frozen=True)
 class Cifar10Source:
-    """50,000 and 10,000 colour images of 32x32 pixels, ten classes."""
+    """50,000 training and 10,000 test images of ten classes, 32x32 pixels, 3 channels."""
 
     config: Cifar10Config
     seed: int
@@ -35,10 +36,10 @@ class Cifar10Source:
 
     @property
     def info(self) -> DataInfo:
-        """Constant: torchvision accepts no other files than the published ones.
+        """Constant, except for the image size: torchvision accepts only the published files.
 
         Raises:
-            DataError: the files are not there and may not be downloaded.
+            DataError: the files are missing and `download` is false.
         """
         if not self.config.download:
             self._require_files()
@@ -48,21 +49,21 @@ class Cifar10Source:
             train=50_000,
             test=10_000,
             classes=_CLASSES,
-            channels=given_channels(self.config.name, 3, self.wanted_channels),
+            channels=resolve_channels(self.config.name, 3, self.wanted_channels),
             height=side,
             width=side,
             fingerprint=fingerprint(self.config.name, side, CIFAR10.tgz_md5),
         )
 
     def load(self) -> InMemory:
-        """Reads both splits into memory, downloading them first where that is allowed.
+        """Loads both splits into memory; downloads them first if `download` is true.
 
         Raises:
-            DataError: missing or damaged files, or a download that failed.
+            DataError: the files are missing or damaged, or the download fails.
         """
         if not self.config.download:
             self._require_files()
-        with _only_one_downloads(self._root, self.config.download):
+        with _download_lock(self._root, self.config.download):
             train, test = self._split(train=True), self._split(train=False)
         return InMemory(train, test, CIFAR, self.seed, self.config.augment)
 
@@ -74,9 +75,9 @@ class Cifar10Source:
         folder = self._root / CIFAR10.base_folder
         if not all((folder / name).is_file() for name, _ in CIFAR10.train_list + CIFAR10.test_list):
             raise DataError(
-                f"data.root={self.config.root}: no CIFAR-10 in it; expected the files of "
-                f"{CIFAR10.base_folder}/, {_contents(self._root)}. Give the folder that holds "
-                f"{CIFAR10.base_folder}, or fetch it with data.download=true"
+                f"data.root={self.config.root}: contains no CIFAR-10; expected the files of "
+                f"{CIFAR10.base_folder}/, {_contents(self._root)}. Give the folder that contains "
+                f"{CIFAR10.base_folder}, or download it with data.download=true"
             )
 
     def _split(self, train: bool) -> Split:
@@ -85,7 +86,7 @@ class Cifar10Source:
         except (OSError, RuntimeError) as error:
             todo = "Check the network" if self.config.download else "Set data.download=true"
             raise DataError(
-                f"data.root={self.config.root}: CIFAR-10 cannot be read ({error}). {todo}, or "
+                f"data.root={self.config.root}: cannot read CIFAR-10 ({error}). {todo}, or "
                 f"remove {self._root / CIFAR10.base_folder} and put the published files there"
             ) from error
         side = self.config.image_size
@@ -95,15 +96,15 @@ class Cifar10Source:
 
 def _contents(root: Path) -> str:
     if not root.is_dir():
-        return f"and there is no folder {root.absolute()}"
+        return f"but there is no folder {root.absolute()}"
     names = sorted(path.name for path in root.iterdir())
-    more = ", ..." if len(names) > _SHOWN else ""
-    return f"found {', '.join(names[:_SHOWN]) or 'nothing'}{more}"
+    more = ", ..." if len(names) > _MAX_NAMES else ""
+    return f"found {', '.join(names[:_MAX_NAMES]) or 'nothing'}{more}"
 
 
 @contextmanager
-def _only_one_downloads(root: Path, download: bool) -> Iterator[None]:
-    """Replicas that start together would write into each other's archive."""
+def _download_lock(root: Path, download: bool) -> Iterator[None]:
+    """Lets only one process download at a time: replicas would write to the same archive."""
     if not download:
         yield
         return
@@ -111,7 +112,9 @@ def _only_one_downloads(root: Path, download: bool) -> Iterator[None]:
         root.mkdir(parents=True, exist_ok=True)
         lock = (root / ".download.lock").open("w")
     except OSError as error:
-        raise DataError(f"data.root={root}: cannot be written to ({error})") from error
+        raise DataError(
+            f"data.root={root}: cannot be written ({error}); give a writable folder"
+        ) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -8,24 +8,24 @@ from typing import Any
 
 from dglpipe.config import PluginConfig
 from dglpipe.config.instantiate import build_plug_in
-from dglpipe.data.custom_split import Part
+from dglpipe.data.custom_split import CustomSplit
 from dglpipe.data.in_memory import InMemory, Split
-from dglpipe.data.info import DataInfo, fingerprint, given_channels
+from dglpipe.data.info import DataInfo, fingerprint, resolve_channels
 from dglpipe.data.transforms import with_channels
 from dglpipe.errors import DataError
 
-_PARTS = ("train", "test")
+_SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
 class CustomSource:
-    """What `data.target` builds: an object with `train` and `test`.
+    """The data set that the builder `data.target` returns: an object with `train` and `test`.
 
-    Each is a pair of images (n,C,H,W) and labels (n,), or a map-style data set of pairs of
-    image (C,H,W) and label, all of which are read once. Images of uint8 are scaled to 0..1,
-    others are taken as they are. A `classes` of the object, names or a number of them, is
-    optional: without it the largest training label decides, and all training rows have to
-    be read for `info`. A `seed` that the target names is passed to it.
+    Each split is a pair of images (n,C,H,W) and labels (n,), or a map-style data set of pairs
+    (image (C,H,W), label), which is read into memory once. Images of uint8 are scaled to [0, 1];
+    other images are not scaled. The attribute `classes` is optional: the names of the classes, or
+    their number. Without `classes`, N is the largest training label + 1, and `info` has to read
+    all training rows. The builder receives `seed` if its signature names it.
     """
 
     config: PluginConfig
@@ -34,24 +34,24 @@ class CustomSource:
 
     @cached_property
     def info(self) -> DataInfo:
-        """Calls `data.target`, in every process.
+        """Calls the builder, in every process.
 
         Raises:
-            ConfigError: the target cannot be imported, or does not take these arguments.
-            DataError: the object is not of the described form.
+            ConfigError: the builder cannot be imported, or does not accept the arguments.
+            DataError: the object does not have the form that `CustomSource` describes.
         """
-        train, test = (part.shape for part in self._parts)
-        for part in self._parts:
-            if part.is_pair:  # the rows of others are read once, when they are loaded
-                part.require_labels(len(self._classes))
+        train, test = (split.shape for split in self._splits)
+        for split in self._splits:
+            if split.is_pair:  # `load` checks the rows of map-style data sets
+                split.require_labels(len(self._classes))
         if train[1:] != test[1:]:
-            raise self._error(f"images of train are {train[1:]}, those of test {test[1:]} (C,H,W)")
+            raise self._error(f"images of train are {train[1:]}, images of test {test[1:]} (C,H,W)")
         return DataInfo(
             name=self.config.name,
             train=train[0],
             test=test[0],
             classes=self._classes,
-            channels=given_channels(self.config.target, train[1], self.wanted_channels),
+            channels=resolve_channels(self.config.target, train[1], self.wanted_channels),
             height=train[2],
             width=train[3],
             fingerprint=fingerprint(self.config, self._classes, train, test),
@@ -61,14 +61,14 @@ class CustomSource:
         """Copies both splits into memory.
 
         Raises:
-            DataError: images that differ from one another, labels outside the classes.
+            DataError: images of different shapes or dtypes, or labels outside the classes.
         """
-        for part in self._parts:
-            part.require_labels(len(self._classes))
+        for split in self._splits:
+            split.require_labels(len(self._classes))
         channels = self.info.channels
         train, test = (
-            Split(with_channels(part.split.images, channels), part.split.labels)
-            for part in self._parts
+            Split(with_channels(one.tensors.images, channels), one.tensors.labels)
+            for one in self._splits
         )
         return InMemory(train, test, seed=self.seed)
 
@@ -78,19 +78,20 @@ class CustomSource:
     @cached_property
     def _built(self) -> Any:
         built = build_plug_in(self.config, "data", seed=self.seed)
-        missing = [name for name in _PARTS if not hasattr(built, name)]
+        missing = [name for name in _SPLITS if not hasattr(built, name)]
         if missing:
             raise self._error(
-                f"built a {type(built).__name__} without {' and '.join(missing)}; it needs both, "
-                "as a pair of tensors (images, labels) or a map-style data set"
+                f"built a {type(built).__name__} without {' and '.join(missing)}; return an object "
+                "with train and test, each a pair of tensors (images, labels) or a map-style "
+                "data set"
             )
         return built
 
     @cached_property
-    def _parts(self) -> tuple[Part, Part]:
+    def _splits(self) -> tuple[CustomSplit, CustomSplit]:
         train, test = (
-            Part(getattr(self._built, name), f"data.target={self.config.target}: {name}")
-            for name in _PARTS
+            CustomSplit(getattr(self._built, name), f"data.target={self.config.target}: {name}")
+            for name in _SPLITS
         )
         return train, test
 
@@ -98,7 +99,7 @@ class CustomSource:
     def _classes(self) -> tuple[str, ...]:
         given = getattr(self._built, "classes", None)
         if given is None:
-            train = self._parts[0]
+            train = self._splits[0]
             train.require_labels(None)
-            given = int(train.split.labels.max()) + 1
+            given = int(train.tensors.labels.max()) + 1
         return tuple(map(str, range(given) if isinstance(given, int) else given))

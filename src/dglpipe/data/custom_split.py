@@ -1,4 +1,4 @@
-"""One split of a data set from outside the package: checked, and copied into memory."""
+"""Checks one split of a data set from outside the package, and copies it into memory."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """A pair (images (n,C,H,W), labels (n,)), or a map-style data set of such rows."""
+class CustomSplit:
+    """A pair (images (n,C,H,W), labels (n,)), or a map-style data set of pairs (image, label)."""
 
     raw: Any
+    """The split as the builder returned it."""
     where: str
-    """What errors begin with."""
+    """Prefix of errors, `data.target=TARGET: train` for example."""
 
     @cached_property
     def shape(self) -> tuple[int, int, int, int]:
-        """n, C, H and W; reads no more than the first image.
+        """n, C, H and W; reads at most the first image.
 
         Raises:
-            DataError: neither form, empty, or images that are not (C,H,W) uint8 or float.
+            DataError: the split has neither form or is empty, or the images are not (C,H,W) uint8
+                or float.
         """
         if self.is_pair:
             shape = tuple(self._pair[0].shape)
@@ -43,11 +45,12 @@ class Part:
         return shape[0], shape[1], shape[2], shape[3]
 
     @cached_property
-    def split(self) -> Split:
-        """All images as (n,H,W,C) uint8 or float32, and labels (n,) int64.
+    def tensors(self) -> Split:
+        """All images as (n,H,W,C) uint8 or float32, and all labels as (n,) int64.
 
         Raises:
-            DataError: as `shape`; rows that differ, labels that are not whole numbers.
+            DataError: as `shape`; images of different shapes or dtypes, labels that are not
+                integers.
         """
         images, labels = self._pair if self.is_pair else self._read_rows(self.shape)
         self._require_images(images, "")
@@ -61,12 +64,12 @@ class Part:
         return Split(images.permute(0, 2, 3, 1).contiguous(), labels.to(torch.int64))
 
     def require_labels(self, classes: int | None) -> None:
-        """Raises DataError if a label is not in 0..classes-1 (None: just negative)."""
-        labels = self.split.labels
+        """Raises DataError unless all labels are in 0..classes-1; None: unless all are from 0."""
+        labels = self.tensors.labels
         wrong = (labels < 0) | (labels >= (labels.max() + 1 if classes is None else classes))
         if wrong.any():
             index = int(wrong.nonzero()[0])
-            allowed = "0 and above" if classes is None else f"0..{classes - 1}"
+            allowed = "0 or more" if classes is None else f"0..{classes - 1}"
             raise self._error(
                 f"has label {int(labels[index])} at index {index}; allowed: {allowed}"
             )
@@ -84,7 +87,8 @@ class Part:
 
     @property
     def is_pair(self) -> bool:
-        # A list of two rows is no pair: its first element is a row, not an array.
+        """Whether the split is a pair of arrays; False: a map-style data set."""
+        # The first element of a list of two rows is a row, which has no `ndim`.
         is_two = isinstance(self.raw, tuple | list) and len(self.raw) == 2
         return is_two and hasattr(self.raw[0], "ndim")
 
@@ -93,10 +97,10 @@ class Part:
         try:
             return torch.as_tensor(self.raw[0]), torch.as_tensor(self.raw[1])
         except (TypeError, ValueError, RuntimeError) as error:
-            raise self._error(f"cannot be made into tensors ({error})") from error
+            raise self._error(f"cannot be converted to tensors ({error})") from error
 
     def _row(self, index: int) -> tuple[Tensor, Any]:
-        """Image and label of one row of a map-style data set."""
+        """Image (C,H,W) and label of one row of a map-style data set."""
         row = self.raw[index]
         pair = isinstance(row, tuple | list) and len(row) == 2 and hasattr(row[0], "ndim")
         kinds = type(row).__name__
@@ -108,6 +112,7 @@ class Part:
         return image, row[1]
 
     def _read_rows(self, shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
+        """Images (n,C,H,W) and labels (n,) int64 of a map-style data set."""
         images = torch.empty(shape, dtype=self._row(0)[0].dtype)
         labels = torch.empty(shape[0], dtype=torch.int64)
         for index in range(shape[0]):

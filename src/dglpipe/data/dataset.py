@@ -1,4 +1,8 @@
-"""The two faces of a data set: cheap for every process, expensive for one of them."""
+"""The interface of data sets: a source that every process opens, and the images that one loads.
+
+Every process of a run reads `DataSource.info`. Only the processes that run stage 0 call
+`DataSource.load` and request batches from the `DataSet`.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,16 @@ from dglpipe.data.info import DataInfo
 
 
 class DataSet(Protocol):
-    """Images that can be asked for, batch by batch."""
+    """The images of a data set, in batches."""
 
     @property
     def workers(self) -> int | None:
-        """Processes that make batches while the caller does something else (`data.workers`);
-        None where there are none by its nature: the caller makes each batch when it takes it."""
+        """Processes that prepare batches in the background (`data.workers`); None: the data set
+        does not use any, and the calling process prepares each batch when it requests it."""
         ...
 
     def batches(self, requests: Iterable[Request]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Answers `requests` in their order; they may be taken some batches ahead.
+        """Yields one batch per request, in order; may consume requests ahead of the batches.
 
         Yields:
             images (B,C,H,W) float32, channels last, and labels (B,) int64.
@@ -28,37 +32,37 @@ class DataSet(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends what is still being fetched; iterators of `batches` end with it."""
+        """Stops all background work; ends all iterators of `batches`."""
         ...
 
 
 class DataSource(Protocol):
-    """A data set that has been found, and not yet been read."""
+    """A data set that is opened but not loaded."""
 
     @property
     def info(self) -> DataInfo:
-        """Cheap: no more than a listing and one image.
+        """Sizes, classes and image shape; reads at most the list of files and one image.
 
         Raises:
-            DataError: missing, empty or inconsistent.
+            DataError: the data set is missing, empty or inconsistent.
         """
         ...
 
     def load(self) -> DataSet:
-        """Reads the images; only a process that feeds a chain should call it.
+        """Loads the images; called only by the processes that run stage 0.
 
         Raises:
-            DataError: an image or a label that cannot be used.
+            DataError: an image or a label is invalid.
         """
         ...
 
 
 class Request(NamedTuple):
-    """One batch, by the positions of its images in the split."""
+    """A request for one batch, by the indices of its images in the split."""
 
     training: bool
-    """The training split, augmented where the data set does that; else the test split."""
+    """True: training split, augmented if the data set augments images; False: test split."""
     epoch: int
-    """Decides, with the seed and an image's position, how that image is augmented."""
+    """Epoch, from 1; determines the augmentation, together with the seed and the index."""
     indices: Tensor
-    """(B,) int64"""
+    """(B,) int64, from 0."""

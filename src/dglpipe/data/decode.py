@@ -1,4 +1,4 @@
-"""Image files to pixels; the only module that knows the decoder."""
+"""Decodes image files; the only module that imports the decoder of torchvision."""
 
 from __future__ import annotations
 
@@ -17,28 +17,35 @@ from dglpipe.host import cores
 
 _RGB = ImageReadMode.RGB
 _CHUNK = 256
-_MOST_THREADS = 8
+"""Images that a thread decodes at a time."""
+_MAX_THREADS = 8
 
 
 class SizesDifferError(Exception):
-    """Two images that were to be equal in size are not."""
+    """An image does not have the expected height and width."""
 
 
 def decode(path: str) -> Tensor:
-    """An image file as (H,W,3) uint8; gray is repeated, alpha dropped, an animation cut
-    down to its first frame, 16 bits to the upper 8.
+    """Decodes an image file.
+
+    Gray is repeated, alpha is dropped. Of an animation, the first frame is returned; of 16-bit
+    pixels, the upper 8 bits.
+
+    Returns:
+        (H,W,3) uint8.
 
     Raises:
-        DataError: a file that cannot be read or decoded.
+        DataError: the file cannot be read or decoded.
     """
     try:
-        content = _read(path)
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - twice as fast as Path.open
+            content = bytearray(file.read())
         _require_whole_png(content)
         image: Tensor = decode_image(torch.frombuffer(content, dtype=torch.uint8), _RGB)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
-            f"{path}: cannot be decoded as an image ({reason}); remove or replace it"
+            f"{path}: cannot be decoded as an image ({reason}); remove or replace the file"
         ) from error
     if image.dim() == 4:
         image = image[0]
@@ -51,38 +58,38 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def _require_whole_png(content: bytearray) -> None:
-    """Raises ValueError for a PNG file with a damaged chunk, which can crash the decoder."""
+    """Raises ValueError for a PNG file with a damaged chunk, which could crash the decoder."""
     if not content.startswith(_PNG):
         return
     at, kind = len(_PNG), b""
     while kind != b"IEND":
         size = int.from_bytes(content[at : at + 4], "big")
         kind, end = bytes(content[at + 4 : at + 8]), at + 8 + size
-        told = int.from_bytes(content[end : end + 4], "big")
-        if end + 4 > len(content) or zlib.crc32(memoryview(content)[at + 4 : end]) != told:
+        crc = int.from_bytes(content[end : end + 4], "big")
+        if end + 4 > len(content) or zlib.crc32(memoryview(content)[at + 4 : end]) != crc:
             raise ValueError(f"PNG chunk {kind!r} at byte {at} is damaged")
         at = end + 4
 
 
 def decode_all(paths: Sequence[str], size: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """Decodes images that are all of `size`, in threads, and brings them to `target`.
+    """Decodes images of equal size in threads, and resizes them.
 
     Args:
         paths: n files.
-        size: height and width of every image.
-        target: height and width to interpolate to.
+        size: height and width of every image file.
+        target: height and width of the result.
 
     Returns:
         (n,H,W,3) uint8, with H and W of `target`.
 
     Raises:
-        DataError: a file that cannot be decoded.
-        SizesDifferError: an image of another size.
+        DataError: a file cannot be decoded.
+        SizesDifferError: an image file is not of `size`.
     """
     images = torch.empty((len(paths), *target, 3), dtype=torch.uint8)
     fill = partial(_decode_some, paths, images, size)
-    # Decoding releases the interpreter's lock, so threads do it without copying.
-    pool = ThreadPoolExecutor(min(_MOST_THREADS, cores()))
+    # Threads, since decoding releases the GIL.
+    pool = ThreadPoolExecutor(min(_MAX_THREADS, cores()))
     try:
         for _ in pool.map(fill, range(0, len(paths), _CHUNK)):
             pass
@@ -99,8 +106,3 @@ def _decode_some(paths: Sequence[str], images: Tensor, size: tuple[int, int], fi
             raise SizesDifferError(f"{path} is {tuple(image.shape[:2])}, not {size}")
     height, width = images.shape[1:3]
     images[first : first + _CHUNK] = resize(torch.stack(decoded), height, width)
-
-
-def _read(path: str) -> bytearray:
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - half the time of Path.open
-        return bytearray(file.read())

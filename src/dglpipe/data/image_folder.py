@@ -11,9 +11,9 @@ import torch
 from dglpipe.config import ImageFolderConfig
 from dglpipe.data.dataset import DataSet
 from dglpipe.data.decode import SizesDifferError, decode, decode_all
-from dglpipe.data.image_index import Listing, list_folder
+from dglpipe.data.image_index import ImageIndex, list_folder
 from dglpipe.data.in_memory import InMemory, Split
-from dglpipe.data.info import DataInfo, fingerprint, given_channels
+from dglpipe.data.info import DataInfo, fingerprint, resolve_channels
 from dglpipe.data.streaming import Decoder, Streamed
 from dglpipe.data.transforms import CIFAR, IMAGENET
 from dglpipe.host import cores
@@ -24,85 +24,82 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageFolderSource:
-    """JPEG, PNG, GIF and WebP files, all of them read as RGB."""
+    """JPEG, PNG, GIF and WebP files, decoded as RGB."""
 
     config: ImageFolderConfig
     seed: int
     wanted_channels: int | None = None
     loaders: int = 1
-    """Of replicas on this machine, which share its cores."""
+    """Replicas on this machine that load data; they share its cores."""
 
     @cached_property
     def info(self) -> DataInfo:
-        """Lists the folder; decodes one image where its size decides about all.
+        """Lists the folder; decodes the first image if `image_size` is None.
 
         Raises:
-            DataError: what `list_folder` refuses, or a first image that cannot be decoded.
+            DataError: as `list_folder`, or the first image cannot be decoded.
         """
-        listing = self._listing
+        index = self._index
         height, width = self._target
         return DataInfo(
             name=self.config.name,
-            train=len(listing.train),
-            test=len(listing.test),
-            classes=listing.classes,
-            channels=given_channels(self.config.name, 3, self.wanted_channels),
+            train=len(index.train),
+            test=len(index.test),
+            classes=index.classes,
+            channels=resolve_channels(self.config.name, 3, self.wanted_channels),
             height=height,
             width=width,
-            fingerprint=fingerprint(listing.fingerprint(), height, width),
+            fingerprint=fingerprint(index.fingerprint(), height, width),
         )
 
     def load(self) -> DataSet:
-        """Decodes all images if they are of one size and fit into memory.
+        """Decodes all images into memory if they have the same size and fit.
 
-        Otherwise, and with the `imagenet` transform, batches are decoded when asked for.
+        Otherwise, and with `transform=imagenet`, images are decoded batch by batch in training.
 
         Raises:
-            DataError: an image that cannot be decoded.
+            DataError: an image cannot be decoded.
         """
-        reason = self._why_streamed()
+        reason = self._streaming_reason()
         if not reason:
             try:
-                return self._in_memory()
+                train, test = (self._split(training) for training in (True, False))
+                return InMemory(train, test, CIFAR, self.seed, self.config.augment)
             except SizesDifferError as difference:
                 reason = f"the images differ in size: {difference}"
         return self._streamed(reason)
 
     @cached_property
-    def _listing(self) -> Listing:
+    def _index(self) -> ImageIndex:
         return list_folder(self.config.root)
 
     @cached_property
     def _first_size(self) -> tuple[int, int]:
-        """Height and width of the first training image."""
-        height, width = decode(self._listing.path(True, 0)).shape[:2]
+        """Height and width of the first training image file."""
+        height, width = decode(self._index.path(True, 0)).shape[:2]
         return height, width
 
     @property
     def _target(self) -> tuple[int, int]:
-        """Height and width of the images that a network gets."""
+        """Height and width of the images in a batch."""
         side = self.config.image_size
         if side is None and self.config.transform == "imagenet":
             side = _IMAGENET_SIDE
         return self._first_size if side is None else (side, side)
 
-    def _why_streamed(self) -> str:
-        """Why the images cannot be held in memory; empty if they can."""
+    def _streaming_reason(self) -> str:
+        """Why the images cannot be kept in memory; empty if they can."""
         if self.config.transform == "imagenet":
-            return "data.transform=imagenet cuts parts out of the original images"
+            return "data.transform=imagenet crops the original images"
         height, width = self._target
-        images = len(self._listing.train) + len(self._listing.test)
+        images = len(self._index.train) + len(self._index.test)
         needed = -(-images * height * width * 3 // 2**20)
         limit = self.config.memory_limit_mb
-        return f"{needed} MiB are over data.memory_limit_mb={limit}" if needed > limit else ""
-
-    def _in_memory(self) -> InMemory:
-        train, test = (self._split(training) for training in (True, False))
-        return InMemory(train, test, CIFAR, self.seed, self.config.augment)
+        return f"{needed} MiB exceed data.memory_limit_mb={limit}" if needed > limit else ""
 
     def _split(self, training: bool) -> Split:
-        files = self._listing.train if training else self._listing.test
-        images = decode_all(self._listing.paths(training), self._first_size, self._target)
+        files = self._index.train if training else self._index.test
+        images = decode_all(self._index.paths(training), self._first_size, self._target)
         return Split(images, torch.tensor(files.labels))
 
     def _streamed(self, reason: str) -> Streamed:
@@ -110,5 +107,5 @@ class ImageFolderSource:
         share = max(1, cores() // self.loaders)
         workers = share if config.workers is None else config.workers
         _log.info("%s: decoding in %d processes: %s", config.name, workers, reason)
-        decoder = Decoder(self._listing, config.transform, *self._target, self.seed, config.augment)
+        decoder = Decoder(self._index, config.transform, *self._target, self.seed, config.augment)
         return Streamed(decoder, IMAGENET if config.transform == "imagenet" else CIFAR, workers)

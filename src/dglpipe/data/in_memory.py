@@ -1,4 +1,4 @@
-"""A data set that is held in memory."""
+"""A data set that is kept in memory."""
 
 from __future__ import annotations
 
@@ -15,35 +15,37 @@ from dglpipe.data.transforms import CROP_DRAWS, Normalisation, crop_and_flip
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The images of training or those of testing."""
+    """The images and labels of one split."""
 
     images: Tensor
-    """(n,H,W,C) uint8, or float32 which is not normalised any more."""
+    """(n,H,W,C) uint8, or float32; float32 images are not normalised."""
     labels: Tensor
-    """(n,) int64"""
+    """(n,) int64, from 0."""
 
 
 @dataclass(frozen=True, eq=False)
 class InMemory:
-    """Answers requests from two tensors: one gather, augmentation, normalisation.
-
-    It keeps nothing between batches: `close` has nothing to do.
-    """
+    """A `DataSet` of two splits in memory: gathers, augments and normalises each batch."""
 
     workers: ClassVar[int | None] = None
+    """None: the calling process prepares the batches."""
     train: Split
+    """Training split."""
     test: Split
+    """Test split."""
     normalisation: Normalisation = field(default_factory=Normalisation)
+    """Applied to uint8 images; default: scales to [0, 1]."""
     seed: int = 0
+    """Seed of the augmentation."""
     augment: bool = False
-    """Training images are shifted by up to 4 pixels and mirrored."""
+    """Augment training images: random crop with padding 4, random horizontal flip."""
 
     def batches(self, requests: Iterable[Request]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (B,C,H,W) float32, channels last, and labels (B,) int64, a request each."""
+        """Yields images (B,C,H,W) float32, channels last, and labels (B,) int64 per request."""
         return map(self._answer, requests)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: there is no background work."""
 
     def _answer(self, request: Request) -> tuple[Tensor, Tensor]:
         split = self.train if request.training else self.test

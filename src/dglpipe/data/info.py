@@ -1,4 +1,4 @@
-"""What every process knows of a data set without reading its pixels."""
+"""Properties of a data set that every process knows without reading its pixels."""
 
 from __future__ import annotations
 
@@ -10,40 +10,51 @@ from dglpipe.errors import DataError
 
 @dataclass(frozen=True)
 class DataInfo:
-    """Sizes, classes and shape of a data set; equal in all processes of a run."""
+    """Sizes, classes and image shape of a data set; equal in all processes of a run."""
 
     name: str
+    """Name of the data set."""
     train: int
-    """Images of the training split."""
+    """Number of training images."""
     test: int
+    """Number of test images."""
     classes: tuple[str, ...]
+    """Names of the N classes, by label."""
     channels: int
-    """C of the images that `batches` gives, after gray has been repeated."""
+    """C of the images in a batch, after single-channel images are repeated."""
     height: int
+    """H of the images in pixels."""
     width: int
+    """W of the images in pixels."""
     fingerprint: str
-    """Hash of the listing: processes that see other files have another one."""
+    """Hash that differs between processes that see different files or settings."""
 
 
 def fingerprint(*parts: object) -> str:
-    """32 hexadecimal digits, a function of the `repr` of `parts`."""
+    """Hash of `parts`: bytes as they are, other objects by their `repr`; 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         text = part if isinstance(part, bytes) else repr(part).encode()
-        # The length keeps ("ab", "c") and ("a", "bc") apart.
+        # The length distinguishes ("ab", "c") from ("a", "bc").
         digest.update(len(text).to_bytes(8, "little") + text)
     return digest.hexdigest()
 
 
-def given_channels(name: str, channels: int, wanted: int | None) -> int:
-    """C of the images that a network gets which wants `wanted` channels (None: any).
+def resolve_channels(name: str, channels: int, wanted: int | None) -> int:
+    """C of the images in a batch.
+
+    Args:
+        name: name of the data set, for errors.
+        channels: channels of the stored images.
+        wanted: channels that the network requires; None: any number.
 
     Raises:
-        DataError: only one channel can be made into others, by repeating it.
+        DataError: the numbers differ, and the images have more than one channel: only images of
+            one channel can be repeated.
     """
     if wanted is None or wanted == channels or channels == 1:
         return channels if wanted is None else wanted
     raise DataError(
-        f"data={name}: the images have {channels} channels, the network wants {wanted}; "
-        "choose a network for that many channels, or other data"
+        f"data={name}: the images have {channels} channels, the network requires {wanted}; "
+        f"choose a network for {channels} channels, or another data set"
     )

@@ -1,6 +1,6 @@
-"""Which image comes when, and with what randomness: functions of the seed alone.
+"""Batch order and the random numbers of augmentation, as pure functions of the seed.
 
-No state is kept, so a run that resumes, or is cut in another way, sees the same batches.
+There is no state: a run that resumes, or that has other cuts, sees the same batches.
 """
 
 from __future__ import annotations
@@ -10,33 +10,36 @@ from torch import Tensor
 
 from dglpipe.seeds import derive
 
-# Constants of splitmix64 (Steele, Lea and Flood, 2014), as signed numbers: int64
-# arithmetic wraps, which makes it the arithmetic modulo 2^64 that they are meant for.
+# Constants of splitmix64 (Steele, Lea and Flood, 2014) as signed integers: int64 arithmetic
+# wraps, which equals the unsigned arithmetic modulo 2^64 of the algorithm.
 _GAMMA = 0x9E3779B97F4A7C15 - 2**64
 _FIRST = 0xBF58476D1CE4E5B9 - 2**64
 _SECOND = 0x94D049BB133111EB - 2**64
 _STRIDE = 64
+"""Random numbers reserved for each image."""
 
 
 def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
-    """The order of the training images in `epoch`: a permutation of 0..size-1, int64."""
+    """Order of the training images in `epoch`: a permutation (size,) int64 of 0..size-1."""
     generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
     return torch.randperm(size, generator=generator)
 
 
 def uniform(seed: int, epoch: int, indices: Tensor, draws: int) -> Tensor:
-    """Random numbers of single images, whatever batch they are in.
+    """Random numbers per image, independent of the batch that the image is in.
 
     Number d of image i is output 64 i + d of splitmix64, seeded by (seed, epoch).
 
     Args:
-        indices: (B,) int64, positions in the split.
-        draws: numbers an image, at most 64.
+        seed: seed of the run.
+        epoch: epoch, from 1.
+        indices: (B,) int64, indices in the split.
+        draws: random numbers per image, at most 64.
 
     Returns:
         (B, draws) float64 in [0, 1).
     """
-    assert draws <= _STRIDE, "the numbers of neighbouring images would overlap"
+    assert draws <= _STRIDE, "the random numbers of consecutive images would overlap"
     key = derive(seed, "augment", epoch)
     counter = torch.add(torch.arange(1, draws + 1), indices[:, None], alpha=_STRIDE)
     bits = counter.mul_(_GAMMA).add_(key)
@@ -47,5 +50,5 @@ def uniform(seed: int, epoch: int, indices: Tensor, draws: int) -> Tensor:
 
 
 def _shift_right(bits: Tensor, by: int) -> Tensor:
-    # int64 shifts arithmetically: the copies of the sign have to go.
+    # A logical shift: int64 shifts copy the sign bit, which is masked out.
     return (bits >> by) & ((1 << (64 - by)) - 1)

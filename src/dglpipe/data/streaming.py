@@ -1,4 +1,4 @@
-"""Images that are decoded while training goes on, in worker processes."""
+"""A data set that decodes images in worker processes during training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dglpipe.data.dataset import Request
 from dglpipe.data.decode import decode
-from dglpipe.data.image_index import Listing
+from dglpipe.data.image_index import ImageIndex
 from dglpipe.data.sampler import uniform
 from dglpipe.data.transforms import (
     BOX_DRAWS,
@@ -31,38 +31,44 @@ from dglpipe.data.transforms import (
 )
 from dglpipe.errors import DataError
 
-_AHEAD = 2
-"""Batches a worker has ready or in the making."""
+_PREFETCH = 2
+"""Batches that each worker process prepares ahead."""
 
 Batch = tuple[Tensor, Tensor]
+"""Images and labels."""
 Job = tuple[bool, int, list[int]]
-"""A request as it travels: a tensor would take a file descriptor with it."""
+"""A `Request` as it is sent to a worker: as a list, since a tensor takes a file descriptor."""
 
 
 @dataclass(frozen=True, eq=False)
 class Decoder(Dataset["Batch | DataError"]):
-    """Makes one batch of pixels; what a worker process holds.
+    """Decodes and augments one batch; runs in the worker processes.
 
-    Its randomness is a function of (seed, epoch, position), so it does not matter which
-    worker makes which batch, or how many there are.
+    The random numbers are a function of (seed, epoch, index): the batches do not depend on the
+    number of workers, or on which worker prepares which batch.
     """
 
-    listing: Listing
+    folder: ImageIndex
+    """Files of the data set."""
     transform: str
     """`cifar` or `imagenet`."""
     height: int
+    """H of the images in a batch, in pixels."""
     width: int
+    """W of the images in a batch, in pixels."""
     seed: int
+    """Seed of the augmentation."""
     augment: bool
+    """Whether training images are augmented."""
 
     def __getitem__(self, job: Job) -> Batch | DataError:
         """Images (B,H,W,3) uint8 and labels (B,) int64.
 
-        An error comes back as a value: a raised one would reach the user with the
-        loader's own text in front of it.
+        Returns a DataError instead of raising it: DataLoader prepends text to the messages of
+        exceptions in workers.
         """
         training, epoch, indices = job
-        files = self.listing.train if training else self.listing.test
+        files = self.folder.train if training else self.folder.test
         try:
             images = self._images(training, epoch, indices)
         except DataError as error:
@@ -75,69 +81,69 @@ class Decoder(Dataset["Batch | DataError"]):
         positions = torch.tensor(indices, dtype=torch.int64)
         if self.transform == "imagenet":
             draws = uniform(self.seed, epoch, positions, BOX_DRAWS + 1).tolist()
-            return torch.stack(list(map(self._random_part, indices, draws)))
+            return torch.stack(list(map(self._random_crop, indices, draws)))
         images = torch.stack([self._plain(training, index) for index in indices])
         return crop_and_flip(images, uniform(self.seed, epoch, positions, CROP_DRAWS))
 
     def _plain(self, training: bool, index: int) -> Tensor:
-        """(H,W,3): the whole image, or the middle that `imagenet` tests on."""
-        image = decode(self.listing.path(training, index))
+        """(H,W,3) without augmentation: resized, or for `imagenet` the centre crop."""
+        image = decode(self.folder.path(training, index))
         if self.transform == "imagenet":
             return centre(image, self.height)
         return resize(image[None], self.height, self.width)[0]
 
-    def _random_part(self, index: int, draws: list[float]) -> Tensor:
-        """(H,W,3): RandomResizedCrop, and mirrored if the last number says so."""
-        image = decode(self.listing.path(True, index))
+    def _random_crop(self, index: int, draws: list[float]) -> Tensor:
+        """(H,W,3): RandomResizedCrop, flipped if the last of `draws` is below 1/2."""
+        image = decode(self.folder.path(True, index))
         top, left, height, width = random_box(image.shape[0], image.shape[1], draws[:BOX_DRAWS])
-        part = image[top : top + height, left : left + width]
-        resized = resize(part[None], self.height, self.width)[0]
+        crop = image[top : top + height, left : left + width]
+        resized = resize(crop[None], self.height, self.width)[0]
         return resized.flip(1) if draws[BOX_DRAWS] < 0.5 else resized
 
 
 class Streamed:
-    """Answers requests from files, with worker processes that decode ahead.
+    """A `DataSet` that decodes image files in worker processes, ahead of training.
 
     Args:
-        decoder: makes the pixels of a batch.
-        normalisation: applied in the calling process: bytes are a quarter of the traffic.
-        workers: processes; 0 decodes in the calling one.
+        decoder: prepares the pixels of a batch, in the worker processes.
+        normalisation: applied in the calling process, since uint8 images need a quarter of the
+            bandwidth between processes.
+        workers: worker processes; 0: decode in the calling process.
     """
 
     def __init__(self, decoder: Decoder, normalisation: Normalisation, workers: int) -> None:
         self._decoder = decoder
         self._normalisation = normalisation
         self.workers: int | None = workers
-        self._open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+        self._iterators: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
     def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
-        """Images (B,C,H,W) float32, channels last, and labels (B,) int64, a request each.
+        """Yields images (B,C,H,W) float32, channels last, and labels (B,) int64 per request.
 
-        The workers live as long as the iterator: until its end, its `close()` or that of
-        the data set.
+        The workers run until the iterator is exhausted or closed, or the data set is closed.
 
         Raises:
-            DataError: a file that cannot be decoded, at the batch that needs it.
+            DataError: a file cannot be decoded; raised instead of the batch with the file.
         """
-        answers = self._answer(requests)
-        self._open.add(answers)
-        return answers
+        batches = self._batches(requests)
+        self._iterators.add(batches)
+        return batches
 
     def close(self) -> None:
-        """Ends the workers of all iterators."""
-        for answers in list(self._open):
-            answers.close()
+        """Stops the workers of all iterators."""
+        for batches in list(self._iterators):
+            batches.close()
 
-    def _answer(self, requests: Iterable[Request]) -> Generator[Batch, None, None]:
+    def _batches(self, requests: Iterable[Request]) -> Generator[Batch, None, None]:
         iterator = iter(self._loader(requests))
         try:
-            for answer in iterator:
-                if isinstance(answer, DataError):
-                    raise answer
-                images, labels = answer
+            for batch in iterator:
+                if isinstance(batch, DataError):
+                    raise batch
+                images, labels = batch
                 yield self._normalisation(images), labels
         finally:
-            _end_workers(iterator)
+            _stop_workers(iterator)
 
     def _loader(self, requests: Iterable[Request]) -> DataLoader[Batch | DataError]:
         count = self.workers or 0
@@ -146,19 +152,19 @@ class Streamed:
             batch_size=None,
             sampler=((each.training, each.epoch, each.indices.tolist()) for each in requests),
             num_workers=count,
-            collate_fn=_unchanged,
+            collate_fn=_identity,
             worker_init_fn=_end_with_parent,
-            # Without one of its own, the loader would draw from the global generator.
+            # An own generator: DataLoader draws a seed from the global generator otherwise.
             generator=torch.Generator(),
-            multiprocessing_context=_processes() if count else None,
-            prefetch_factor=_AHEAD if count else None,
+            multiprocessing_context=_forkserver() if count else None,
+            prefetch_factor=_PREFETCH if count else None,
         )
 
 
-def _processes() -> ForkServerContext:
-    """Makes processes from a clean one that has imported all they need.
+def _forkserver() -> ForkServerContext:
+    """A context that forks workers from a server process with all imports done.
 
-    A plain fork would copy locks that threads of the process group may be holding.
+    A fork of the training process could copy locks that its communication threads hold.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -166,11 +172,12 @@ def _processes() -> ForkServerContext:
 
 
 def _end_with_parent(worker: int) -> None:
-    """Ends this worker when the process that reads from it has died.
+    """Exits this worker when the training process exits.
 
-    The loader's own watch looks at the parent's number: here that is the clean process,
-    which in turn lives for as long as it has workers.
+    DataLoader watches the parent process id, which here is the fork server, and the fork server
+    runs as long as it has workers.
     """
+    del worker
     reader = multiprocessing.parent_process()
     if reader is not None:
         Thread(target=_exit_after, args=(reader.sentinel,), daemon=True).start()
@@ -181,13 +188,13 @@ def _exit_after(sentinel: int) -> None:
     os._exit(1)
 
 
-def _unchanged(answer: Any) -> Any:
-    return answer
+def _identity(batch: Any) -> Any:
+    return batch
 
 
-def _end_workers(iterator: object) -> None:
-    # There is no public way. Dropping the last reference would do as well, but while an
-    # error is being handled its traceback holds one.
+def _stop_workers(iterator: object) -> None:
+    # DataLoader has no public method for this. Deleting the iterator is not enough: the traceback
+    # of an exception that is being handled still refers to it.
     shut_down = getattr(iterator, "_shutdown_workers", None)
     if shut_down is not None:
         shut_down()

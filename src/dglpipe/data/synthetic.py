@@ -1,4 +1,4 @@
-"""Images made of a seed: a smooth pattern a class, under noise."""
+"""Synthetic images: one smooth random pattern per class, plus Gaussian noise."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.nn.functional import interpolate
 
 from dglpipe.config import SyntheticConfig
 from dglpipe.data.in_memory import InMemory, Split
-from dglpipe.data.info import DataInfo, fingerprint, given_channels
+from dglpipe.data.info import DataInfo, fingerprint, resolve_channels
 from dglpipe.data.transforms import Normalisation, with_channels
 from dglpipe.seeds import derive
 
-# 8 bits hold four standard deviations to each side of the middle.
+# 8 bits cover four standard deviations on each side of the mean.
 _MIDDLE, _STD = 128, 32
 _NORMALISATION = Normalisation((_MIDDLE / 255,), (_STD / 255,))
 _CHUNK = 256
@@ -22,7 +22,7 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class SyntheticSource:
-    """Learnable images of any shape, the same ones for the same configuration and seed."""
+    """Learnable images of any shape, determined by configuration and seed."""
 
     config: SyntheticConfig
     seed: int
@@ -30,21 +30,21 @@ class SyntheticSource:
 
     @property
     def info(self) -> DataInfo:
-        """Follows from the configuration; nothing is made."""
+        """Determined by configuration and seed; generates no images."""
         config = self.config
         return DataInfo(
             name=config.name,
             train=config.samples,
             test=self._test_size,
             classes=tuple(str(label) for label in range(config.classes)),
-            channels=given_channels(config.name, config.channels, self.wanted_channels),
+            channels=resolve_channels(config.name, config.channels, self.wanted_channels),
             height=config.image_size,
             width=config.image_size,
             fingerprint=fingerprint(config, self.seed),
         )
 
     def load(self) -> InMemory:
-        """Makes both splits; they share the patterns."""
+        """Generates both splits from the same patterns."""
         patterns = self._patterns()
         train = self._split("train", self.config.samples, patterns)
         test = self._split("test", self._test_size, patterns)
@@ -58,7 +58,7 @@ class SyntheticSource:
         return torch.Generator().manual_seed(derive(self.seed, "synthetic", part))
 
     def _patterns(self) -> Tensor:
-        """(N,H,W,C) float32 with mean square 1: 4x4 random values, interpolated."""
+        """(N,H,W,C) float32 with mean square 1: 4x4 random values per channel, interpolated."""
         shape = (self.config.classes, self.config.channels, 4, 4)
         coarse = torch.randn(shape, generator=self._generator("patterns"))
         side = self.config.image_size
@@ -68,13 +68,13 @@ class SyntheticSource:
     def _split(self, part: str, size: int, patterns: Tensor) -> Split:
         generator = self._generator(part)
         labels = torch.arange(size) % self.config.classes
-        # In chunks: the float images of a large set may not fit where its bytes do.
+        # In chunks, since the float32 images need four times the memory of the uint8 images.
         chunks = [self._images(patterns[some], generator) for some in torch.split(labels, _CHUNK)]
-        channels = given_channels("synthetic", self.config.channels, self.wanted_channels)
+        channels = resolve_channels("synthetic", self.config.channels, self.wanted_channels)
         return Split(with_channels(torch.cat(chunks), channels), labels)
 
     def _images(self, patterns: Tensor, generator: torch.Generator) -> Tensor:
-        """Adds noise to (B,H,W,C) float32 and rounds to uint8, with variance 1 in all."""
+        """Adds noise to (B,H,W,C) float32, scales to variance 1 and quantises to uint8."""
         noise = torch.randn(patterns.shape, generator=generator) * self.config.noise
         signal: Tensor = (patterns + noise) / (1 + self.config.noise**2) ** 0.5
         return (signal * _STD + _MIDDLE).round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,7 @@
-"""Augmentation of whole batches: pure functions of images and random numbers."""
+"""Augmentation, resizing and normalisation of images, as pure functions.
+
+Images are (B,H,W,C); augmentation takes its random numbers as an argument.
+"""
 
 from __future__ import annotations
 
@@ -10,48 +13,51 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 CROP_DRAWS = 3
-"""Random numbers that `crop_and_flip` needs an image."""
+"""Random numbers per image for `crop_and_flip`."""
 
 
 def crop_and_flip(images: Tensor, draws: Tensor, padding: int = 4) -> Tensor:
-    """Shifts each image by up to `padding` pixels, black coming in, and mirrors half of them.
+    """Random crop of the zero-padded image, and random horizontal flip.
 
     Args:
         images: (B,H,W,C) uint8 or float32.
-        draws: (B,3) in [0, 1): top, left, mirrored if below 1/2.
+        draws: (B,3) in [0, 1): top and left of the crop; flipped if the third is below 1/2.
+        padding: pixels of padding on each side.
 
     Returns:
-        (B,H,W,C), contiguous, of the type of `images`.
+        (B,H,W,C), contiguous, with the dtype of `images`.
     """
     batch, height, width, channels = images.shape
     top, left = (draws[:, :2] * (2 * padding + 1)).to(torch.int64).unbind(1)
     padded = pad(images, (0, 0, padding, padding, padding, padding))
     full_height, full_width = height + 2 * padding, width + 2 * padding
-    # A row of an image is W*C neighbouring numbers, whatever pixel it begins at: one
-    # gather of such windows is several times as fast as indexing single pixels.
+    # A cropped row is a window of W*C consecutive elements. Gathering such windows is several
+    # times as fast as indexing pixels.
     windows = padded.flatten().unfold(0, width * channels, channels)
     first = (torch.arange(batch) * full_height + top) * full_width + left
     starts = first[:, None] + torch.arange(height) * full_width
     cropped = windows.index_select(0, starts.flatten()).view(batch, height, width, channels)
-    mirrored = (draws[:, 2] < 0.5).nonzero().squeeze(1)
-    return cropped.index_copy_(0, mirrored, cropped.index_select(0, mirrored).flip(2))
+    flipped = (draws[:, 2] < 0.5).nonzero().squeeze(1)
+    return cropped.index_copy_(0, flipped, cropped.index_select(0, flipped).flip(2))
 
 
 BOX_DRAWS = 22
-"""Random numbers that `random_box` needs: ten tries of two, and the place."""
+"""Random numbers for `random_box`: two for each of ten attempts, and two for the position."""
 
 
 def random_box(height: int, width: int, draws: list[float]) -> tuple[int, int, int, int]:
-    """The part of an image that RandomResizedCrop would take.
+    """Samples a crop as RandomResizedCrop of torchvision does.
 
-    It covers 8 to 100 % of the area, with sides in a ratio of 3:4 to 4:3; if ten tries
-    do not fit into the image, the largest such part at the centre is taken.
+    The crop has 8 to 100 % of the area and an aspect ratio of 3:4 to 4:3. If no crop of ten
+    attempts fits into the image, the largest centre crop of an allowed ratio is returned.
 
     Args:
-        draws: 22 numbers in [0, 1).
+        height: H of the image in pixels.
+        width: W of the image in pixels.
+        draws: `BOX_DRAWS` random numbers in [0, 1).
 
     Returns:
-        top, left, height and width in pixels.
+        Top, left, height and width of the crop in pixels.
     """
     for attempt in range(10):
         area = height * width * (0.08 + 0.92 * draws[2 * attempt])
@@ -68,19 +74,23 @@ def random_box(height: int, width: int, draws: list[float]) -> tuple[int, int, i
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Subtracts a mean and divides by a standard deviation, of pixels from 0 to 1."""
+    """Subtracts the mean and divides by the standard deviation of pixels in [0, 1]."""
 
     mean: tuple[float, ...] = (0.0,)
-    """One number a channel, or one for all of them."""
+    """One mean per channel, or one for all channels."""
     std: tuple[float, ...] = (1.0,)
+    """One standard deviation per channel, or one for all channels."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B,H,W,C) to (B,C,H,W) float32, channels last; only uint8 is normalised."""
+        """Converts (B,H,W,C) to (B,C,H,W) float32, channels last.
+
+        Scales uint8 images to [0, 1] and normalises them. Other dtypes are only converted.
+        """
         if images.dtype is not torch.uint8:
             return images.to(torch.float32).permute(0, 3, 1, 2)
         batch, height, width, channels = images.shape
-        # Rows of W*C numbers, so that the innermost loop is longer than the few channels,
-        # and in place, because fresh memory costs more than the arithmetic.
+        # On rows of W*C elements, so that the innermost loop is longer than C; in place, since
+        # an allocation costs more than the arithmetic.
         scale, offset = _rows(self.mean, self.std, width, channels)
         rows = images.reshape(batch, height, width * channels).to(torch.float32)
         normal = rows.mul_(scale).add_(offset)
@@ -91,18 +101,20 @@ class Normalisation:
 def _rows(
     mean: tuple[float, ...], std: tuple[float, ...], width: int, channels: int
 ) -> tuple[Tensor, Tensor]:
-    """Factor and summand, (W*C,) each, of a row of pixels from 0 to 255."""
+    """Scale and offset, (W*C,) each, of a row of pixels in 0..255."""
     means, stds = torch.tensor(mean).expand(channels), torch.tensor(std).expand(channels)
     return (1 / (255 * stds)).repeat(width), (-means / stds).repeat(width)
 
 
 CIFAR = Normalisation((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+"""Statistics of CIFAR-10."""
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Statistics of ImageNet, as in torchvision."""
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
-    """Interpolates (B,H,W,C) uint8 to (B,height,width,C) uint8, smoothed when shrinking."""
+    """Resizes (B,H,W,C) uint8 to (B,height,width,C) uint8: bilinear, with antialiasing."""
     if tuple(images.shape[1:3]) == (height, width):
         return images
     resized = interpolate(
@@ -112,14 +124,20 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def with_channels(images: Tensor, channels: int) -> Tensor:
-    """(B,H,W,1) repeated to `channels`; other images as they are."""
+    """Repeats (B,H,W,1) to (B,H,W,channels); images that have `channels` stay as they are."""
     if images.shape[3] == channels:
         return images
     return images.expand(-1, -1, -1, channels).contiguous()
 
 
 def centre(image: Tensor, size: int) -> Tensor:
-    """The middle of (H,W,C) uint8 as (size,size,C), the shorter side shrunk to 8/7 of it."""
+    """Center crop for testing on ImageNet.
+
+    Resizes the shorter side of (H,W,C) uint8 to 8/7 of `size`, and crops the centre.
+
+    Returns:
+        (size,size,C) uint8.
+    """
     height, width = image.shape[:2]
     shorter = round(size * 8 / 7)
     full = (shorter, int(shorter * width / height))

@@ -9,7 +9,7 @@ import pytest
 
 from dglpipe.cli.plan_table import print_plan
 from dglpipe.partition.throughput_model import LoaderEstimate
-from dglpipe.runtime.plan import plan
+from dglpipe.runtime.plan import plan_run as plan
 from harness.configs import make_config
 
 

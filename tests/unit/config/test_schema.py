@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from dglpipe.cli.arguments import parse_arguments
@@ -159,3 +162,26 @@ def test_times_have_three_lists(times, key):
 
 def test_a_run_dir_may_have_any_name():
     assert config("run_dir=/tmp/a=b (c) @~,x").run_dir == "/tmp/a=b (c) @~,x"
+
+
+def test_a_missing_key_is_named():
+    tree = to_tree(config())
+    del tree["epochs"]
+    with pytest.raises(ConfigError, match=r"^epochs: required: give epochs=VALUE$"):
+        parse(tree)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{a: [1,", "got 'malformed YAML'; allowed: YAML"), ("[1]", r"got \[1\]; allowed: a mapping")],
+)
+def test_a_file_that_is_no_configuration(text, message):
+    with pytest.raises(ConfigError, match=f"^config.yaml: {message}"):
+        from_yaml(text)
+
+
+def test_the_schema_loads_no_torch():
+    code = (
+        "import sys, dglpipe.config, dglpipe.config.instantiate; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -131,7 +131,7 @@ _WRONG = {
     "integer rows": (_row(_GOOD.int()), "images at index 0 of torch.int32, expected uint8"),
     "row": ([1, 2, 3], r"has int at index 0, expected \(image tensor, label\)"),
     "strings": (_row("cat.png"), r"has \(str, int\) at index 0, expected \(image tensor"),
-    "names": ((_GOOD[None], ["cat"]), r"train cannot be made into tensors \("),
+    "names": ((_GOOD[None], ["cat"]), r"train cannot be converted to tensors \("),
     "counts": (_pair(6, labels=[0, 1]), "train has 6 images and 2 labels"),
     "floats": (_pair(2, labels=[0.5, 1.0]), r"labels of shape \(2,\) and type torch.float32"),
     "one-hot": (_pair(2, labels=[[0, 1], [1, 0]]), r"labels of shape \(2, 2\) and type"),
@@ -145,7 +145,7 @@ _WRONG = {
     "types": ([*_row(_GOOD), (_GOOD.float(), 0)], r"\(2, 4, 5\) and torch.float32 at index 3, exp"),
     "negative": (
         _pair(3, labels=[0, 1, -4]),
-        "train has label -4 at index 2; allowed: 0 and above",
+        "train has label -4 at index 2; allowed: 0 or more",
     ),
 }
 
@@ -171,12 +171,12 @@ def test_training_label_outside_the_given_classes(opened):
 
 
 def test_splits_of_different_shapes(opened):
-    with pytest.raises(DataError, match=r"images of train are \(2, 4, 5\), those of test \(1, 4"):
+    with pytest.raises(DataError, match=r"images of train are \(2, 4, 5\), images of test \(1, 4"):
         _ = opened(_built(test=_pair(3, (1, 4, 5)))).info
 
 
 def test_object_without_splits(opened):
-    with pytest.raises(DataError, match="built a SimpleNamespace without train and test; it needs"):
+    with pytest.raises(DataError, match="built a SimpleNamespace without train and test; return"):
         _ = opened(SimpleNamespace()).info
 
 

@@ -84,35 +84,37 @@ def test_the_folder_itself_does_not_count(root, tmp_path_factory):
 
 def test_missing_root(tmp_path):
     missing = tmp_path / "none"
-    expected = f"data.root={missing}: there is no folder {missing}; give the folder that holds"
+    expected = f"data.root={missing}: there is no folder {missing}; give the folder that contains"
     assert expected in _error(missing)
 
 
 def test_root_that_is_a_file(tmp_path):
     _fill(tmp_path, "data.tar")
-    assert "is a file, not a folder; unpack it" in _error(tmp_path / "data.tar")
+    assert "is a file, not a folder; extract the archive" in _error(tmp_path / "data.tar")
 
 
 def test_no_train(tmp_path):
-    assert "has no train/ in it, but no folders; expected are" in _error(tmp_path)
+    assert "has no train/; found no folders; expected train/" in _error(tmp_path)
     _fill(tmp_path, "test/a/1.png", "images/1.png")
-    assert f"data.root={tmp_path}: has no train/ in it, but images, test;" in _error(tmp_path)
+    assert f"data.root={tmp_path}: has no train/; found images, test;" in _error(tmp_path)
 
 
 def test_no_test(root):
     (root / "test").rename(root / "holdout")
-    assert "has no val/ or test/ in it, but holdout, train;" in _error(root)
+    assert "has no val/ or test/; found holdout, train;" in _error(root)
 
 
 def test_no_classes(tmp_path):
     _fill(tmp_path, "train/1.png", "val/a/1.png")
-    assert f"{tmp_path}/train is empty; expected is a folder of images for each" in _error(tmp_path)
+    assert f"{tmp_path}/train has no folders; expected a folder of images for each" in _error(
+        tmp_path
+    )
 
 
 def test_class_without_images(root):
     _fill(root, "train/b/deep/1.png", "train/c/1.bmp")
     message = _error(root)
-    assert f"data.root={root}: class {root}/train/c has no images; put files" in message
+    assert f"data.root={root}: class {root}/train/c has no images; add files" in message
     assert ".jpg, .jpeg, .png, .gif, .webp" in message
 
 
@@ -135,24 +137,29 @@ def test_broken_link(root):
 
 def test_classes_that_differ(root):
     _fill(root, "train/c/1.png", "train/d/1.png")
-    assert "train/ has classes that test/ lacks: c, d; both need the same" in _error(root)
+    assert "train/ has classes that are not in test/: c, d; both need the same" in _error(root)
 
 
 def test_classes_only_of_the_test(root):
     _fill(root, *(f"test/{name}/1.png" for name in "cdefgh"))
-    assert "test/ has classes that train/ lacks: c, d, e, f, g, ...; both" in _error(root)
+    assert "test/ has classes that are not in train/: c, d, e, f, g, ...; both" in _error(root)
 
 
 def test_file_that_is_no_image(root):
     _fill(root, "train/b/page.png", content=b"<html>" + bytes(100))
     message = _error(root)
-    assert f"{root}/train/b/page.png: begins with b'<html>" in message
-    assert "is no JPEG, PNG, GIF or WebP image; remove or replace it" in message
+    assert (
+        f"{root}/train/b/page.png: is not a JPEG, PNG, GIF or WebP image (begins with b'<html>"
+        in message
+    )
+    assert "remove or replace the file" in message
 
 
 def test_empty_file(root):
     _fill(root, "test/b/empty.jpg", content=b"")
-    assert f"{root}/test/b/empty.jpg: is empty, which is no JPEG" in _error(root)
+    assert f"{root}/test/b/empty.jpg: is not a JPEG, PNG, GIF or WebP image (is empty)" in _error(
+        root
+    )
 
 
 def test_file_that_cannot_be_opened(root, monkeypatch):
@@ -164,8 +171,8 @@ def test_file_that_cannot_be_opened(root, monkeypatch):
 
 
 def test_of_a_great_many_files_evenly_spaced_and_small_ones_are_opened(root, monkeypatch):
-    monkeypatch.setattr(image_index, "_SNIFFED", 2)
+    monkeypatch.setattr(image_index, "_MAX_CHECKED", 2)
     _fill(root, "train/b/10.png", content=bytes(100))  # the second of three
     list_folder(str(root))
     _fill(root, "train/b/10.png", content=bytes(63))
-    assert "train/b/10.png: begins with" in _error(root)
+    assert "train/b/10.png: is not a JPEG" in _error(root)

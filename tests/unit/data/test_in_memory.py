@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -175,3 +178,17 @@ def test_fingerprint_keeps_parts_apart():
     assert fingerprint(("a", 1)) == fingerprint(("a", 1))
     assert fingerprint("\udcff") != fingerprint("\udcfe")
     assert len(fingerprint(b"x")) == 32
+
+
+def test_embedded_data_sets_load_no_torchvision():
+    code = """
+import sys
+from dglpipe.config import DigitsConfig, SyntheticConfig
+from dglpipe.data import open_data, batch_schedule
+for config in (DigitsConfig(), SyntheticConfig(samples=8)):
+    source = open_data(config, seed=0, wanted_channels=3)
+    assert source.info.channels == 3
+    source.load().close()
+sys.exit("torchvision" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -12,9 +10,10 @@ import dglpipe.models
 from dglpipe.config import CnnConfig, CustomModelConfig, ResnetCifarConfig, ResnetConfig, VggConfig
 from dglpipe.errors import ConfigError
 from dglpipe.models import build_network, catalogue, wanted_channels
+from harness.paths import ROOT
 
 torch.set_num_threads(1)
-CONF = Path(__file__).parents[3] / "conf" / "model"
+CONF = ROOT / "conf" / "model"
 
 
 def build(config, channels=3, classes=7, image_size=32, meta=False):

@@ -33,7 +33,7 @@ from dglpipe.partition.segments import trace
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.precision import PRECISIONS
 from dglpipe.runtime.open_data import open_images
-from dglpipe.runtime.plan import plan
+from dglpipe.runtime.plan import plan_run as plan
 from harness.configs import build_stages, make_config
 
 CPU = Device(torch.device("cpu"), "gloo")

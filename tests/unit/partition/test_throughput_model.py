@@ -13,7 +13,7 @@ from dglpipe.partition.throughput_model import LoaderEstimate, Node, predict
 from dglpipe.pipeline.topology import Layout
 from dglpipe.runtime import plan as plan_module
 from dglpipe.runtime.open_data import open_images
-from dglpipe.runtime.plan import plan
+from dglpipe.runtime.plan import plan_run as plan
 from harness.configs import build_stages, make_config
 
 ROWS = 16

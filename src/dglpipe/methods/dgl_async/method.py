@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dglpipe.config import AsyncConfig, Config, PipelineConfig
-from dglpipe.config.method import ITEM_BYTES
 from dglpipe.data.batch_schedule import BatchSchedule
 from dglpipe.errors import ConfigError
 from dglpipe.methods.base import Placement, RunContext, Runner
@@ -12,6 +11,7 @@ from dglpipe.methods.dgl_async.distributed import DistributedRunner
 from dglpipe.methods.dgl_async.simulation import SimulatedRunner
 from dglpipe.methods.dgl_async.updates import require_drops
 from dglpipe.pipeline.link import LinkBuffers
+from dglpipe.pipeline.precision import PRECISIONS
 from dglpipe.pipeline.topology import Layout
 
 SPARE = 2
@@ -55,13 +55,13 @@ class DglAsync(Dgl):
 
     def buffers(self, link: int, depth: int) -> LinkBuffers:
         """D messages of a link that blocks; of one that overwrites, M stored batches, too."""
-        settings = self.settings
-        stored_as = settings.storage_precision and ITEM_BYTES[settings.storage_precision]
+        settings, precision = self.settings, self.settings.storage_precision
+        item_bytes = None if precision is None else PRECISIONS[precision].item_bytes
         if settings.simulate:
-            return LinkBuffers(0, 0, settings.buffer, stored_as or None)
+            return LinkBuffers(0, 0, settings.buffer, item_bytes)
         if settings.policy_of(link) == "block":
             return LinkBuffers(sender=1, receiver=depth)
-        return LinkBuffers(depth, SPARE, settings.buffer, stored_as or None)
+        return LinkBuffers(depth, SPARE, settings.buffer, item_bytes)
 
     def runner(self, context: RunContext) -> Runner:
         kind = SimulatedRunner if self.settings.simulate else DistributedRunner

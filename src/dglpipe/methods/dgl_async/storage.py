@@ -11,8 +11,7 @@ from torch import Tensor
 from dglpipe.config import AsyncConfig
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.inputs import NO_EXTRAS
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from dglpipe.pipeline.precision import PRECISIONS
 
 
 class Batch(NamedTuple):
@@ -42,7 +41,8 @@ class StorageFormat:
     def __init__(self, method: AsyncConfig, device: Device, dtype: torch.dtype) -> None:
         self._device = device.torch_device
         self._dtype = dtype
-        self._stored_dtype = DTYPES.get(method.storage_precision or "", dtype)
+        precision = method.storage_precision
+        self._stored_dtype = dtype if precision is None else PRECISIONS[precision].dtype
         self._on_host = method.storage == "host" and device.is_cuda
 
     @property

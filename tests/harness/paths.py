@@ -1,0 +1,10 @@
+"""Folders of the checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+GPU_CHECK = BENCHMARKS / "gpu_check"
+"""`make gpu-check`: its modules import each other by their plain names."""

@@ -1,0 +1,250 @@
+"""A link over a transport in memory: order, depth, and when a slot may be used again.
+
+D = 2, time running down:
+
+    sender                               receiver
+                                         receive 1 posted at the start
+    send 1                  ------>      take 1, post receive 2
+    wait for send 1
+    send 2                  ------>      take 2, post receive 3 into the slot of 1
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from dglpipe.data.batch_schedule import BatchItem, BatchSchedule, Phase
+from dglpipe.errors import LinkError
+from dglpipe.pipeline.link import HeaderLog, Receiver, Sender
+from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageFormat, contiguous_field
+
+CPU = torch.device("cpu")
+SCHEDULE = BatchSchedule(
+    train=10,
+    test=5,
+    batch_size=4,
+    test_batch_size=3,
+    replicas=1,
+    epochs=2,
+    max_steps=None,
+    evaluate_every=1,
+)
+"""Two epochs: training batches of 4, 4, 2 rows, test batches of 3, 2 rows."""
+ITEMS = list(SCHEDULE.items())
+
+
+def make_formats():
+    fields = (
+        contiguous_field(LABELS, torch.int64, ()),
+        contiguous_field(ACTIVATIONS, torch.float32, (2, 3)),
+    )
+    rows = {phase: SCHEDULE.largest_rows(phase) for phase in Phase}
+    return {phase: MessageFormat(rows[phase], fields) for phase in Phase}
+
+
+def make_sender(wire):
+    return Sender(wire, make_formats(), CPU)
+
+
+def make_receiver(wire, depth, items=ITEMS):
+    return Receiver(wire, make_formats(), iter(items), depth, CPU, "link 0 -> 1")
+
+
+class Wire:
+    """Both ends of a link in one process.
+
+    A message leaves the sender's slot when a receive is waited for, never before: a slot that
+    is written too early arrives damaged. `log` holds what the ends asked for, in order.
+    """
+
+    def __init__(self):
+        self.log = []
+        self.sent = []
+        self.posted = []
+        self.taken = 0
+        self.left = 0
+
+    def isend(self, tensor):
+        self.log.append("send")
+        self.sent.append(tensor)
+        return _Transfer(self._deliver_all)
+
+    def irecv(self, tensor):
+        self.log.append("receive")
+        self.posted.append(tensor)
+        number = len(self.posted)
+        return _Transfer(lambda: self._deliver(number))
+
+    def copy(self, target, source):
+        target.copy_(source)
+
+    def fill(self, target, value):
+        self.log.append("fill")
+        target.fill_(value)
+
+    def _deliver(self, number):
+        """Carries messages up to `number`, in order."""
+        while self.left < number:
+            source, target = self.sent[self.left], self.posted[self.left]
+            assert source.shape == target.shape, "the ends disagree about the size"
+            target.copy_(source)
+            self.left += 1
+
+    def _deliver_all(self):
+        self._deliver(len(self.sent))
+
+
+class _Transfer:
+    def __init__(self, wait):
+        self.wait = wait
+
+
+def parts_of(item):
+    """Labels and activations that name the message."""
+    value = 100 * int(item.phase) + item.number
+    labels = torch.full((item.rows,), value)
+    return {LABELS: labels, ACTIVATIONS: torch.full((item.rows, 2, 3), float(value))}
+
+
+def assert_is(item, views, expected):
+    assert item == expected
+    for name, tensor in parts_of(expected).items():
+        assert torch.equal(views[name], tensor), f"{name} of {expected}"
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 5])
+def test_every_message_arrives_whole_and_in_order(depth):
+    """Uneven batches and test batches too, whatever the depth."""
+    wire = Wire()
+    sender, receiver = make_sender(wire), make_receiver(wire, depth)
+    for expected in ITEMS:
+        sender.send(expected, parts_of(expected))
+        assert_is(*receiver.take(), expected)
+    receiver.check()
+    assert len(wire.sent) == len(wire.posted) == len(ITEMS)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 5])
+def test_as_many_receives_are_posted_ahead_as_the_depth_says(depth):
+    wire = Wire()
+    receiver = make_receiver(wire, depth)
+    assert len(wire.posted) == depth - 1
+    sender = make_sender(wire)
+    for taken, item in enumerate(ITEMS, 1):
+        sender.send(item, parts_of(item))
+        receiver.take()
+        ahead = max(1, depth) - 1
+        assert len(wire.posted) == min(len(ITEMS), taken + ahead)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_link_has_as_many_buffers_as_its_depth_and_one_that_sends(depth):
+    wire = Wire()
+    sender, receiver = make_sender(wire), make_receiver(wire, depth)
+    for item in ITEMS:
+        sender.send(item, parts_of(item))
+        receiver.take()
+    assert len({tensor.data_ptr() for tensor in wire.sent}) == 1
+    assert len({tensor.data_ptr() for tensor in wire.posted}) == depth
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_what_was_taken_stays_until_the_next_message_is_taken(depth):
+    wire = Wire()
+    sender, receiver = make_sender(wire), make_receiver(wire, depth)
+    for expected, following in itertools.pairwise(ITEMS):
+        if expected is ITEMS[0]:
+            sender.send(expected, parts_of(expected))
+        item, views = receiver.take()
+        sender.send(following, parts_of(following))
+        sender.wait()
+        assert_is(item, views, expected)
+
+
+def test_the_sender_writes_its_slot_when_the_message_before_has_left():
+    """With a receiver that takes nothing until it is waited for."""
+    wire = Wire()
+    receiver = make_receiver(wire, 3)
+    sender = make_sender(wire)
+    sender.send(ITEMS[0], parts_of(ITEMS[0]))
+    assert wire.left == 0
+    sender.send(ITEMS[1], parts_of(ITEMS[1]))
+    assert wire.left == 1, "the first message left before the second one was written"
+    for expected in ITEMS[:2]:
+        assert_is(*receiver.take(), expected)
+
+
+def test_waiting_twice_waits_once():
+    wire = Wire()
+    make_receiver(wire, 2)
+    sender = make_sender(wire)
+    sender.wait()
+    sender.send(ITEMS[0], parts_of(ITEMS[0]))
+    sender.wait()
+    wire._deliver_all = lambda: pytest.fail("the transfer is over")
+    sender.wait()
+
+
+def test_only_words_of_the_header_that_changed_are_written():
+    wire = Wire()
+    make_receiver(wire, 3)
+    sender = make_sender(wire)
+    for item, words in zip(ITEMS, (3, 1, 2), strict=False):
+        wire.log.clear()
+        sender.send(item, parts_of(item))
+        assert wire.log.count("fill") == words, item
+
+
+def test_an_uneven_batch_is_a_prefix_of_the_slot():
+    wire = Wire()
+    make_receiver(wire, 5)
+    sender = make_sender(wire)
+    for item in ITEMS[:3]:
+        sender.send(item, parts_of(item))
+    first, _, last = wire.sent
+    assert last.data_ptr() == first.data_ptr()
+    assert len(last) < len(first)
+
+
+@pytest.mark.parametrize(
+    ("changes", "came"),
+    [
+        ({"number": 9}, "train batch 9 of 4 rows"),
+        ({"phase": Phase.TEST, "number": 2}, "test batch 2 of 4 rows"),
+    ],
+)
+def test_a_header_out_of_plan_names_both_ends(changes, came):
+    expected = ITEMS[1]
+    other = expected._replace(**changes)
+    log = HeaderLog("link 0 -> 1", CPU)
+    log.add(Wire(), ITEMS[0], header_of(ITEMS[0]))
+    log.add(Wire(), expected, header_of(other))
+    with pytest.raises(LinkError, match=rf"link 0 -> 1: .*expected train batch 2 .*sent {came}"):
+        log.check()
+    log.check()
+
+
+def header_of(item: BatchItem) -> torch.Tensor:
+    return torch.tensor([int(item.phase), item.number, item.rows])
+
+
+def test_headers_are_compared_before_the_log_is_full():
+    log = HeaderLog("link 0 -> 1", CPU)
+    wrong = ITEMS[0]._replace(number=7)
+    log.add(Wire(), ITEMS[0], header_of(wrong))
+    with pytest.raises(LinkError, match="batch 7"):
+        for _ in range(HeaderLog.CAPACITY):
+            log.add(Wire(), ITEMS[0], header_of(ITEMS[0]))
+
+
+def test_a_receiver_compares_the_header_with_its_plan():
+    wire = Wire()
+    plan = [ITEMS[1], *ITEMS[1:]]
+    sender, receiver = make_sender(wire), make_receiver(wire, 2, plan)
+    sender.send(ITEMS[0], parts_of(ITEMS[0]))
+    receiver.take()
+    with pytest.raises(LinkError, match="expected train batch 2 of 4 rows"):
+        receiver.check()
