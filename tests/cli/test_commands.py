@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import dglpipe
+from dglpipe.cli.config_groups import config_text
 from dglpipe.cli.main import run
 
 
@@ -59,8 +60,9 @@ def test_help_of_train_lists_groups_and_settings(capsys, flag):
     assert lines[0] == "usage: dglpipe train [OVERRIDES] [FLAGS]"
     assert any(line.startswith("  model: cnn4, cnn6, ") for line in lines)
     assert "  model: # model=cnn6" in lines
-    assert "    width: 32 # channels of the first layer; the paper's is 128" in lines
-    assert "  batch_size: 128 # rows of an optimizer step over all replicas" in lines
+    for line in config_text("model/cnn6.yaml").splitlines():
+        assert f"    {line}" in lines
+    assert any(line.startswith("  batch_size: 128") for line in lines)
     assert not [line for line in lines if "defaults:" in line and "settings" not in line]
 
 

@@ -20,7 +20,7 @@ sys.stderr.write(json.dumps([name for name in {HEAVY} if name in sys.modules]))
 def imported_by(code: str) -> set[str]:
     """The libraries of `HEAVY` that `code` imports in a new process."""
     words = [sys.executable, "-c", code + REPORT]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stderr.splitlines()[-1]))
 
