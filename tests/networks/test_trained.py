@@ -213,7 +213,7 @@ def test_an_export_keeps_exits_and_keys_like_theirs_apart(tmp_path):
 
 
 def test_a_plan_that_cannot_be_written_is_not_made(tmp_path, monkeypatch):
-    monkeypatch.setattr("dglpipe.cli.plan.plan_run", lambda _: pytest.fail("it was made"))
+    monkeypatch.setattr("dglpipe.runtime.plan.plan_run", lambda _: pytest.fail("it was made"))
     for path in (tmp_path / "nowhere" / "plan.json", tmp_path):
         with pytest.raises(UserError, match=r"^output: got .*; allowed: a file in a folder"):
             plan([f"output={path}"])
@@ -257,7 +257,7 @@ def test_a_resumed_run_keeps_its_cut(tmp_path, monkeypatch, by_stage):
     config = make_config("pipeline.split=auto", "pipeline.cost=time", "pipeline.stages=2")
     config.run_dir, config.resume = str(tmp_path / "run"), "auto"
     started = []
-    monkeypatch.setattr(run, "launch", lambda config, *_: started.append(config) or {})
+    monkeypatch.setattr(run, "launch", lambda plan, *_: started.append(plan.config) or {})
     assert dglpipe.train(to_tree(config)) == {}  # a tree, as config.yaml has it
     files = RunDir(tmp_path / "run")
     other = {"segments": [9.0, *[1.0] * 5], "input_gradients": [0.0] * 6, "heads": [0.0] * 5}

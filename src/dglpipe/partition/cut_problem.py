@@ -58,6 +58,14 @@ class CutProblem:
         outputs = propagate_shapes(self.traced, (2, *self.image_shape))
         return [self.image_shape, *(shape[1:] for shape in outputs[:-1])]
 
+    def require_fit(self) -> None:
+        """Raises ConfigError if the images do not fit the network.
+
+        Raises:
+            NeedsValuesError: a segment reads values, and the network is on meta.
+        """
+        assert self.shapes
+
     @functools.cached_property
     def flops(self) -> SegmentFlops:
         """FLOPs of the segments."""

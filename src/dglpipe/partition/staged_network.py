@@ -153,6 +153,7 @@ def _build_counted(
     """
     traced = _trace_network(config, data, stages, meta=not values)
     problem = CutProblem(config, method, data, traced, stages)
+    problem.require_fit()
     bounds = choose_bounds(problem, rows)
     return _assemble(config, method, data, traced, bounds, problem)
 

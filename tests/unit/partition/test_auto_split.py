@@ -33,8 +33,9 @@ from dglpipe.partition.segments import trace
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.precision import PRECISIONS
 from dglpipe.runtime.open_data import open_images
+from dglpipe.runtime.plan import make_plan
 from dglpipe.runtime.plan import plan_run as plan
-from harness.configs import build_stages, make_config
+from harness.configs import build_stages, layout, make_config
 
 CPU = Device(torch.device("cpu"), "gloo")
 ROWS = 16
@@ -109,16 +110,14 @@ def test_costs_and_needs_of_any_cut_are_those_of_its_stages(overrides):
 
 
 def link_bytes_of(network, j):
-    """Bytes a row of the buffers of stage `j`, by `method.receives` and `sends` as they were."""
+    """Bytes a row of the buffers of stage `j`: D slots to receive and one to send; of links that
+    overwrite M + 2 and D."""
     method, fields = network.config.method, network.spec.fields
-    depth, total = network.config.pipeline.depth, 0
-    if j:
-        total += method.receives(
-            j - 1, depth, fields[j - 1].row_bytes, fields[j - 1].dtype.itemsize
-        )
-    if j < len(fields):
-        total += method.sends(j, depth) * fields[j].row_bytes
-    return total
+    depth = network.config.pipeline.depth
+    overwrites = method.name == "dgl_async"
+    received, sent = (method.buffer + 2, depth) if overwrites else (depth, 1)
+    below = received * fields[j - 1].row_bytes if j else 0
+    return below + (sent * fields[j].row_bytes if j < len(fields) else 0)
 
 
 LIMITED = "model=vgg11_bn"
@@ -288,7 +287,7 @@ def test_every_kind_of_stage_is_measured_once(monkeypatch):
     monkeypatch.setattr(auto_split, "measure", measure)
     own = "per_stage=[{},{optimizer:{lr:0.5}},{optimizer:adam},{head:cnn,precision:bf16}]"
     words = ("model=cnn6", "pipeline.split=auto", "pipeline.cost=time", "pipeline.stages=4")
-    config = make_config(*words, own)
+    config = make_plan(make_config(*words, own), layout(4)).config
     stages = plan(config).stages
     assert [settings for settings, _ in measured] == ["sgd fp32", "adam fp32", "sgd bf16"]
     assert len({head for _, head in measured}) == 1, "the last stage has none"
@@ -298,7 +297,7 @@ def test_every_kind_of_stage_is_measured_once(monkeypatch):
     assert [stage.seconds_per_step for stage in stages] == seconds
     assert max(seconds) == 3.0, "one segment in each of the last two"
     config = make_config(*words, "per_stage=[{},{optimizer:{lr:0.5}},{},{head:linear}]")
-    plan(config)
+    config = make_plan(config, layout(4)).config
     assert config.pipeline.times["segments"] == [4.0] * 6, "all alike: once for all stages"
     plan(make_config(*words, "per_stage=[{},{head:linear},{head:mlp},{}]"))
     assert len({head for _, head in measured[4:]}) == len(measured[4:]) == 3

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import nn
 
+from dglpipe.methods import build_method
 from dglpipe.models.meta import building
 from dglpipe.models.partial import PartialBuildError, building_stored, recording
 from dglpipe.partition import own_stages, staged_network
 from dglpipe.partition.own_stages import build_own_stages
-from dglpipe.methods import build_method
 from dglpipe.pipeline.weights import named_tensors
 from dglpipe.runtime.open_data import open_images
-from harness import build_stages, make_config
+from harness.configs import build_stages, make_config
 
 TORCHVISION = ("model=torchvision", "data.image_size=32")
 NETWORKS = {
@@ -30,7 +30,7 @@ NETWORKS = {
     "resnet20_cifar": ("model=resnet20_cifar",),
     "vit_b_16": (*TORCHVISION, "model.name=vit_b_16", "model.args={image_size:32}"),
     "mobilenet": (*TORCHVISION, "model.name=mobilenet_v3_small"),
-    "plug_in": ("model=custom", "model.target=plug_ins:residual_network"),
+    "plug_in": ("model=custom", "model.target=harness.plug_ins:residual_network"),
     "tied": ("model=custom", f"model.target={__name__}:tied_network"),
     "clones": ("model=custom", f"model.target={__name__}:network_of_clones"),
 }
@@ -210,7 +210,7 @@ def test_another_network_cannot_be_built_in_part():
 PEAK = """
 import json, sys
 import torch, torchvision.models
-from harness import build_stages, make_config
+from harness.configs import build_stages, make_config
 from dglpipe.host import peak_resident_bytes
 from dglpipe.partition.own_stages import build_own_stages
 from dglpipe.methods import build_method

@@ -147,6 +147,6 @@ def test_a_plan_by_flops_warns_too_and_measures_nothing(two_cores, capsys, monke
     monkeypatch.setattr(plan_module, "loading_seconds", lambda *_: pytest.fail("measured"))
     found = plan(make_config(*WORDS))
     assert (found.loader.seconds_per_step, found.samples_per_second) == (None, None)
-    assert "they will be in each other's way" in capsys.readouterr().err
+    assert "CPU oversubscription" in capsys.readouterr().err
     plan(make_config("pipeline.stages=2"))
     assert capsys.readouterr().err == ""
