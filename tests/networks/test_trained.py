@@ -215,7 +215,9 @@ def test_an_export_keeps_exits_and_keys_like_theirs_apart(tmp_path):
 def test_a_plan_that_cannot_be_written_is_not_made(tmp_path, monkeypatch):
     monkeypatch.setattr("dglpipe.runtime.plan.plan_run", lambda _: pytest.fail("it was made"))
     for path in (tmp_path / "nowhere" / "plan.json", tmp_path):
-        with pytest.raises(UserError, match=r"^output: got .*; allowed: a file in a folder"):
+        with pytest.raises(
+            UserError, match=r"^output: got .*; allowed: a file in an existing directory"
+        ):
             plan([f"output={path}"])
 
 

@@ -18,6 +18,7 @@ from dglpipe.partition.auto_split import choose_bounds
 from dglpipe.partition.channels import channels_at
 from dglpipe.partition.cut_problem import CutProblem, image_shape
 from dglpipe.partition.pipeline_spec import PipelineSpec
+from dglpipe.partition.profiling import cpu_threads
 from dglpipe.partition.record_fields import record_fields, record_fields_on_meta
 from dglpipe.partition.segments import TracedNetwork, trace
 from dglpipe.partition.split import boundaries, check_stages, cut
@@ -212,10 +213,12 @@ def _fields(
     modules: Sequence[nn.Module],
 ) -> tuple[Field, ...]:
     shape = image_shape(data)
-    if traced.device.type != "meta":
-        return record_fields(config, modules, shape)
-    try:
-        return record_fields_on_meta(config, traced, bounds, shape)
-    except Exception:  # a forward that works only with its own weights
-        real = _trace_network(config, data, len(bounds), meta=False)
-        return record_fields(config, cut(real, bounds), shape)
+    # One thread: a process that is forked later must not inherit a pool of threads.
+    with cpu_threads(1):
+        if traced.device.type != "meta":
+            return record_fields(config, modules, shape)
+        try:
+            return record_fields_on_meta(config, traced, bounds, shape)
+        except Exception:  # a forward that works only with its own weights
+            real = _trace_network(config, data, len(bounds), meta=False)
+            return record_fields(config, cut(real, bounds), shape)

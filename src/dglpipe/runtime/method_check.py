@@ -13,6 +13,7 @@ from dglpipe.methods.base import Emission, Method
 from dglpipe.methods.dgl import Dgl
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.partition.own_stages import build_own_stages
+from dglpipe.partition.profiling import cpu_threads
 from dglpipe.pipeline.message import ACTIVATIONS, Direction, Field
 from dglpipe.pipeline.stage import LocalStep, StageModule, cast_input
 
@@ -42,7 +43,8 @@ def check_messages(method: Method, plan: RunPlan) -> None:
     inputs = inputs.to(memory_format=torch.channels_last)
     labels = torch.arange(ROWS) % plan.spec.classes
     extras: Mapping[str, Tensor] = {}
-    with torch.random.fork_rng(devices=[]):
+    # One thread: a process that is forked later must not inherit a pool of threads.
+    with torch.random.fork_rng(devices=[]), cpu_threads(1):
         for j, module in modules.items():
             inputs, extras = _check_stage(method, plan, j, module, inputs, labels, extras)
 

@@ -82,7 +82,7 @@ def scaled_network(channels, classes):
 def stages_of(words, count):
     """(config, data, method, spec from meta, network built as a whole)"""
     config = make_config(*words, "pipeline.split=auto")
-    data = open_images(config).description
+    data = open_images(config).info
     spec = build_stages(config, data, count, meta=True).spec
     config.pipeline.split = list(spec.bounds[1:])
     return config, data, build_method(config.method), spec, build_stages(config, data, count)
@@ -99,7 +99,7 @@ def test_the_spec_of_a_network_on_meta_is_that_of_the_real_one(name, precision, 
         return whole(*args, meta=meta)
 
     config = make_config(*words, "pipeline.split=auto", f"precision={precision}")
-    data = open_images(config).description
+    data = open_images(config).info
     with monkeypatch.context() as patch:
         patch.setattr(staged_network, "_trace_network", on_meta)
         spec = build_stages(config, data, 2, meta=True).spec
@@ -217,7 +217,7 @@ from dglpipe.methods import build_method
 from dglpipe.runtime.open_data import open_images
 
 config = make_config("model=resnet152", "data.image_size=32", "head=linear", "pipeline.split=even")
-data = open_images(config).description
+data = open_images(config).info
 spec = build_stages(config, data, 4, meta=True).spec
 before = peak_resident_bytes()
 own = range(4) if sys.argv[1] == "all" else [int(sys.argv[1])]
