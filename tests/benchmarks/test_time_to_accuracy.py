@@ -1,4 +1,4 @@
-"""What benchmarks/time_to_accuracy makes of its runs."""
+"""Rates, relative times and marks of benchmarks/time_to_accuracy."""
 
 from __future__ import annotations
 

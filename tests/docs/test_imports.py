@@ -1,4 +1,4 @@
-"""The import order that docs/architecture.md draws is the one that the code has."""
+"""The code follows the import order of docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "dglpipe"
 
 
 def part(marker: str) -> str:
-    """What stands between `<!-- marker -->` and `<!-- /marker -->`."""
+    """The text between `<!-- marker -->` and `<!-- /marker -->`."""
     text = (ROOT / "docs" / "architecture.md").read_text()
     found = re.search(rf"<!-- {marker} -->\n(.*?)<!-- /{marker} -->", text, re.DOTALL)
     assert found, f"docs/architecture.md has no <!-- {marker} --> part"

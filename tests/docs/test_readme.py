@@ -1,4 +1,4 @@
-"""Every command of README.md is run, made small, or checked as far as it can be here.
+"""Every command of README.md runs in a shortened form, or is checked without running.
 
 A block ```sh of the README is run line by line in a folder of its own; in the other documents
 its settings are looked up. A block ```sh make is checked by `make -n`. There are no others.
@@ -47,7 +47,7 @@ def shorten(words: list[str]) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path):
-    """What the README stands in: a checkout, and a user's images."""
+    """The working directory of the README: a checkout, and a folder of images."""
     for name in ("examples", "launch", "conf"):
         (tmp_path / name).symlink_to(ROOT / name)
     for index, place in enumerate(("train/cat", "train/dog", "val/cat", "val/dog")):
@@ -60,7 +60,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def environment(monkeypatch):
-    """Commands by the names that the README gives them, of this very Python."""
+    """PATH with the commands of this Python environment."""
     own = {key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC")}
     return {**own, "PATH": f"{BIN}{os.pathsep}{own['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -68,7 +68,7 @@ def environment(monkeypatch):
 def by_its_name(
     words: list[str], folder: Path, environment: dict[str, str]
 ) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of a program that the shell would find."""
+    """Exit status, stdout and stderr of a program on PATH."""
     done = subprocess.run(
         words,
         cwd=folder,
@@ -82,7 +82,7 @@ def by_its_name(
 
 
 def without_loading(words: list[str], folder: Path) -> tuple[int, str, str]:
-    """The same of `dglpipe`, from a process that has loaded torch already."""
+    """The same for `dglpipe`, forked from a process that has loaded torch."""
     for name in ("stdout", "stderr"):
         (folder / name).unlink(missing_ok=True)
     command = Command(words[1:], folder)
@@ -106,7 +106,7 @@ def test_commands(block: Block, folder, environment):
 
 @pytest.mark.parametrize("block", SETTINGS, ids=str)
 def test_settings_are_right_as_they_stand(block: Block, monkeypatch):
-    """Also what the shortened command overrides: every key and value exists."""
+    """Every key and value exists, including those that the shortened command overrides."""
     monkeypatch.chdir(ROOT)
     for words in block.commands():
         if "train" in words and "--help" not in words and "-m" not in words[: words.index("train")]:

@@ -1,4 +1,4 @@
-"""Messages by the events of a device: seen when the process comes by, and never waited for."""
+"""Transfers tracked by device events: the process polls them and never waits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAYOUTS = {phase: MessageFormat(3, FIELDS) for phase in Phase}
 
 
 class Transfer:
-    """Is through when the device is told so."""
+    """Ends when the test moves the device on."""
 
     def __init__(self, device, do=lambda: None):
         self.device, self.do, self.is_through = device, do, False
@@ -42,7 +42,7 @@ class Transfer:
 
 
 class FakeDevice:
-    """Streams and events that know of the last transfer."""
+    """Streams and events; the fake device records the last transfer."""
 
     def __init__(self):
         self.inside, self.last, self.waits = False, None, 0
@@ -139,7 +139,7 @@ def test_a_receiver_sees_what_has_come_and_waits_for_nothing_else(device, monkey
         buffer = device.buffer
         device.transfers[-1].do = lambda: buffer.copy_(message(number, phase))
         device.transfers[-1].finish()
-        # What the ferry copied behind the transfer was issued before; the device does it now.
+        # What the engine copied after the transfer was issued before; the device does it now.
         ferry_words = box._ferry._under_way[2]
         ferry_words.copy_(torch.tensor([int(phase), number, 3]))
 
