@@ -38,6 +38,7 @@ def test_times_are_relative_and_never_reached_is_said():
     assert "97.0%" in text
 
 
+@pytest.mark.timeout(300)
 def test_samples_seen_over_samples_a_second():
     found = benchmark.train(["experiment=debug", "pipeline.stages=2"], 0.05, 0, accuracy=0.0)
     assert found.seconds == pytest.approx(20 * 128 / found.samples_per_second)
