@@ -1,4 +1,4 @@
-"""What all tests share; the helpers are in `harness`."""
+"""Fixtures of all tests; the helpers are in `harness`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def run_dir(tmp_path):
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts programs, each in a folder of its own; none of their processes may be left."""
+    """Starts programs, each in its own folder; fails if one of their processes is left."""
     from harness.commands import Command  # it loads torch, which not every test needs
 
     commands = []

@@ -1,4 +1,4 @@
-"""`make gpu-check`, as far as it can be tried without a GPU."""
+"""`make gpu-check`, without a GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def summary(hashes=("a", "b"), rate=100.0, peak=1000, device="cuda"):
 
 
 class FakeRunner:
-    """Gives prepared runs by name: a summary, or a failed run where there is none."""
+    """Returns prepared runs by name: with a summary, or failed without one."""
 
     def __init__(self, folder, **prepared):
         self.asked = {}
@@ -47,7 +47,7 @@ class FakeRunner:
 
 @pytest.fixture
 def checks(tmp_path):
-    """Builds the checks of a machine with so many GPUs over prepared runs."""
+    """Builds the checks of a machine with `devices` GPUs over prepared runs."""
 
     def build(devices=2, **prepared):
         return Checks(FakeRunner(tmp_path, **prepared), plan_for(devices))

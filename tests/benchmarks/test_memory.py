@@ -1,4 +1,4 @@
-"""What benchmarks/memory makes of its figures."""
+"""Crossings and measured parts of benchmarks/memory."""
 
 from __future__ import annotations
 

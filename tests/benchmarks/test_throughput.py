@@ -1,4 +1,4 @@
-"""What benchmarks/throughput makes of its measurements."""
+"""Ratios, cuts and bounds of benchmarks/throughput."""
 
 from __future__ import annotations
 

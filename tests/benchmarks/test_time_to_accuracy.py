@@ -1,4 +1,4 @@
-"""What benchmarks/time_to_accuracy makes of its runs."""
+"""Rates, relative times and marks of benchmarks/time_to_accuracy."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def test_times_are_relative_and_never_reached_is_said():
     assert "97.0%" in text
 
 
+@pytest.mark.timeout(300)
 def test_samples_seen_over_samples_a_second():
     found = benchmark.train(["experiment=debug", "pipeline.stages=2"], 0.05, 0, accuracy=0.0)
     assert found.seconds == pytest.approx(20 * 128 / found.samples_per_second)

@@ -11,7 +11,7 @@ TRAIN = ("train", "run_dir=run", "model.width=4", "batch_size=2", "pipeline.proc
 
 @pytest.fixture
 def refused(start, tmp_path):
-    """What is said; nothing but that may come of it."""
+    """The error message; the command may have no other effect."""
 
     def start_and_listen(*settings: str) -> str:
         run = start(*TRAIN, *settings)

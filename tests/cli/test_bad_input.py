@@ -33,13 +33,13 @@ def text():
 
 @dataclass
 class Cli:
-    """Runs `dglpipe` in this process, in an empty folder where nothing may be left."""
+    """Runs `dglpipe` in this process, in an empty folder that must stay empty."""
 
     folder: Path
     capture: pytest.CaptureFixture[str]
 
     def refuse(self, *arguments: str, command: str = "train") -> str:
-        """What is said about a mistake; asserts everything that holds for all of them."""
+        """The error message; asserts what holds for every mistake of a user."""
         before = sorted(self.folder.rglob("*"))
         status = run([command, *arguments])
         out, err = self.capture.readouterr()
@@ -295,7 +295,7 @@ def test_sweep_with_a_mistake_starts_nothing(cli):
 
 @pytest.fixture
 def plug_in(tmp_path):
-    """A module in the folder where the user stands, under a name of its own."""
+    """A module in the working directory, with a unique name."""
     name = f"plug_in_{tmp_path.name}"
     (tmp_path / f"{name}.py").write_text(PLUG_IN)
     yield name
@@ -369,7 +369,7 @@ def test_a_timeline_is_wanted_or_not(cli):
     "words", [("-r",), ("--run",), ("--cfg", "job", "model=foo"), ("--cfg", "job", "epochs=-1")]
 )
 def test_flags_of_hydra(cli, words):
-    """Mistakes beside them are told as ever."""
+    """Other mistakes are reported as usual."""
     message = cli.refuse(*words, "run_dir=a=b")
     assert "allowed" in message
 

@@ -1,4 +1,4 @@
-"""Processes that mean different runs find out before they train."""
+"""Ranks with different configurations fail before they train."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def item(index, rows, phase=Phase.TRAIN):
 
 
 def content(index, rows, numbers):
-    """What message `index` carries."""
+    """The content of message `index`."""
     labels = torch.arange(rows) + 1000 * index
     return {LABELS: labels, ACTIVATIONS: labels[:, None].float().expand(rows, numbers)}
 
@@ -57,7 +57,7 @@ def receiver(group, items, depth=2, numbers=8, rows=4):
 
 
 def slow_receiver(group, depth, count):
-    """Rank 1 takes a message only when no more can be under way; returns what was."""
+    """Rank 1 takes a message only when no more can be in flight; returns the counts."""
     items = [item(index, 4) for index in range(1, count + 1)]
     if group.topology.rank == 0:
         return send_all(group, items)
@@ -76,7 +76,7 @@ def slow_receiver(group, depth, count):
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_messages_sent_and_not_yet_taken_are_d(depth):
-    """Not more, and not fewer either while there are enough."""
+    """Exactly D, as long as messages are left."""
     count = 8
     _, under_way = run_world(layout(2), slow_receiver, depth, count)
     assert under_way == [min(depth, count - taken) for taken in range(count)]
@@ -165,7 +165,7 @@ def test_a_message_out_of_plan_is_named(sent, expected, got, wanted):
 
 
 class Liar:
-    """A transport that numbers one message wrongly."""
+    """A transport that gives one message a wrong number."""
 
     def __init__(self, inner, wrong):
         self.inner, self.wrong = inner, wrong
@@ -183,7 +183,7 @@ def train_with_liar(group, config, run_dir):
 
 
 def test_a_worker_notices_before_the_next_checkpoint_is_whole(run_dir):
-    """Checkpoints at steps 3 and 6; the message of step 6 is not what was announced."""
+    """Checkpoints at steps 3 and 6; the header of the message of step 6 is wrong."""
     config = make_config("checkpoint.every=3", "checkpoint.keep=9", "log_every=100")
     with pytest.raises(WorldError) as caught:
         run_world(layout(2), train_with_liar, config, run_dir)

@@ -1,4 +1,4 @@
-"""Links that are drained whatever the stages do: nothing waits, and nothing is lost unseen."""
+"""Asynchronous links: stages do not wait for each other, and every lost message is counted."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def take_tests(box):
 
 
 def busy_reader(group, count, capacity, **settings):
-    """Rank 1 does nothing while `count` messages come; returns what it then finds."""
+    """Rank 1 is busy while `count` messages arrive; returns the messages it reads afterwards."""
     if group.topology.rank == 0:
         box = outbox(group, 2, True)
         for number in range(1, count + 1):
@@ -107,7 +107,7 @@ def test_a_reader_that_is_busy_does_not_hold_up_the_sender(settings):
 
 
 class Stuck:
-    """A transport whose sends take until they are let go."""
+    """A transport whose sends end only when the test opens it."""
 
     def __init__(self):
         self.sent, self.under_way, self.open = [], 0, False
@@ -170,7 +170,7 @@ def test_with_one_place_a_sender_waits_for_the_transfer_and_no_longer():
 
 
 def blocking(group, depth, count):
-    """Rank 1 reads only when no more can come; returns how many were sent by then."""
+    """Rank 1 reads only when the sender is blocked; returns how many messages were sent by then."""
     if group.topology.rank == 0:
         box = outbox(group, 1, False)
         for number in range(1, count + 1):

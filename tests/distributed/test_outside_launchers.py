@@ -1,4 +1,4 @@
-"""Processes that somebody else starts: torchrun, or by hand as a cluster's launcher would."""
+"""Processes started from outside: by torchrun, or by hand as the launcher of a cluster does."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def free_port():
 
 @pytest.fixture
 def start_ranks(start):
-    """Starts a process a rank, each with overrides of its own."""
+    """Starts one process for each rank, each with its own overrides."""
 
     def start_all(*overrides):
         port = str(free_port())
@@ -123,7 +123,7 @@ def test_a_used_directory_is_refused_by_all_ranks(start_ranks, run_dir):
 
 @pytest.fixture
 def long_run(start_ranks, run_dir):
-    """Two ranks in the middle of a run that would take for ever."""
+    """Two ranks in the middle of an endless run."""
     settings = small(f"run_dir={run_dir}", "epochs=100000", "log_every=2")
     runs = start_ranks(settings, settings)
     runs[0].wait_for_step(run_dir, 4)
@@ -131,7 +131,7 @@ def long_run(start_ranks, run_dir):
 
 
 def test_interrupted_by_its_launcher(long_run, run_dir):
-    """torchrun hands the signal that it gets on to every worker."""
+    """torchrun forwards its signal to every worker."""
     for run in long_run:
         os.kill(run.pid, signal.SIGINT)
     assert [run.wait(PROMPT_S) for run in long_run] == [130, 130]
@@ -142,7 +142,7 @@ def test_interrupted_by_its_launcher(long_run, run_dir):
 
 
 def test_terminated_by_its_launcher(long_run, run_dir):
-    """What torchrun does to its workers when a cluster's time is over."""
+    """torchrun sends SIGTERM to its workers when the time limit of a cluster ends."""
     for run in long_run:
         os.kill(run.pid, signal.SIGTERM)
     assert [run.wait(PROMPT_S) for run in long_run] == [143, 143]

@@ -1,4 +1,4 @@
-"""`link.*` makes links slow, and nothing else."""
+"""`link.*` changes the speed of links and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dglpipe train -m`: a job a value, one after the other."""
+"""`dglpipe train -m`: one job for each value, one after the other."""
 
 from __future__ import annotations
 

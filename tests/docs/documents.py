@@ -1,4 +1,4 @@
-"""What the tests of this folder read out of the project's documents."""
+"""Code blocks and anchors of the project's documents."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Block:
     line: int
     language: str
     mark: str
-    """What stands behind the language: `make`, say."""
+    """The word after the language: `make`, for example."""
     text: str
 
     def __str__(self) -> str:

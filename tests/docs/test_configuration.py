@@ -1,4 +1,4 @@
-"""docs/configuration.md has every key, with the default that it really has."""
+"""docs/configuration.md lists every key with its actual default."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def chosen() -> list[tuple[str, dict[str, str]]]:
 
 
 def shipped(choice: str) -> dict[str, object]:
-    """What the file of a choice says, without what only tells the choices apart."""
+    """The keys of the file of a choice, without the keys that select it."""
     group, _, name = choice.partition("=")
     tree = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / group / f"{name}.yaml"))
     free = {key for key, value in tree.items() if value == "???"}  # not what tells it apart

@@ -1,4 +1,4 @@
-"""Every file of conf/experiment opens with its command, which would start."""
+"""Every file of conf/experiment begins with a command that is accepted."""
 
 from __future__ import annotations
 

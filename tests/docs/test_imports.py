@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "dglpipe"
 
 
 def part(marker: str) -> str:
-    """What stands between `<!-- marker -->` and `<!-- /marker -->`."""
+    """The text between `<!-- marker -->` and `<!-- /marker -->`."""
     text = (ROOT / "docs" / "architecture.md").read_text()
     found = re.search(rf"<!-- {marker} -->\n(.*?)<!-- /{marker} -->", text, re.DOTALL)
     assert found, f"docs/architecture.md has no <!-- {marker} --> part"

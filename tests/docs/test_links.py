@@ -1,4 +1,4 @@
-"""Links in the documents lead somewhere."""
+"""Links in the documents have a target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makefile and .ci/run install once, and again when they have to; no package is fetched here.
+"""Makefile and .ci/run install once, and again after a change; no package is downloaded here.
 
 A stand-in for Python notes what it is asked to do.
 """
@@ -28,7 +28,7 @@ esac
 
 
 class Checkout:
-    """A copy of what the Makefile reads, with a stand-in for Python."""
+    """A copy of the Makefile's inputs, with a stand-in for Python."""
 
     def __init__(self, folder: Path, shared: Path) -> None:
         self.folder = folder
@@ -43,7 +43,7 @@ class Checkout:
         self.python.chmod(0o755)
 
     def call(self, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command; its notes are those of this call alone."""
+        """Runs a command and returns the notes of this call."""
         self.notes.write_text("")
         own = {"NOTES": str(self.notes), "PYTHON": str(self.python), "HOME": str(self.cache)}
         # The make that runs the tests hands its own variables on.
@@ -66,7 +66,7 @@ class Checkout:
         return self.call("bash", ".ci/run", **environment)
 
     def asked(self, what: str) -> list[str]:
-        """The calls of Python that have `what` in them."""
+        """The calls of Python that contain `what`."""
         return [line for line in self.notes.read_text().splitlines() if what in line]
 
     def environments(self) -> list[Path]:

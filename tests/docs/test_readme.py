@@ -1,4 +1,4 @@
-"""Every command of README.md is run, made small, or checked as far as it can be here.
+"""Every command of README.md runs in a shortened form, or is checked without running.
 
 A block ```sh of the README is run line by line in a folder of its own; `test_pages.py` runs those
 of docs/. Here the settings of all documents are looked up, and a block ```sh make is checked by

@@ -1,4 +1,4 @@
-"""A wheel that is built here, unpacked elsewhere and run away from the checkout trains."""
+"""A wheel is built, unpacked in another folder, and trains there."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def call(*words: object, cwd: Path, **environment: str) -> subprocess.CompletedP
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built from a copy: a build leaves files in its sources, and takes old ones from there."""
+    """Built from a copy: a build writes files to its source folder and reuses old ones."""
     folder = tmp_path_factory.mktemp("sources")
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in SOURCES:
@@ -53,7 +53,7 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
-    """A folder with nothing but the wheel's content."""
+    """A folder with the content of the wheel only."""
     folder = tmp_path_factory.mktemp("installed")
     call(*PIP, "install", "--no-deps", "--no-index", "--target", folder, wheel, cwd=folder)
     return folder

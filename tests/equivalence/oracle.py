@@ -1,4 +1,4 @@
-"""Decoupled Greedy Learning as the paper writes it (Algorithm 1), and nothing else.
+"""Decoupled Greedy Learning as in Algorithm 1 of the paper.
 
 For each mini-batch (x_0, y), for j = 0..K-1:
 
@@ -70,7 +70,7 @@ def _batches(config, source):
 
 
 def train_sequentially(config, stages):
-    """The same of training one stage after the other, those below it frozen."""
+    """The same for sequential training: one stage after the other, the stages below frozen."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -119,7 +119,7 @@ def _rate(settings, step, steps):
 
 
 def weights_sha256(learner):
-    """As the design defines it: sorted keys, each followed by its tensor's raw bytes."""
+    """SHA-256 over the sorted keys, each followed by the raw bytes of its tensor."""
     tensors = {**learner.segments.state_dict()}
     if "head" in learner.auxiliary:
         state = learner.auxiliary["head"].state_dict()

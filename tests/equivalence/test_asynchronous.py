@@ -1,4 +1,4 @@
-"""Asynchronous learning: in step it is synchronous learning, out of step nothing gets lost."""
+"""Asynchronous learning: equal to synchronous learning in lockstep; every message is counted."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def staleness(run):
 
 
 def assert_accounts(entries):
-    """What a stage hands on is dropped, read, overwritten unread, or left."""
+    """Every output of a stage is dropped, read, overwritten unread, or left in the buffer."""
     for below, above in itertools.pairwise(entries):
         assert above["received"] == below["outputs"] - below["dropped"]
         by_reads = {int(reads): count for reads, count in above["reads_by_entry"].items()}
@@ -137,7 +137,7 @@ def test_every_real_stage_makes_its_updates_and_all_is_accounted_for(overrides):
 
 
 def test_a_stage_that_is_done_keeps_its_weights():
-    """Stage 0 has made its updates long before the slow one, and goes on feeding it."""
+    """Stage 0 finishes its updates long before the slow stage and continues to feed it."""
     quick, slow = (
         make_config(*TINY, *REAL, f"method.slowdown=[1.0,{factor}]") for factor in (1.0, 4.0)
     )
@@ -287,7 +287,7 @@ def test_the_picture_has_a_column_a_buffer(tmp_path):
 
 
 def test_tests_between_the_lines_of_training_count_test_images_alone():
-    """A slow stage comes to an evaluation in the middle of what it logs."""
+    """A slow stage reaches an evaluation between two log lines."""
     config = make_config(*TINY, *SIMULATED, "log_every=5", "method.slowdown=[1.0,1.0,4.0]")
     run = train_world(config, layout(3, 1))
     in_step = train_world(make_config(*TINY, "log_every=5"), layout(3, 1))
@@ -342,7 +342,7 @@ def test_an_evaluation_may_take_longer_than_the_wait_for_something_young():
 
 
 def test_a_simulation_resumed_behind_its_last_stage_still_says_where_its_time_goes(tmp_path):
-    """Stage 0 is the slow one: the last stage has made its updates long before."""
+    """Stage 0 is slow: the last stage finishes its updates long before."""
     own = ("epochs=5", "max_steps=20", "method.slowdown=[6.0,1.0]", "checkpoint.every=5")
     config = make_config(*TINY, *SIMULATED, *own)
     with pytest.raises(WorldError, match="exit code -9"):

@@ -1,4 +1,4 @@
-"""Backprop in one process, on replicas and through every pipeline is the same training."""
+"""Backprop in one process, on replicas and in every pipeline gives the same training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def reference():
 
 
 def test_the_reference_is_a_plain_loop(reference):
-    """As one would write it by hand."""
+    """The loop written by hand."""
     config = make_config(*PLAIN)
     source = open_images(config)
     data, size = source.load(), source.info.train
@@ -77,7 +77,7 @@ def test_weights_agree_to_rounding(way, reference):
 
 
 def test_exits_that_are_not_there_are_not_told():
-    """Only the last stage has one, and all tell the same learning rate and speed."""
+    """Only the last stage has an exit; all stages log the same learning rate and speed."""
     run = train(*WAYS["zbv"].split())
     last = [line for line in run.lines if line.step == 5]
     tests = {line.stage: line.accuracy for line in last if line.kind == "test"}

@@ -1,4 +1,4 @@
-"""What the pipeline measures is what the final weights give in one plain forward."""
+"""The evaluation of the pipeline equals one plain forward with the final weights."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from harness.training import hash_all, train_all
 
 DROPOUT = "model.dropout=0.2"
 TINY = ("model.width=2", "batch_size=1000", "max_steps=3", DROPOUT)
-"""Steps of 1000, 437 and 1000 rows, an evaluation behind the second and the third."""
+"""Steps of 1000, 437 and 1000 rows, an evaluation after the second and the third."""
 
 
 def assert_same_weights(first, second):
@@ -102,7 +102,7 @@ def test_weights_do_not_depend_on_the_number_of_processes_with(name, variants):
 
 
 def test_boundaries_of_other_types_and_shapes():
-    """Sums in fp32 that go on as bf16, maps of one channel, maps of one pixel."""
+    """Sums in fp32 sent as bf16, maps of one channel, maps of one pixel."""
     network = (
         "model=custom",
         "model.target=harness.plug_ins:residual_network",

@@ -43,14 +43,14 @@ def test_replicas_end_with_equal_weights(with_batch_norm):
 
 
 def test_replicas_drop_different_units(with_batch_norm):
-    """Equal ones would make the batch of a replica an echo of the other's."""
+    """With equal masks one replica would repeat the other."""
     run, _ = with_batch_norm
     one = train_world(make_config("model.dropout=0.2", "batch_size=401"), layout(2))
     assert one.hashes != run.hashes
 
 
 def test_every_row_is_tested_once(with_batch_norm):
-    """The last test batch has one row: the second replica has none, and goes on training."""
+    """The last test batch has one row: the second replica has none and continues to train."""
     whole, uneven = with_batch_norm
     assert [(line.stage, line.step) for line in uneven.tests()] == [(0, 8), (1, 8), ("ensemble", 8)]
     for one, other in zip(whole.tests(), uneven.tests(), strict=True):
@@ -67,7 +67,7 @@ def test_replicas_do_not_depend_on_the_number_of_processes(with_batch_norm):
 
 
 def test_replicas_compute_the_gradients_of_one_chain():
-    """201 and 200 rows, then 117 each: the mean is that of the rows, not of the replicas."""
+    """201 and 200 rows, then 117 each: the mean is over rows, not over replicas."""
     config = make_config(*PLAIN, "batch_size=401", "log_every=1")
     one = train_world(config, layout(2))
     config.pipeline.replicas = 2

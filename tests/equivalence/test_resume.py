@@ -1,4 +1,4 @@
-"""Nothing is lost: a killed run goes on from its last complete checkpoint to the same weights."""
+"""A killed run resumes from its last complete checkpoint and ends with the same weights."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_killed_and_resumed(before, dies_before, after, resumed_at, whole, run_d
 
 
 def test_what_a_killed_run_began_completes_no_checkpoint(run_dir):
-    """Files of step 6 that the killed run left are not those of the run that goes on."""
+    """Files of step 6 from the killed run do not count for the resumed run."""
     config = make_config(*SETTINGS, *CHECKPOINTS)
     with pytest.raises(WorldError):
         run_world(layout(STAGES), train_and_die, config, run_dir, {2: 5})
@@ -99,7 +99,7 @@ def test_without_resume_a_run_begins_anew(whole, run_dir):
 
 
 def test_a_resumed_run_repeats_the_evaluation_that_followed_its_checkpoint(run_dir):
-    """The checkpoint of step 4 is older than the evaluation behind that step."""
+    """The checkpoint of step 4 is older than the evaluation after that step."""
     config = make_config(*SETTINGS, "checkpoint.every=4")
     whole = train_world(config, run_dir=run_dir)
     config.resume = "auto"

@@ -1,4 +1,4 @@
-"""Sequential learning is that of a plain loop over stages, and a stage at a time of DGL."""
+"""Sequential learning equals a plain loop over stages, and DGL one stage at a time."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_plan_goes_through_the_epochs_once_a_stage():
 @pytest.mark.parametrize("done", [2, 3, 4, 5])
 def test_a_run_that_is_resumed_in_any_round_ends_the_same(done, tmp_path):
     whole = train_world(make_config(*TINY, SEQUENTIAL), layout(2)).hashes
-    # As if killed behind step `done`: what came later is taken away.
+    # As if killed after step `done`: later checkpoints are removed.
     config = make_config(*TINY, SEQUENTIAL, "checkpoint.every=1", "checkpoint.keep=9")
     train_world(config, layout(2), tmp_path)
     for folder in (tmp_path / "checkpoints").iterdir():

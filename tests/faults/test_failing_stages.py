@@ -1,4 +1,4 @@
-"""First failure wins: whatever happens to whichever stage, the cause is what is read first."""
+"""First failure wins: whichever stage fails, the user reads the cause first."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run_rank(topology, store, config, run_dir):
 
 @pytest.mark.parametrize(("rank", "replicas"), [(0, 1), (2, 1), (1, 2)], ids=str)
 def test_records_of_an_exception(rank, replicas, run_dir, tmp_path):
-    """Every process leaves a record; the first in order is that of the one that raised."""
+    """Every process writes a record; the record of the process that raised comes first."""
     stages = 3 if replicas == 1 else 2
     config = make_config(
         f"pipeline.stages={stages}",
@@ -80,7 +80,7 @@ def hashes(run_dir):
 
 @pytest.fixture(scope="module")
 def whole():
-    """weights_sha256 of the run that nothing happens to."""
+    """weights_sha256 of an undisturbed run."""
     return train_world(make_config("model.dropout=0.2"), layout(2)).hashes
 
 
@@ -152,7 +152,7 @@ def test_under_torchrun_the_first_traceback_is_the_cause(start, run_dir, tmp_pat
 
 @pytest.mark.parametrize(("how", "rank"), [("raise", 1), ("raise", 2), ("kill", 0)])
 def test_a_failed_asynchronous_run_tells_the_cause(how, rank, start, run_dir, tmp_path):
-    """Threads that wait for a neighbour neither hide the cause nor keep a process alive."""
+    """Threads that wait for a neighbour do not hide the cause and do not keep a process alive."""
     words = small("method=dgl_async", "pipeline.stages=3", trouble(how, rank, tmp_path))
     run = start("train", *words, f"run_dir={run_dir}", "epochs=4")
     assert run.wait() == 1, run.stderr

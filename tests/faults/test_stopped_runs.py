@@ -21,7 +21,7 @@ def status(run_dir):
 
 
 def last_words(run):
-    """What a user reads that is not progress."""
+    """The lines of stderr that are not progress."""
     return [line for line in run.stderr.splitlines() if not line.startswith("epoch ")]
 
 
@@ -33,7 +33,7 @@ def test_a_wrong_setting_starts_nothing(start, run_dir):
 
 
 def send_to_group(run):
-    """What a terminal does on Ctrl-C."""
+    """As a terminal does on Ctrl-C."""
     os.killpg(run.pid, signal.SIGINT)
 
 
@@ -42,7 +42,7 @@ def send_to_launcher(run):
 
 
 def terminate_launcher(run):
-    """What a cluster does when the time is over."""
+    """As a cluster does at its time limit."""
     os.kill(run.pid, signal.SIGTERM)
 
 
@@ -61,7 +61,7 @@ def test_interrupted(interrupt, start, run_dir):
 
 
 def test_a_killed_launcher_takes_its_workers_along(start, run_dir):
-    """Even while they say nothing to it: an epoch of 718 steps, told at its end."""
+    """Even while they log nothing: an epoch of 718 steps, logged at its end."""
     settings = small(*LONG, "log_every=100000", "batch_size=2", f"run_dir={run_dir}")
     run = start(*DGLPIPE, "train", *settings)
     run.wait_for(lambda: list(RunDir(run_dir).checkpoints.glob("step_*/stage_1.pt")))
@@ -92,7 +92,7 @@ def test_a_killed_worker(rank, how, start, run_dir):
 
 
 def test_a_resumed_run_appends_to_its_metrics(start, run_dir):
-    """Interrupted twice and gone on with: every step is told once."""
+    """Interrupted and resumed twice: every step is logged once."""
     settings = small(*LONG, f"run_dir={run_dir}", "resume=auto")
     steps = 4
     for _ in range(2):

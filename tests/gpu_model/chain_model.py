@@ -44,7 +44,7 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Parts:
-    """What a chain is made of; mutants have others."""
+    """The parts of a chain; mutants replace some."""
 
     sender: type[Sender] = Sender
     receiver: type[Receiver] = Receiver
@@ -53,7 +53,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one schedule showed."""
+    """The result of one schedule."""
 
     wrong: set[str]
     """`forward`, `backward`: read a wrong value; `header`: another message came."""
@@ -123,7 +123,7 @@ class Link:
         return self._upper
 
     def ask(self) -> None:
-        """The receiver is about to take the next message: an event behind all it does before."""
+        """The receiver is about to take the next message: an event after all its earlier work."""
         assert self._upper is not None
         self._asked.append(self._upper.compute.issue(None))
 

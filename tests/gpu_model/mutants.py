@@ -56,7 +56,7 @@ class PostsBeforeBackward(PostsSlotInUse):
 
 
 class WritesAfterSend(Sender):
-    """Alters in place what is on its way."""
+    """Modifies a buffer in place during its transfer."""
 
     def send(self, item: BatchItem, parts: Mapping[str, Tensor]) -> None:
         super().send(item, parts)

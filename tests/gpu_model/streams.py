@@ -90,7 +90,7 @@ class Post:
 
 
 class PairGroup:
-    """The two NCCL streams of one group, of which every step is one of both."""
+    """The two NCCL streams of one group; every step takes both."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -167,7 +167,7 @@ class ModelTransport:
         return post
 
     def event(self) -> Operation:
-        """The event behind which a transfer issued now starts."""
+        """The event after which a transfer issued now starts."""
         return self.compute.last
 
     def _write(self, run: Callable[[], object]) -> None:

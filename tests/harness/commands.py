@@ -87,7 +87,7 @@ class Command:
         raise AssertionError(f"waited in vain\n{self.stdout}\n{self.stderr}")
 
     def wait_for_step(self, run_dir: Path, step: int, seconds: float = 60) -> list[int]:
-        """Waits until `metrics.jsonl` tells of `step`; returns the pids of the workers, by rank."""
+        """Waits until `metrics.jsonl` has lines of `step`; returns the pids by rank."""
 
         def done() -> bool:
             lines = RunDir(run_dir).metrics.read_text().splitlines()
@@ -105,14 +105,14 @@ class Command:
         return [pid for pid, session in _running() if session in sessions]
 
     def assert_nobody_left(self, seconds: float = PROMPT_S) -> None:
-        """Within `seconds` no process of the program is left."""
+        """Asserts that every process of the program has ended within `seconds`."""
         deadline = time.monotonic() + seconds
         while self.alive() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert self.alive() == []
 
     def kill(self) -> list[int]:
-        """Kills what is left, and says what that was."""
+        """Kills the processes that are left; returns their pids."""
         left = self.alive()
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
@@ -143,7 +143,7 @@ class _Forked:
 
 
 def _answer_to_ctrl_c() -> None:
-    """Programs in the background of a shell inherit that they ignore it."""
+    """Background programs of a shell inherit SIG_IGN for SIGINT; this undoes it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -180,7 +180,7 @@ def fork_workers() -> None:
 
 
 def _running() -> Iterator[tuple[int, int]]:
-    """(pid, session) of all processes but those that have ended unreaped."""
+    """(pid, session) of all processes except zombies."""
     for file in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, _, _, session = file.read_text().rpartition(")")[2].split()[:4]

@@ -23,7 +23,7 @@ SMALL = (
     "pipeline.split=even",
     "pipeline.checked=true",
 )
-"""Digits in 4 batches an epoch, the last of 237 rows; links look for misuse of buffers."""
+"""Digits in 4 batches an epoch, the last of 237 rows; links check for misuse of buffers."""
 WIDTH = "model.width=4"
 GROUPS = ("model", "head", "data", "optimizer", "schedule", "method", "precision")
 
@@ -36,7 +36,7 @@ def make_config(*overrides: str) -> Config:
 
 @functools.lru_cache
 def _composed(overrides: tuple[str, ...]) -> Config:
-    """Hydra takes tenths of a second, so it is asked once for each choice of groups."""
+    """Composing with Hydra takes tenths of a second: once for each choice of groups."""
     groups = tuple(one for one in overrides if one.partition("=")[0] in GROUPS)
     tree = to_tree(_composed_groups(groups))
     others = [one for one in overrides if one not in groups]

@@ -25,7 +25,7 @@ from harness.worlds import CPU, run_world
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """What a run left behind, without its files."""
+    """The results of a run, without its files."""
 
     finals: list[dict[str, Any]]
     """The entries of `per_stage` in summary.json, by stage, of replica 0."""
@@ -40,8 +40,8 @@ class TrainedNetwork:
         return [final["weights_sha256"] for final in self.finals]
 
     def tests(self) -> list[Line]:
-        """The lines of the last evaluation, by stage, the ensemble's last: they come in the
-        order in which the ranks were heard."""
+        """The lines of the last evaluation, by stage, the ensemble last: `lines` has the order in
+        which the collector read the ranks."""
         tests = [line for line in self.lines if line.kind == "test"]
         last = max(line.step for line in tests)
         return sorted((line for line in tests if line.step == last), key=lambda at: str(at.stage))
@@ -77,7 +77,7 @@ def train_all(
 def hash_all(configs: Sequence[Config], layout: Layout, deadline_s: float = 60) -> list[list[str]]:
     """weights_sha256 by stage, for each configuration.
 
-    Leaves out the last report, which takes longer than such short runs.
+    Without the final report, which takes longer than such short runs.
     """
     said = run_world(layout, _hash_all, configs, deadline_s=deadline_s)
     firsts = [rank for rank in range(layout.world_size) if layout.at(rank).replica == 0]

@@ -42,7 +42,7 @@ CPU = Device(torch.device("cpu"), "gloo")
 TIMEOUT_S = 30.0
 """How long a rank waits for another one."""
 GRACE_S = 5.0
-"""How long the other ranks may take to tell their story after the first failure."""
+"""How long the other ranks may take to report after the first failure."""
 PRELOAD = ["pytest", "torch._dynamo", "torch.utils.tensorboard", "dglpipe.cli.train"]
 
 
@@ -53,7 +53,7 @@ class RankFailure:
     time_ns: int
     rank: int
     kind: str
-    """Name of the exception's class; `silent` for a rank that said nothing."""
+    """Name of the exception's class; `silent` for a rank that ended without a report."""
     message: str
     trace: str
 
@@ -150,7 +150,7 @@ class _World:
         except EOFError:
             self._processes[rank].join()
             code = self._processes[rank].exitcode
-            text = f"ended without a word, exit code {code}\n{self._stacks(rank)}"
+            text = f"ended without a report, exit code {code}\n{self._stacks(rank)}"
             self._failures.append(RankFailure(time.time_ns(), rank, "silent", text, text))
         else:
             if isinstance(said, RankFailure):
@@ -210,5 +210,5 @@ def _rank_main(
         said = RankFailure(time.time_ns(), rank, type(error).__name__, str(error), trace)
     end.send_bytes(pickle.dumps(said))
     end.close()
-    # The threads of gloo may still wait for a neighbour that will never answer.
+    # Threads of gloo may still wait for a peer that has ended.
     os._exit(0)

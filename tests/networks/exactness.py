@@ -20,7 +20,7 @@ KWARGS = {
     "inception_v3": {"init_weights": False},
 }
 SIZES = {"inception_v3": 299, "vit_h_14": 56, "maxvit_t": 224}
-"""Pixels; 64 where nothing is said."""
+"""Pixels; 64 for all other networks."""
 
 
 def build(name: str) -> nn.Module:

@@ -35,7 +35,7 @@ def _image(height=12, width=12, channels=3):
 
 
 def _fill(root: Path, sizes=((12, 12),), train=4, test=2):
-    """A folder with two classes, the images taking turns in their sizes."""
+    """A folder with two classes and images of alternating sizes."""
     for split, count in (("train", train), ("test", test)):
         for label in "ab":
             folder = root / split / label
@@ -145,7 +145,7 @@ def test_imagenet_is_224_unless_asked(small):
 
 
 def test_workers_change_nothing_and_leave_nothing(mixed):
-    """One test for all of it: the first worker takes seconds to import torch."""
+    """One test for all: the first worker takes seconds to import torch."""
     requests = _requests([7, 1, 3], [0, 2], [4, 5, 6], epoch=2) + _requests([0], training=False)
     settings = {"transform": "imagenet", "image_size": 16}
     before, children = torch.get_rng_state(), set(multiprocessing.active_children())

@@ -1,4 +1,4 @@
-"""What an image folder may look like, and what is said of one that does not."""
+"""Layouts of an image folder, and the errors about others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests answered from memory, and what the embedded data sets hold."""
+"""Batches from memory, and the content of the embedded data sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads on whatever a network hands on, and what a grouped convolution costs."""
+"""Heads on features of any shape, and the FLOPs of a grouped convolution."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_linear_layers_and_attention_cost_their_products(rows):
 
 
 class Block(nn.Module):
-    """One operation: its convolutions are behind a question that tracing cannot answer."""
+    """One operation: its convolutions follow a condition that tracing cannot evaluate."""
 
     def __init__(self, inner):
         super().__init__()

@@ -32,7 +32,7 @@ def layers(module, kind):
 
 
 def shapes_through(module, features):
-    """Shape behind each layer of a Sequential."""
+    """Shape after each layer of a Sequential."""
     shapes = []
     for layer in module:
         features = layer(features)

@@ -56,7 +56,7 @@ def test_cnn_widths(name, widths):
 
 
 def sides(network, size):
-    """Side of the map behind each layer."""
+    """Side of the map after each layer."""
     maps, found = torch.randn(2, 3, size, size), []
     for layer in network.layers:
         maps = layer(maps)

@@ -105,7 +105,7 @@ def test_a_file_cannot_run_code(tmp_path, capsys):
 
 
 def refusal(path):
-    """What is said about a file, without torch's advice to run what is in it."""
+    """The error about a file, without torch's advice to execute its contents."""
     with pytest.raises(ConfigError) as caught:
         initialise(network(), str(path))
     text = str(caught.value)
@@ -185,7 +185,7 @@ def test_an_unknown_member_of_the_enums():
 
 
 def test_files_of_older_days_are_read(tmp_path):
-    """Without zip, and without the counters of batch norm, as torchvision's of 2017."""
+    """Without zip and without the counters of batch norm, as torchvision's files of 2017."""
     source = {
         key: value
         for key, value in network(seed=1).state_dict().items()

@@ -1,4 +1,4 @@
-"""Times of a device, by events that nobody waits for."""
+"""Times of a device, measured by events; the host does not wait for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 class Stream:
-    """A device that is told how long its work takes, and how far it has come."""
+    """A device whose work takes a given time, and whose progress the test sets."""
 
     def __init__(self) -> None:
         self.issued = 0.0

@@ -1,4 +1,4 @@
-"""What an exit got right, over any number of batches of any size."""
+"""Loss and hits of an exit over batches of any number and size."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_a_line_is_there_as_soon_as_it_is_written(tmp_path):
 
 
 def test_the_collector_sleeps_when_there_is_nothing():
-    """A thread beside the training loop may not eat its core."""
+    """A thread beside the training loop must not use its core."""
     collector = Collector(HashStore(), ranks=8, replicas=1, sinks=[])
     start = time.process_time()
     time.sleep(0.5)

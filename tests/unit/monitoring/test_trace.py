@@ -1,4 +1,4 @@
-"""Timelines: what was noted, as a trace and as a picture."""
+"""Timelines as a trace and as a picture."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_picture_shows_six_steps_of_the_middle():
 
 
 def test_the_picture_of_stages_of_unlike_pace_is_bounded_in_time():
-    """Stage 1 comes to step 200 when stage 0 has been through ten times as many."""
+    """Stage 1 reaches step 200 when stage 0 has done ten times as many steps."""
     spans = [*steps_of(0, 100, 4000), *steps_of(1, 1000, 400)]
     shown = _middle(spans)
     assert {span.stage for span in shown} == {0, 1}

@@ -34,7 +34,7 @@ def on_meta(config, size):
 
 @functools.cache
 def real(name):
-    """A network with weights; VGG's classifier is narrowed, which spares 0.5 GB."""
+    """A network with weights; a narrower classifier of VGG saves 0.5 GB."""
     config, size = EXACT[name]
     network = on_meta(config, size)
     if name.startswith("vgg"):
@@ -50,7 +50,7 @@ def real(name):
 
 
 def run(stages, batch):
-    """The stages one after the other; none may alter what the one before handed on."""
+    """Runs the stages in order; no stage may modify its input."""
     torch.manual_seed(1)
     for stage in stages:
         handed, before = batch, batch.clone()
@@ -99,7 +99,7 @@ def names_of(network):
 
 
 def check_exact(network, shape=(2, 3, 4, 4)):
-    """Cut everywhere, `network` still gives the same; returns the stages."""
+    """Asserts that `network`, cut at every boundary, gives the same; returns the stages."""
     traced = trace(network)
     parts = cut(traced, range(len(traced.segments)))
     images = torch.randn(*shape)
@@ -144,10 +144,10 @@ def branching(net, x):
 
 
 class Block(Net):
-    """One of several in a network."""
+    """A block that occurs several times in a network."""
 
 
 def moody(net, x):
-    """In training it does more than in evaluation."""
+    """Has one more operation in training than in evaluation."""
     x = net.a(x)
     return x * torch.rand(len(x), 1, 1, 1) if net.training else x

@@ -1,4 +1,4 @@
-"""Where `pipeline.split`, `cost` and `memory_limit` put the cut."""
+"""Cuts by `pipeline.split`, `pipeline.cost` and `pipeline.memory_limit`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Whole(nn.Module):
 
 @pytest.mark.parametrize("overrides", NETWORKS, ids=lambda words: ",".join(words))
 def test_costs_and_needs_of_any_cut_are_those_of_its_stages(overrides):
-    """What the segments add up to is what a whole stage, looked at by itself, comes to."""
+    """The sum over segments equals the cost of the whole stage."""
     config, data, traced = on_paper(*overrides)
     problem = problem_of(config, data, traced, 3)
     costs, needs = network_costs(problem), problem.memory_needs(ROWS)
@@ -131,7 +131,7 @@ def draw_limited(limit, *overrides):
 
 
 def needs_of(at):
-    """Bytes of the larger stage; `at` None: of the cut for which that is least."""
+    """Bytes of the larger stage; `at` None: of the cut with the smallest larger stage."""
     config, data, traced = on_paper(LIMITED, "data.image_size=32")
     needs, count = problem_of(config, data, traced, 2).memory_needs(ROWS), len(traced.segments)
     at = at or MemoryLimit(0, tuple(needs), per_stage=False).nearest(lambda *_: True)[1]
@@ -203,7 +203,7 @@ def test_a_limit_that_stages_with_their_own_heads_meet(split):
 
 
 def test_a_limit_moves_the_cut_between_stages_that_differ():
-    """Adam keeps two numbers more than no momentum: its stage gets the smaller part."""
+    """Adam keeps two values per weight: its stage gets the smaller part."""
     words = ("model=cnn6", "model.width=64", "optimizer.momentum=0", "pipeline.split=auto")
     sizes = []
     for own in ("{optimizer:adam},{}", "{},{optimizer:adam}"):
@@ -245,7 +245,7 @@ def draw_by(times, split="auto"):
 
 
 def test_a_cut_weighs_every_stage_as_it_is():
-    """Of all cuts the fastest, which is another one than with equal heads."""
+    """The fastest of all cuts, which differs from the cut with equal heads."""
     own = "per_stage=[{head:linear},{head:cnn},{}]"
     config, data, _ = on_paper("model=cnn6", "pipeline.split=auto", own)
     slowest = {}
@@ -273,7 +273,7 @@ def test_a_head_whose_work_is_known_by_its_id_stays():
 
 
 class Own(nn.Sequential):
-    """Not of a package whose modules say all that they do."""
+    """A module of an unknown package: its repr does not describe it."""
 
 
 def test_every_kind_of_stage_is_measured_once(monkeypatch):
@@ -326,7 +326,7 @@ def test_times_of_another_network_are_refused():
 
 
 def head_of_16(channels):
-    """Fits behind layers 2 and 3 alone, in a network of width 4."""
+    """Fits after layers 2 and 3 only, in a network of width 4."""
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return nn.Sequential(*pool, nn.Linear(16, 10))
 
@@ -341,12 +341,12 @@ def test_cuts_whose_head_cannot_be_are_left_out():
 
 
 def head_of_17(channels):
-    """Fits nowhere in it."""
+    """Fits after no layer of that network."""
     return nn.Linear(17, 10)
 
 
 def test_the_head_that_cannot_be_is_told_of():
-    """Not one before it, which can be somewhere."""
+    """The error names this head and not an earlier one that fits elsewhere."""
     config, data, _ = on_paper("model=cnn6", "model.widths=[4,8,16,16,8,4]", "pipeline.split=auto")
     own = [
         {"head": {"name": "custom", "target": f"{__name__}:{head}"}}
@@ -365,7 +365,7 @@ def test_cuts_whose_head_cannot_be_are_not_measured():
 
 
 def test_a_dear_segment_is_measured_as_one():
-    """Wide layers in the middle: measured they cost most, as their FLOPs say."""
+    """Wide layers in the middle have the largest measured times, as by FLOPs."""
     overrides = ("model=cnn6", "model.widths=[4,4,128,128,4,4]", "data.image_size=16")
     config, data, _ = on_paper(*overrides)
     (times,) = measured(config, data, 32)
@@ -376,7 +376,7 @@ def test_a_dear_segment_is_measured_as_one():
 
 
 def test_what_every_step_costs_counts_once_a_stage(monkeypatch):
-    """Ten ms a step of whatever; of segments that take five more the sum is that of one stage."""
+    """A fixed cost of 10 ms a step counts once for a stage, not once for each segment of 5 ms."""
     monkeypatch.setattr(
         profiling,
         "_best_of_rounds",

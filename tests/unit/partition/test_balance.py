@@ -1,4 +1,4 @@
-"""The best cut, against all cuts."""
+"""The best cut, compared with all cuts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network with its heads, on paper."""
+"""A network with its heads on the meta device."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from harness.configs import build_stages, make_config
 
 
 def wrong_head(channels, classes):
-    """Wants one more channel than there are."""
+    """Expects one more channel than the features have."""
     return nn.Sequential(nn.Flatten(), nn.Linear(channels + 1, classes))
 
 
 def computing_network(channels, classes):
-    """Its constructor looks at values, as those of stochastic depth and of RegNets do."""
+    """Its constructor reads values, as stochastic depth and RegNets do."""
     rates = [rate.item() for rate in torch.linspace(0, 0.2, 3)]
     layers = [nn.Conv2d(channels if at == 0 else 4, 4, 3, padding=1) for at in range(3)]
     drops = [nn.Dropout2d(rate) for rate in rates]
@@ -26,7 +26,7 @@ def computing_network(channels, classes):
 
 
 class MeanHead(nn.Linear):
-    """Its keys are `weight` and `bias`."""
+    """Its state_dict keys are `weight` and `bias`."""
 
     def __init__(self, channels, classes):
         super().__init__(channels, classes)
@@ -36,7 +36,7 @@ class MeanHead(nn.Linear):
 
 
 def clashing_network(channels, classes):
-    """Its first layer is called as the head of a stage."""
+    """Its first layer is named `head`, as the head of a stage."""
     network = nn.Sequential()
     network.add_module("head", nn.Conv2d(channels, 4, 1))
     network.add_module("body", nn.Conv2d(4, 4, 1))

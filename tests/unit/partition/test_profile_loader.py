@@ -1,4 +1,4 @@
-"""The loader as the stage in front of the first."""
+"""Measured time of the loader."""
 
 from __future__ import annotations
 

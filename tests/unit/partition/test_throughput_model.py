@@ -1,4 +1,4 @@
-"""How fast a run can be: processes, loader, cores, and what the method makes of them."""
+"""Predicted throughput from processes, loader, cores and method."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_images_in_memory_take_time_of_stage_0():
     ids=["all cores each", "half of them", "cores to spare", "more than cores"],
 )
 def test_replicas_share_the_decoders_of_a_machine(workers, seconds):
-    """Eight cores for two loaders, each of which makes a batch in 2 s when it is alone."""
+    """Eight cores for two loaders; one loader alone makes a batch in 2 s."""
     layout, node = Layout(2, 2, 2, 1), Node(8, computes=False)
     loader = LoaderEstimate(IMAGE, 2.0, workers)
     found = predict(stages(0.5, 0.5), ROWS, layout, DGL, loader, node)
@@ -108,7 +108,7 @@ def test_decoders_take_cores_from_stages():
 
 
 def test_stages_that_learn_in_turn_are_not_predicted_as_at_once():
-    """In its round a stage learns; those below it only hand on, at the same time."""
+    """A stage learns in its round; the stages below only forward, at the same time."""
     timed = stages(3.0, 3.0)
     forward = (timed[0].flops_per_sample - timed[0].head_flops_per_sample) / 3
     frozen = 3.0 * forward / timed[0].flops_per_sample

@@ -1,4 +1,4 @@
-"""An accelerator that does not exist, on which a step can be tried without a GPU.
+"""A fake accelerator: runs a step without a GPU.
 
 Tensors on it are fake (shape, strides, dtype and device, no memory). What would make the
 host wait for a real device raises here: `.item()` and all that reads a value, an operation
@@ -55,7 +55,7 @@ _LIBRARIES = (
 
 
 def register() -> None:
-    """Makes the device known, once a process."""
+    """Registers the device, once in each process."""
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
     everything, aten_library = _LIBRARIES
     everything.fallback(torch.library.fallthrough_kernel, _AUTOCAST)
@@ -103,7 +103,7 @@ def _check_devices(func: Any, args: tuple[Any, ...]) -> None:
 
 @contextmanager
 def ghost_mode() -> Iterator[torch.device]:
-    """Everything inside is fake and strict. Yields the device."""
+    """Fake tensors and strict copies inside. Yields the device."""
     with FakeTensorMode(allow_non_fake_inputs=False), _Strict():
         yield torch.device(NAME, 0)
 

@@ -36,7 +36,7 @@ STAGES, OWN = 6, (2, 3)
 
 
 class NoPeer(PairTransport):
-    """The operations of a link on its own device, and nobody at the other end."""
+    """The operations of a link on its own device, without a peer."""
 
     def __init__(self) -> None:
         self.messages: list[Tensor] = []
@@ -65,7 +65,7 @@ class _ItemInBackward(torch.autograd.Function):
 
 
 def _on_logits(spoil: Callable[[Tensor, Tensor], object]) -> Callable[[Loss], Loss]:
-    """A loss that also does what `spoil` does with logits and labels."""
+    """A loss that also applies `spoil` to logits and labels."""
 
     def wrap(loss: Loss) -> Loss:
         def spoilt(logits: Tensor, labels: Tensor) -> Tensor:

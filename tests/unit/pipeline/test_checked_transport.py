@@ -1,4 +1,4 @@
-"""Every misuse of a buffer is found by the checked transport.
+"""The checked transport finds every misuse of a buffer.
 
 isend(b) ........ wait()     b may be read, not written
 irecv(b) ........ wait()     b may be neither read nor written: it holds a poison
@@ -192,7 +192,7 @@ class PostsSlotInUse(Receiver):
 
 
 def run_link(link, sender_type=Sender, receiver_type=Receiver, depth=2):
-    """Three messages through one process; what the reader saw of each, late."""
+    """Three messages through one process; returns what the reader saw of each afterwards."""
     items = list(islice(PLAN.items(), 3))
     sender = sender_type(link, LAYOUTS, CPU)
     receiver = receiver_type(link, LAYOUTS, iter(items), depth, CPU, "link 0 -> 1")

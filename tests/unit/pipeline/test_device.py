@@ -1,4 +1,4 @@
-"""What the device module decides without a GPU."""
+"""Decisions of the device module, without a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU = Device(torch.device("cpu"), "gloo")
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """Makes torch say that there are so many CUDA devices."""
+    """Makes torch report `count` CUDA devices."""
 
     def pretend(count):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
@@ -156,7 +156,7 @@ def test_peak_memory_is_that_of_the_process():
 class TestPrepare:
     @pytest.fixture(autouse=True)
     def said(self, monkeypatch):
-        """What torch is told of determinism; telling it takes seconds, the first time."""
+        """The calls that set determinism in torch; the first real one takes seconds."""
         said, threads = [], torch.get_num_threads()
         monkeypatch.setattr(torch, "use_deterministic_algorithms", said.append)
         monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)

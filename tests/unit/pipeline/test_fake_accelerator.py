@@ -1,4 +1,4 @@
-"""A whole step on an accelerator that does not exist: nothing in it waits for the device.
+"""A whole step on a fake accelerator: nothing in it waits for the device.
 
 On CUDA the host runs ahead of the device; a `.item()` or a blocking copy in the step would
 make it wait in every step and hold up all links.
@@ -71,7 +71,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_would_wait_is_found(accelerated, fault):
-    """The net holds; `totals` and `header check` wait on purpose, outside the step."""
+    """Faults are found; `totals` and `header check` wait on purpose, outside the step."""
     status, text = accelerated(run_steps, (LINEAR,), fault)
     assert status == FAULTS[fault], text
 

@@ -65,7 +65,7 @@ def test_the_memory_format_is_kept(layout):
     ],
 )
 def test_what_is_kept_is_what_is_sent(batch):
-    """Both ways of handing a tensor on give the same values in the same strides."""
+    """Over a link and within a process a tensor keeps the same values and strides."""
     field = recorded_field(ACTIVATIONS, torch.float32, batch)
     layout = MessageFormat(len(batch), (field,))
     view = layout.views(torch.zeros(layout.nbytes(len(batch)), dtype=torch.uint8), len(batch))

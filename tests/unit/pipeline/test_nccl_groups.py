@@ -1,4 +1,4 @@
-"""How the groups of links and replicas are asked for, without a GPU."""
+"""Options of the process groups of links and replicas, without a GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ needs_nccl = pytest.mark.skipif(not dist.is_nccl_available(), reason="torch with
 
 
 class Asked:
-    """Stands in for `dist.new_group` and notes what it is asked for."""
+    """Stands in for `dist.new_group` and records its arguments."""
 
     def __init__(self, monkeypatch):
         self.groups = []
@@ -54,7 +54,7 @@ def test_links_hold_few_thread_blocks():
 
 @needs_nccl
 def test_timeout_of_the_options_is_that_of_the_group():
-    """torch warns of a difference and takes the group's."""
+    """torch warns about a difference and uses the timeout of the group."""
     assert link_options(TIMEOUT)._timeout == TIMEOUT
 
 

@@ -87,7 +87,7 @@ class TestStore:
             assert all(count >= 3 * number for number, count in enumerate(seen, 1)), seen
 
     def test_rank_0_departs_last(self):
-        """It may hold the store."""
+        """Rank 0 may hold the store."""
         others_left = threading.Event()
 
         def depart(group):

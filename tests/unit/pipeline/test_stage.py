@@ -203,7 +203,7 @@ def test_the_learning_rate_follows_the_schedule():
 
 
 def test_the_random_state_is_that_of_the_step():
-    """Of nothing that was drawn before: a resumed run drops the same units."""
+    """Independent of earlier draws: a resumed run drops the same units."""
     emitted = []
     for _ in range(2):
         torch.rand(len(emitted) + 1)

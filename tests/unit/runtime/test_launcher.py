@@ -1,4 +1,4 @@
-"""What the launcher makes of the end of its workers; the workers themselves are not started."""
+"""The launcher after its workers have ended; no worker is started."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SUMMARY = {"status": "finished"}
 
 
 class Launch:
-    """One call of the launcher, in a process group whose end is prepared.
+    """One call of the launcher with prepared workers.
 
     Args:
         ends: called in place of the workers; what it returns or raises is their end.
@@ -54,7 +54,7 @@ class Launch:
         return launcher.launch(self.plan, self.run_dir)
 
     def fail(self, *stories, **exitcodes):
-        """The workers leave these records, and exit with these codes by rank."""
+        """Prepares the failure records and the exit codes of the workers, by rank."""
         for story in stories:
             failure.write(story, self.run_dir)
 
@@ -145,7 +145,7 @@ class TestCause:
         assert last == f"log: {launch.run_dir.log(2)}"
 
     def test_an_error_counts_before_a_kill(self, launch):
-        """Whoever ends a run kills the workers that are left."""
+        """At the end of a failed run the remaining workers are killed."""
         launch.fail(story(ValueError("a"), 0), rank_0=1, rank_1=-signal.SIGTERM)
         with pytest.raises(RunFailedError, match="failed at step 4: ValueError: a"):
             launch()

@@ -1,4 +1,4 @@
-"""How many channels the images of a run have."""
+"""Channels of the images of a run, and loaders of a machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run directories: which may be used, and what a run finds in them."""
+"""Run directories: which ones a run may use, and what it finds there."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_claim_touches_nothing_of_the_run_that_may_go_on(run_dir):
 
 
 def test_what_a_full_disk_left_is_no_end(run_dir):
-    """A summary of nothing, and half a line of metrics."""
+    """An empty summary, and half a line of metrics."""
     run_dir.claim("never").close()
     write_whole(run_dir.config, "epochs: 1\n")
     run_dir.summary.write_text("")

@@ -44,7 +44,7 @@ def make_summary(layout=CHAIN, *overrides):
 
 
 def report(layout, rank, rate=100.0, **more):
-    """What a process says at its end."""
+    """The final report of a process."""
     stages = [
         {"stage": j, "segments": [f"layers.{j}"], "weights_sha256": f"{rank}-{j}", **more}
         for j in layout.at(rank).stages
@@ -165,7 +165,7 @@ class TestUnfinished:
 class TestGit:
     @pytest.fixture
     def answer(self, monkeypatch):
-        """Makes git answer like this."""
+        """Replaces the answer of git."""
 
         def prepare(answer):
             def run(command, **_):

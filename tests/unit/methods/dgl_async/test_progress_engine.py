@@ -1,4 +1,4 @@
-"""Messages by the events of a device: seen when the process comes by, and never waited for."""
+"""Transfers tracked by device events: the process polls them and never waits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAYOUTS = {phase: MessageFormat(3, FIELDS) for phase in Phase}
 
 
 class Transfer:
-    """Is through when the device is told so."""
+    """Ends when the test moves the device on."""
 
     def __init__(self, device, do=lambda: None):
         self.device, self.do, self.is_through = device, do, False
@@ -42,7 +42,7 @@ class Transfer:
 
 
 class FakeDevice:
-    """Streams and events that know of the last transfer."""
+    """Streams and events; the fake device records the last transfer."""
 
     def __init__(self):
         self.inside, self.last, self.waits = False, None, 0

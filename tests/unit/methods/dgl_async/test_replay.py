@@ -27,7 +27,7 @@ def play(replay, actions):
 
 
 class Plain:
-    """The read rules by the words of the paper's code, over all that was ever written."""
+    """The read rules as in the paper's code, over all entries ever written."""
 
     def __init__(self, capacity, rule):
         self.capacity, self.rule, self.uses = capacity, rule, []

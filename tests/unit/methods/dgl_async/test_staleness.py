@@ -1,4 +1,4 @@
-"""How old what a stage read was."""
+"""Age of the entries that a stage read."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from unit.partition.networks import (
 
 
 class Reversed(torch.autograd.Function):
-    """Turns gradients round."""
+    """Negates gradients."""
 
     @staticmethod
     def forward(ctx, x):
@@ -79,7 +79,7 @@ MODES = [
 
 @pytest.mark.parametrize("forward", MODES)
 def test_a_mode_that_a_block_enters_makes_one_operation_of_it(forward):
-    """Its numbers, and which weights learn what, are those of the network."""
+    """Outputs and gradients are those of the network."""
     network = Net(
         lambda net, x: net.c(net.mode(net.b(net.a(x)))),
         **{name: conv() for name in ("a", "b", "c")},
@@ -106,7 +106,7 @@ def test_a_mode_that_a_block_enters_makes_one_operation_of_it(forward):
 @pytest.mark.parametrize("outside", [torch.no_grad, torch.enable_grad, torch.inference_mode])
 @pytest.mark.parametrize("forward", MODES)
 def test_a_mode_that_the_network_enters_is_refused(forward, outside):
-    """Whatever the mode of the caller; it stays that."""
+    """In any mode of the caller, which does not change."""
     network = Net(forward, a=nn.Sequential(conv(), conv(), conv()))
     with outside():
         before = torch.is_grad_enabled()

@@ -73,7 +73,7 @@ def of_a_number(net, x):
 
 @pytest.mark.parametrize("forward", [on_a_view, under_another_name, of_another_type, of_a_number])
 def test_arithmetic_in_place_stays_in_place(forward):
-    """Names that are read later see it, and the type stays that of the tensor."""
+    """Aliases read later see the change, and the dtype stays that of the tensor."""
     torch.manual_seed(0)
     network = Net(forward, a=conv(), b=conv())
     check_exact(network)

@@ -54,7 +54,7 @@ def with_auxiliary(net, x):
 
 
 def test_the_first_of_several_outputs_is_the_logits():
-    """What only the others need is not run, but its weights stay."""
+    """Operations of the other outputs are not run, but their weights stay."""
     network = Net(with_auxiliary, a=conv(), b=conv(), aux=nn.Linear(3, 3))
     parts = cut(trace(network), [0, 1])
     images = torch.randn(2, 3, 4, 4)
@@ -69,7 +69,7 @@ def test_the_first_of_several_outputs_is_the_logits():
 
 
 def test_an_entry_that_is_not_computed_is_no_logits():
-    """`loss` is None where no labels came."""
+    """`loss` is None without labels."""
     network = Net(lambda net, x: {"loss": None, "out": (1, net.b(net.a(x)))}, a=conv(), b=conv())
     first, second = cut(trace(network), [0, 1])
     images = torch.randn(2, 3, 4, 4)
