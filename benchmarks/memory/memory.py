@@ -31,9 +31,9 @@ from dglpipe.cli.compose import compose
 from dglpipe.config import Config
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
-from dglpipe.pipeline.topology import plan_layout
 from dglpipe.pipeline.transport import Slot
 from dglpipe.runtime.open_data import open_images
+from dglpipe.runtime.plan import plan_layout
 from dglpipe.runtime.trainer import Worker
 
 sys.path.append(str(Path(__file__).parents[1]))

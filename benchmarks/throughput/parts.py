@@ -170,7 +170,7 @@ def loop_step(config: Config, network: StagedNetwork, device: Device) -> Callabl
         for learner, optimizer in zip(learners, optimizers, strict=True):
             with torch.autocast(device.torch_device.type, torch.bfloat16, enabled=low):
                 features = learner.segments(batch)
-                logits = features if learner.head is None else learner.head(features)
+                logits = learner.logits(features)
                 loss = loss_of(logits, labels)
             loss.backward()
             optimizer.step()

@@ -14,6 +14,7 @@ from torchvision.io import write_jpeg
 from dglpipe.config import from_yaml
 from dglpipe.runtime.evaluate import evaluate_run
 from dglpipe.runtime.run_dir import RunDir
+from harness.commands import PROMPT_S
 from harness.configs import layout, make_config, small
 from harness.training import train_world
 
@@ -94,7 +95,7 @@ def test_by_hand(start_ranks, run_dir, plain):
 def test_ranks_that_mean_different_runs(override, key, values, start_ranks, run_dir):
     settings = small(f"run_dir={run_dir}", "pipeline.stages=2")
     runs = start_ranks(settings, [*settings, override])
-    assert [run.wait(20) for run in runs] == [1, 1], [run.stderr for run in runs]
+    assert [run.wait(PROMPT_S) for run in runs] == [1, 1], [run.stderr for run in runs]
     for run in runs:
         assert f"the processes disagree about {key}: " in run.stderr
         assert f"ranks [0] have {values[0]}; ranks [1] have {values[1]}" in run.stderr
@@ -104,7 +105,7 @@ def test_ranks_that_mean_different_runs(override, key, values, start_ranks, run_
 def test_a_mistake_is_told_by_one_rank(start_ranks, run_dir):
     wrong = small(f"run_dir={run_dir}", "pipeline.stages=99")
     runs = start_ranks(wrong, wrong)
-    assert [run.wait(20) for run in runs] == [2, 2]
+    assert [run.wait(PROMPT_S) for run in runs] == [2, 2]
     assert "pipeline.stages: got 99; allowed: 1 to 6" in runs[0].stderr
     assert not run_dir.exists()
 
@@ -114,7 +115,7 @@ def test_a_used_directory_is_refused_by_all_ranks(start_ranks, run_dir):
     (run_dir / "mine").write_text("keep this")
     settings = small(f"run_dir={run_dir}")
     runs = start_ranks(settings, settings)
-    assert [run.wait(20) for run in runs] == [2, 2]
+    assert [run.wait(PROMPT_S) for run in runs] == [2, 2]
     for run in runs:
         assert f"run_dir: {run_dir} holds mine but no run" in run.stderr
     assert [path.name for path in run_dir.iterdir()] == ["mine"]
@@ -133,7 +134,7 @@ def test_interrupted_by_its_launcher(long_run, run_dir):
     """torchrun hands the signal that it gets on to every worker."""
     for run in long_run:
         os.kill(run.pid, signal.SIGINT)
-    assert [run.wait(10) for run in long_run] == [130, 130]
+    assert [run.wait(PROMPT_S) for run in long_run] == [130, 130]
     for run in long_run:
         run.assert_nobody_left()
         assert run.stderr.splitlines()[-1].startswith("dglpipe: interrupted")
@@ -144,7 +145,7 @@ def test_terminated_by_its_launcher(long_run, run_dir):
     """What torchrun does to its workers when a cluster's time is over."""
     for run in long_run:
         os.kill(run.pid, signal.SIGTERM)
-    assert [run.wait(10) for run in long_run] == [143, 143]
+    assert [run.wait(PROMPT_S) for run in long_run] == [143, 143]
     assert "rank 0 (stage 0) received SIGTERM and stopped" in long_run[0].stderr
     assert RunDir(run_dir).status() == "interrupted"
 
@@ -153,8 +154,8 @@ def test_a_killed_rank(long_run, run_dir):
     """torchrun then terminates the others, at once."""
     os.kill(long_run[1].pid, signal.SIGKILL)
     os.kill(long_run[0].pid, signal.SIGTERM)
-    assert long_run[0].wait(10) == 143
-    long_run[1].wait(10)
+    assert long_run[0].wait(PROMPT_S) == 143
+    long_run[1].wait(PROMPT_S)
     words = long_run[0].stderr
     assert "rank 0 (stage 0) stopped at step" in words
     assert "lost rank 1" in words

@@ -49,7 +49,8 @@ def _train(config, stages):
             torch.default_generator.manual_seed(derive(config.seed, "step", j, 0, step))
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 features = learner.segments(x if bf16 else x.float())
-                logits = learner.head(features) if learner.head else features
+                head = learner.auxiliary.get("head")
+                logits = head(features) if head else features
                 loss = cross_entropy(logits, y, label_smoothing=config.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
@@ -120,8 +121,9 @@ def _rate(settings, step, steps):
 def weights_sha256(learner):
     """As the design defines it: sorted keys, each followed by its tensor's raw bytes."""
     tensors = {**learner.segments.state_dict()}
-    if learner.head is not None:
-        tensors |= {f"head.{key}": value for key, value in learner.head.state_dict().items()}
+    if "head" in learner.auxiliary:
+        state = learner.auxiliary["head"].state_dict()
+        tensors |= {f"head.{key}": value for key, value in state.items()}
     digest = hashlib.sha256()
     for key, tensor in sorted(tensors.items()):
         digest.update(key.encode("utf-8") + tensor.contiguous().numpy().tobytes())

@@ -8,8 +8,8 @@ from torch.nn.functional import cross_entropy
 
 from dglpipe.data import Request
 from dglpipe.data.sampler import epoch_order
-from dglpipe.pipeline.topology import plan_layout
 from dglpipe.runtime.open_data import open_images
+from dglpipe.runtime.plan import plan_layout
 from harness.configs import build_stages, make_config
 from harness.training import train_world
 

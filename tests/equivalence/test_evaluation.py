@@ -57,7 +57,8 @@ def plain_evaluation(config, tensors):
         learner.to(memory_format=torch.channels_last).eval()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             x = learner.segments(x)
-            logits = learner.head(x) if learner.head else x
+            head = learner.auxiliary.get("head")
+            logits = head(x) if head else x
             loss = cross_entropy(logits, y)
         ensemble += 2**j * torch.softmax(logits.float(), dim=1)
         exits.append(((logits.argmax(dim=1) == y).float().mean().item(), loss.item()))

@@ -19,6 +19,9 @@ from harness.worlds import PRELOAD
 
 DGLPIPE = (sys.executable, "-m", "dglpipe")
 """`dglpipe` as users start it."""
+PROMPT_S = 25.0
+"""How long the processes of a run may take to end after one of them has ended: two seconds where
+cores are free, and more on a busy machine."""
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
 
@@ -101,7 +104,7 @@ class Command:
         sessions = {self.pid, *self._workers}
         return [pid for pid, session in _running() if session in sessions]
 
-    def assert_nobody_left(self, seconds: float = 10) -> None:
+    def assert_nobody_left(self, seconds: float = PROMPT_S) -> None:
         """Within `seconds` no process of the program is left."""
         deadline = time.monotonic() + seconds
         while self.alive() and time.monotonic() < deadline:

@@ -54,8 +54,8 @@ class ImageFolderConfig:
     horizontal flip in training; at test time, resize the shorter side to 8/7 of `image_size` and
     crop the centre."""
     image_size: int | None = None
-    """Height and width of the images in pixels; from 1; null: those of the first training image,
-    224 if `transform=imagenet`."""
+    """Height and width of the images in pixels; from 1; null: the size of the first training
+    image, 224 if `transform=imagenet`."""
     augment: bool = True
     """Apply the random crop and flip of `transform` to training images."""
     workers: int | None = None

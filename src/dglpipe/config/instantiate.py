@@ -42,9 +42,9 @@ def load_target(target: str, key: str) -> Callable[..., Any]:
 def build_plug_in(config: PluginConfig, key: str, **offered: object) -> Any:
     """Calls the builder of a plug-in with the arguments of the user.
 
-    The builder also receives those of `offered` that its signature names and that the user did not
-    give. A parameter `**kwargs` receives none of them: most builders pass `**kwargs` on to
-    functions that reject unknown names.
+    The builder also receives the arguments in `offered` that its signature names and that the user
+    did not give. A parameter `**kwargs` receives no offered arguments: most builders pass
+    `**kwargs` on to functions that reject unknown names.
 
     Args:
         config: import path and arguments of the builder.
@@ -101,8 +101,8 @@ def _import(path: str, target: str, key: str) -> ModuleType:
     import torch  # not at module level: `import dglpipe.config` works without torch
 
     try:
-        # A module may create tensors while it is imported. Its random numbers must not change
-        # those of the network, and its tensors must not be on meta where the network is.
+        # A module may create tensors while it is imported. The import must not advance the random
+        # generator that initialises the network, nor create tensors on the meta device.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             return importlib.import_module(path)
     except ModuleNotFoundError as error:

@@ -151,9 +151,9 @@ class BatchSchedule:
     def fed(self, number: int) -> BatchItem:
         """Training batch `number`, from 1, of a schedule that does not end.
 
-        Batches up to `steps` are those of `items`; further epochs follow. Asynchronous training
-        needs them, since stage 0 produces batches until every stage has finished its steps. For
-        schedules of one replica and one round.
+        Batches up to `steps` equal the batches of `items`; further epochs follow. Asynchronous
+        training needs further epochs, since stage 0 produces batches until every stage has
+        finished its steps. For schedules of one replica and one round.
         """
         epoch, inside = self._epoch(number), (number - 1) % self.steps_per_epoch
         first = inside * self.batch_size

@@ -31,8 +31,11 @@ class Cifar10Source:
     """50,000 training and 10,000 test images of ten classes, 32x32 pixels, 3 channels."""
 
     config: Cifar10Config
+    """Settings of the data set."""
     seed: int
+    """Seed of the run."""
     wanted_channels: int | None = None
+    """C, the channels that the network requires; None: any number."""
 
     @property
     def info(self) -> DataInfo:

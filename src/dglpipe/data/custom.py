@@ -29,8 +29,11 @@ class CustomSource:
     """
 
     config: PluginConfig
+    """Settings of the data set."""
     seed: int
+    """Seed of the run."""
     wanted_channels: int | None = None
+    """C, the channels that the network requires; None: any number."""
 
     @cached_property
     def info(self) -> DataInfo:

@@ -35,8 +35,11 @@ class DigitsSource:
     """
 
     config: DigitsConfig
+    """Settings of the data set."""
     seed: int
+    """Seed of the run."""
     wanted_channels: int | None = None
+    """C, the channels that the network requires; None: any number."""
 
     @property
     def info(self) -> DataInfo:

@@ -27,8 +27,11 @@ class ImageFolderSource:
     """JPEG, PNG, GIF and WebP files, decoded as RGB."""
 
     config: ImageFolderConfig
+    """Settings of the data set."""
     seed: int
+    """Seed of the run."""
     wanted_channels: int | None = None
+    """C, the channels that the network requires; None: any number."""
     loaders: int = 1
     """Replicas on this machine that load data; they share its cores."""
 

@@ -25,8 +25,11 @@ class SyntheticSource:
     """Learnable images of any shape, determined by configuration and seed."""
 
     config: SyntheticConfig
+    """Settings of the data set."""
     seed: int
+    """Seed of the run."""
     wanted_channels: int | None = None
+    """C, the channels that the network requires; None: any number."""
 
     @property
     def info(self) -> DataInfo:

@@ -100,6 +100,6 @@ def _custom(config: CustomModelConfig, **offered: int) -> nn.Module:
     if not isinstance(network, nn.Module):
         kind = type(network).__name__
         raise ConfigError(
-            "model.target", config.target, "a builder of a torch.nn.Module", f"It gave a {kind}"
+            "model.target", config.target, "a builder of a torch.nn.Module", f"It returned a {kind}"
         )
     return network

@@ -43,5 +43,5 @@ def _plug_in(config: PluginConfig, label_smoothing: float) -> Loss:
     if not callable(built):
         kind = type(built).__name__
         allowed = "a builder that gives a function or module of (logits, labels)"
-        raise ConfigError("method.loss.target", config.target, allowed, f"It gave a {kind}")
+        raise ConfigError("method.loss.target", config.target, allowed, f"It returned a {kind}")
     return cast(Loss, built)

@@ -1,19 +1,96 @@
-"""Temporary: builds the whole network."""
+"""Builds the stages of one process, without storing the weights of the other stages."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+
+import torch
+from torch import nn
 
 from dglpipe.config import Config
 from dglpipe.data import DataInfo
+from dglpipe.models import build_network
+from dglpipe.models.meta import building
+from dglpipe.models.partial import PartialBuildError, building_stored, recording
 from dglpipe.partition.pipeline_spec import PipelineSpec
+from dglpipe.partition.segments import trace
+from dglpipe.partition.split import cut
 from dglpipe.partition.stage_method import StageMethod
-from dglpipe.partition.staged_network import build_staged_network
+from dglpipe.partition.stage_modules import build_auxiliary, stage_module
 from dglpipe.pipeline.stage import StageModule
+from dglpipe.seeds import derive
 
 
 def build_own_stages(
     config: Config, method: StageMethod, data: DataInfo, spec: PipelineSpec, own: Sequence[int]
 ) -> dict[int, StageModule]:
-    network = build_staged_network(config, method, data, spec.stages)
-    return {j: network.learner(j) for j in own}
+    """Builds stages `own` with the weights that they have in the network built as a whole.
+
+    Memory holds the parameters of these stages and one other parameter at a time. A network
+    whose builder reads the values of parameters is built as a whole, and the other stages are
+    dropped.
+
+    Raises:
+        ConfigError: the network cannot be built.
+    """
+    modules = None
+    if len(own) < spec.stages:
+        try:
+            modules = _build_in_part(config, data, spec, own)
+        except Exception:  # a builder of the user raises any type
+            modules = None
+    if modules is None:
+        modules = _build_whole(config, data, spec, own)
+    return {
+        j: stage_module(modules[j], build_auxiliary(config, method, spec, j), j == spec.stages - 1)
+        for j in own
+    }
+
+
+def _build_in_part(
+    config: Config, data: DataInfo, spec: PipelineSpec, own: Sequence[int]
+) -> dict[int, nn.Module]:
+    seed = derive(config.seed, "network")
+    with recording(seed) as found:
+        network = _network(config, data)
+    expected = _cut(network, spec, own)
+    owned = {id(one) for module in expected.values() for one in module.parameters()}
+    registered = {id(one) for one in found.parameters}
+    if not owned <= registered:
+        raise PartialBuildError("a parameter was never registered")
+    stored = [id(one) in owned for one in found.parameters]
+    with building_stored(seed, found.kinds, stored):
+        network = _network(config, data)
+    modules = _cut(network, spec, own)
+    for j, module in modules.items():
+        _check(module, expected[j])
+    return modules
+
+
+def _check(module: nn.Module, expected: nn.Module) -> None:
+    """Raises PartialBuildError if tensors of a stage are on meta or differ from `expected`."""
+    if any(one.is_meta for one in itertools.chain(module.parameters(), module.buffers())):
+        raise PartialBuildError("a parameter depends on one that is not stored")
+    tensors, wanted = module.state_dict(), expected.state_dict()
+    if list(tensors) != list(wanted) or any(
+        tensors[key].shape != wanted[key].shape for key in wanted
+    ):
+        raise PartialBuildError("the keys of a stage differ")
+
+
+def _build_whole(
+    config: Config, data: DataInfo, spec: PipelineSpec, own: Sequence[int]
+) -> dict[int, nn.Module]:
+    with building(False, derive(config.seed, "network")):
+        network = _network(config, data)
+    return _cut(network, spec, own)
+
+
+def _network(config: Config, data: DataInfo) -> nn.Module:
+    return build_network(config.model, data.channels, len(data.classes), data.height)
+
+
+def _cut(network: nn.Module, spec: PipelineSpec, own: Sequence[int]) -> dict[int, nn.Module]:
+    modules = cut(trace(network.to(memory_format=torch.channels_last)), spec.bounds)
+    return {j: modules[j] for j in own}

@@ -6,30 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dglpipe.config import Config
 from dglpipe.data import DataInfo
 from dglpipe.errors import ConfigError
 from dglpipe.models import build_network
 from dglpipe.models.heads import check_output
-from dglpipe.models.meta import NeedsValuesError, ShapesOnly, building
+from dglpipe.models.meta import NeedsValuesError, building
 from dglpipe.partition.auto_split import choose_bounds
 from dglpipe.partition.channels import channels_at
 from dglpipe.partition.cut_problem import CutProblem, image_shape
 from dglpipe.partition.pipeline_spec import PipelineSpec
+from dglpipe.partition.record_fields import record_fields, record_fields_on_meta
 from dglpipe.partition.segments import TracedNetwork, trace
 from dglpipe.partition.split import boundaries, check_stages, cut
 from dglpipe.partition.stage_method import StageMethod
 from dglpipe.partition.stage_modules import build_auxiliary, stage_module
-from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.message import ACTIVATIONS, Field, recorded_field
-from dglpipe.pipeline.precision import PRECISIONS
-from dglpipe.pipeline.stage import StageModule, cast_input
+from dglpipe.pipeline.message import Field
+from dglpipe.pipeline.stage import StageModule
 from dglpipe.pipeline.weights import clashes
 from dglpipe.seeds import derive
-
-CPU = Device(torch.device("cpu"), "gloo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +184,8 @@ def _assemble(
     bounds: Sequence[int],
     problem: CutProblem | None = None,
 ) -> StagedNetwork:
-    meta = traced.device.type == "meta"
     modules = cut(traced, bounds)
-    fields = _record(config, modules, image_shape(data), meta)
+    fields = _fields(config, data, traced, bounds, modules)
     names = [segment.name for segment in traced.segments]
     ends = [*bounds[1:], len(names)]
     spec = PipelineSpec(
@@ -203,24 +199,22 @@ def _assemble(
         image_shape=image_shape(data),
         classes=len(data.classes),
     )
+    meta = traced.device.type == "meta"
     return StagedNetwork(spec, config, method, tuple(modules), meta, problem)
 
 
-def _record(
-    config: Config, modules: Sequence[nn.Module], shape: tuple[int, ...], meta: bool
+def _fields(
+    config: Config,
+    data: DataInfo,
+    traced: TracedNetwork,
+    bounds: Sequence[int],
+    modules: Sequence[nn.Module],
 ) -> tuple[Field, ...]:
-    """Activations that each stage but the last sends, recorded in one forward of 2 rows."""
-    device = torch.device("meta" if meta else "cpu")
-    batch: Tensor = torch.zeros(2, *shape, device=device)
-    batch = batch.to(memory_format=torch.channels_last)
-    fields = []
-    for j, module in enumerate(modules[:-1]):
-        precision = config.stage(j).precision.name
-        context = ShapesOnly() if meta else CPU.autocast(precision)
-        module.eval()
-        with torch.no_grad(), context:
-            batch = module(batch if meta else cast_input(batch, precision))
-        module.train()
-        fields.append(recorded_field(ACTIVATIONS, PRECISIONS[precision].dtype, batch))
-        batch = batch.to(PRECISIONS[precision].dtype) if not meta else batch
-    return tuple(fields)
+    shape = image_shape(data)
+    if traced.device.type != "meta":
+        return record_fields(config, modules, shape)
+    try:
+        return record_fields_on_meta(config, traced, bounds, shape)
+    except Exception:  # a forward that works only with its own weights
+        real = _trace_network(config, data, len(bounds), meta=False)
+        return record_fields(config, cut(real, bounds), shape)

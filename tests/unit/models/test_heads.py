@@ -119,7 +119,7 @@ def test_a_plug_in_gets_what_it_asks_for():
 
 def test_a_plug_in_that_is_no_module_is_refused():
     config = PluginConfig(target=f"{__name__}:no_head")
-    with pytest.raises(ConfigError, match=r"^head\.target: got .*Module. It gave a str"):
+    with pytest.raises(ConfigError, match=r"^head\.target: got .*Module. It returned a str"):
         build_head(config, C, (4, 4), N)
 
 

@@ -154,7 +154,7 @@ def test_a_plug_in_gets_what_it_asks_for():
 
 
 def test_a_plug_in_that_is_no_module_is_refused():
-    with pytest.raises(ConfigError, match=r"^model\.target: got .*Module. It gave a list"):
+    with pytest.raises(ConfigError, match=r"^model\.target: got .*Module. It returned a list"):
         build(CustomModelConfig(target=f"{__name__}:no_network"))
 
 

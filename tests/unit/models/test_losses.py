@@ -60,5 +60,7 @@ def test_label_smoothing_of_a_plug_in_is_refused():
 
 
 def test_a_plug_in_that_gives_no_function_is_refused():
-    with pytest.raises(ConfigError, match=r"^method\.loss\.target: got .*no_loss.*It gave a int"):
+    with pytest.raises(
+        ConfigError, match=r"^method\.loss\.target: got .*no_loss.*It returned a int"
+    ):
         build_loss(plug_in("no_loss"), 0.0)

@@ -167,7 +167,8 @@ ACCOUNTED = {
 def test_little_time_is_left_over(words):
     config = make_config(*words.split(), "epochs=2", "evaluate.every=0", "model.width=32")
     for final in train_world(config, ACCOUNTED[words]).finals:
-        assert 0 <= final["other_fraction"] < 0.02
+        # Under 0.005 on a machine with free cores.
+        assert 0 <= final["other_fraction"] < 0.1
 
 
 PIPELINES = {

@@ -1,32 +1,38 @@
-"""One process of a chain on the accelerator of `ghost.py`: real Chain, Stage and link.
+"""One process of a chain on the accelerator of `ghost.py`: real runner, stages and links.
 
-It runs stages 1 and 2 of 4, so that it receives, hands on inside the process, and sends.
+It runs stages 2 and 3 of 6, so that it receives, passes on inside the process, and sends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import torch
-from ghost import ghost_mode, to_ghost
 from torch import Tensor
 
+from dglpipe.config import PrecisionConfig
 from dglpipe.data import open_data
-from dglpipe.data.batch_schedule import Phase, build_batch_schedule
-from dglpipe.methods.dgl import Chain
+from dglpipe.data.batch_schedule import Phase
+from dglpipe.methods import RunContext, build_method
+from dglpipe.methods.dgl import DglRunner
 from dglpipe.models.losses import build_loss
 from dglpipe.monitoring.timers import Timer
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.inputs import Arrival, LinkFeed
-from dglpipe.pipeline.link import Receiver, Sender
+from dglpipe.pipeline.inputs import Arrival, LinkInputs
+from dglpipe.pipeline.link import Receiver
 from dglpipe.pipeline.p2p import PairTransport
-from dglpipe.pipeline.stage import Loss, RunLength, Stage
+from dglpipe.pipeline.process_group import ProcessGroup
+from dglpipe.pipeline.stage import Learning, Loss, RunLength, Stage
+from dglpipe.pipeline.topology import Layout
 from dglpipe.pipeline.transport import Work
+from dglpipe.runtime.plan import make_plan
 from harness.configs import build_stages, make_config
+from unit.pipeline.ghost import ghost_mode, to_ghost
 
-STAGES, OWN = 4, (1, 2)
+STAGES, OWN = 6, (2, 3)
 
 
 class NoPeer(PairTransport):
@@ -93,13 +99,17 @@ class GhostProcess:
 
     def __init__(self, overrides: tuple[str, ...], fault: str) -> None:
         self.config = make_config(*overrides, f"pipeline.stages={STAGES}")
-        source = open_data(self.config.data, self.config.seed, 1)
-        self.plan = build_batch_schedule(self.config, source)
-        first, _, _, uneven, test = islice(self.plan.items(), 5)
+        self.source = open_data(self.config.data, self.config.seed, 1)
+        network = build_stages(self.config, self.source.info, STAGES)
+        # fp16 is refused on a CPU: the plan is made in fp32.
+        full = replace(self.config, precision=PrecisionConfig())
+        plan = make_plan(full, Layout(STAGES, 3, 1, 1), source=self.source)
+        method = build_method(self.config.method)
+        messages = tuple(method.messages(link, network.spec) for link in range(STAGES - 1))
+        self.plan = replace(plan, config=self.config, spec=network.spec, messages=messages)
+        first, _, _, uneven, test = islice(self.plan.schedule.items(), 5)
         self.items = [first, uneven, test]
-        network = build_stages(self.config, source.info, STAGES)
-        self.spec = network.spec
-        self._learners = [network.learner(j) for j in OWN]
+        self._modules = [network.learner(j) for j in OWN]
         self._fault = fault
 
     def move(self, where: torch.device, foreach: bool) -> None:
@@ -110,41 +120,44 @@ class GhostProcess:
         """
         self.stages = [self._stage(j, where, foreach) for j in range(len(OWN))]
         self.below, self.above = NoPeer(), NoPeer()
-        first, last = OWN[0] - 1, OWN[-1]
-        sender = Sender(self.above, self.spec.layouts(last, self.plan), where)
-        fields = dict(enumerate(self.spec.fields))
-        self.chain = Chain(self.stages, fields, sender, Timer(), STAGES)
-        layouts, name = self.spec.layouts(first, self.plan), f"link {first} -> {OWN[0]}"
-        self.feed = LinkFeed(Receiver(self.below, layouts, iter(self.items), 2, where, name))
+        group = ProcessGroup.alone(self.plan.layout.at(1))
+        group.previous, group.following = self.below, self.above
+        method, device = build_method(self.config.method), Device(where, "gloo")
+        parts = (self.plan, method, self.source, device, group, Timer(), self.stages)
+        self.runner = DglRunner(RunContext(*parts, done=0, restored={}))
+        formats, name = self.plan.formats(OWN[0] - 1), f"link {OWN[0] - 1} -> {OWN[0]}"
+        receiver = Receiver(self.below, formats, iter(self.items), 2, where, name)
+        self.runner.inputs = LinkInputs(receiver)
 
     def _stage(self, at: int, where: torch.device, foreach: bool) -> Stage:
-        config, learner = self.config, self._learners[at]
-        to_ghost(learner, where)
+        config, module = self.config, self._modules[at]
+        to_ghost(module, where)
         loss = build_loss(config.method.loss, config.label_smoothing)
         loss = FAULTY_LOSSES.get(self._fault, lambda right: right)(loss)
-        length = RunLength(self.plan.steps_per_round, self.plan.steps_per_epoch)
+        schedule = self.plan.schedule
+        length = RunLength(schedule.steps_per_round, schedule.steps_per_epoch)
         device, settings = Device(where, "gloo"), config.stage(OWN[at])
-        stage = Stage(OWN[at], learner, settings, loss, device, length, config.seed)
+        stage = Stage(OWN[at], module, settings, Learning(loss), device, length, config.seed)
         if foreach:
-            stage.optimizer = torch.optim.SGD(learner.parameters(), momentum=0.9, foreach=True)
+            stage.optimizer = torch.optim.SGD(module.parameters(), momentum=0.9, foreach=True)
         return stage
 
     def run(self) -> None:
         """Two steps, the second on an uneven batch, and a test batch."""
         for item in self.items:
-            arrival = self.feed.take()
+            arrival = self.runner.inputs.take()
             if self._fault == "arrival on the CPU":
                 labels = torch.zeros(item.rows, dtype=torch.int64)
                 arrival = Arrival(item, arrival.batch, labels, None)
             if item.phase is Phase.TRAIN:
-                self.chain.train(arrival)
+                self.runner.train(arrival)
             else:
-                self.chain.eval_mode(True)
-                self.chain.evaluate(arrival)
+                self.runner.eval_mode(True)
+                self.runner.evaluate(arrival)
         if self._fault == "totals":
             self.stages[0].totals()
         if self._fault == "header check":
-            self.feed.check()
+            self.runner.check()
 
 
 def run_steps(

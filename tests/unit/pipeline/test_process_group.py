@@ -12,7 +12,8 @@ from torch import nn
 from torch.distributed import DistNetworkError, HashStore
 
 from dglpipe.errors import PeerLostError
-from dglpipe.pipeline.process_group import ProcessGroup, translate_peer_loss, world_of_launcher
+from dglpipe.pipeline.launcher_env import world_of_launcher
+from dglpipe.pipeline.process_group import ProcessGroup, translate_peer_loss
 from dglpipe.pipeline.topology import Layout
 
 
@@ -104,7 +105,7 @@ class TestStore:
     def test_a_rank_that_says_nothing_is_a_lost_peer(self):
         store = HashStore()
         store.set_timeout(timedelta(seconds=0.01))
-        with pytest.raises(PeerLostError, match="no word from another process"):
+        with pytest.raises(PeerLostError, match="no answer from another process"):
             make_group(2, 0, store).exchange("key", "word")
 
 

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from dglpipe.config import StageConfig
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.stage import Copies, RunLength, Stage, StageModule
+from dglpipe.pipeline.stage import Copies, Learning, RunLength, Stage, StageModule
 from dglpipe.seeds import derive
 from harness.configs import make_config
 
@@ -57,10 +57,12 @@ def make_modules() -> tuple[nn.Module, nn.Module]:
 def make_stage(*overrides: str, with_head: bool = True, copies: Copies | None = None) -> Stage:
     """The stage under test."""
     segments, head = make_modules()
-    learner = StageModule(segments, head) if with_head else StageModule(segments.append(head), None)
+    module = (
+        StageModule(segments, {"head": head}) if with_head else StageModule(segments.append(head))
+    )
     length = RunLength(STEPS, steps_per_epoch=2)
     settings = settings_of(*overrides)
-    return Stage(INDEX, learner, settings, cross_entropy, CPU, length, SEED, copies)
+    return Stage(INDEX, module, settings, Learning(cross_entropy), CPU, length, SEED, copies)
 
 
 def learn(stage: Stage, step: int, emit=None, total: int | None = None, rows: int = 4) -> None:
@@ -70,7 +72,7 @@ def learn(stage: Stage, step: int, emit=None, total: int | None = None, rows: in
 
 def state_of(stage: Stage) -> list[torch.Tensor]:
     """Weights and buffers of segments and head."""
-    return [value.clone() for value in stage.learner.state_dict().values()]
+    return [value.clone() for value in stage.module.state_dict().values()]
 
 
 def batch_of(step: int, rows: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,13 +135,13 @@ def test_first_step_emits_the_features_of_the_weights_before_it(precision):
 
     def emit(features):
         emitted.append(features.detach().clone())
-        states.append([value.clone() for value in stage.learner.parameters()])
+        states.append([value.clone() for value in stage.module.parameters()])
 
-    before = [value.clone() for value in stage.learner.parameters()]
+    before = [value.clone() for value in stage.module.parameters()]
     learn(stage, 1, emit)
     assert_equal(emitted, [reference.learn(1)])
     assert_equal(states[0], before)
-    assert not torch.equal(next(stage.learner.parameters()), before[0])
+    assert not torch.equal(next(stage.module.parameters()), before[0])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -156,7 +158,7 @@ def test_steps_are_those_of_plain_torch(precision, with_head):
 def test_a_step_leaves_no_gradient():
     stage = make_stage()
     learn(stage, 1)
-    assert all(weights.grad is None for weights in stage.learner.parameters())
+    assert all(weights.grad is None for weights in stage.module.parameters())
 
 
 def test_gradients_are_clipped_at_the_norm_of_segments_and_head_together():
@@ -174,19 +176,19 @@ def test_the_norm_of_a_larger_gradient_clips_its_parts():
     """`update(norm=...)`: the stages of a pipeline of backprop are clipped together."""
     alone, part = make_stage("optimizer.clip=1", "optimizer.momentum=0"), make_stage()
     for stage in (alone, part):
-        stage.loss(stage.learner(batch_of(1)[0], None), batch_of(1)[1]).backward()
+        stage.loss(stage.module(batch_of(1)[0], None), batch_of(1)[1]).backward()
     norm = part.squared_norm().sqrt()
     assert norm == pytest.approx(
-        torch.stack([one.grad.norm() for one in part.learner.parameters()]).norm().item()
+        torch.stack([one.grad.norm() for one in part.module.parameters()]).norm().item()
     )
-    before = [value.clone() for value in alone.learner.parameters()]
-    gradients = [one.grad.clone() for one in alone.learner.parameters()]
+    before = [value.clone() for value in alone.module.parameters()]
+    gradients = [one.grad.clone() for one in alone.module.parameters()]
     alone.update(1, torch.tensor(10.0))
     expected = [
         value - LR * (gradient / 10 + DECAY * value)
         for value, gradient in zip(before, gradients, strict=True)
     ]
-    assert_close([value.detach() for value in alone.learner.parameters()], expected)
+    assert_close([value.detach() for value in alone.module.parameters()], expected)
 
 
 def test_the_learning_rate_follows_the_schedule():
@@ -267,12 +269,12 @@ def test_evaluation_changes_nothing(precision):
     features, odds = stage.evaluate(batch, labels)
     assert torch.equal(stage.infer(batch), features)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        expected = stage.learner.segments(batch)
-        logits = stage.learner.head(expected)
+        expected = stage.module.segments(batch)
+        logits = stage.module.head(expected)
     assert torch.equal(features, expected)
     assert torch.equal(odds, torch.softmax(logits.float(), dim=1))
     stage.eval_mode(False)
-    assert stage.learner.training
+    assert stage.module.training
     assert_equal(state_of(stage), before)
     after = stage.optimizer.state_dict()["state"]
     for key, state in momentum["state"].items():

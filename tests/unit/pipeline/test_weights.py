@@ -13,7 +13,7 @@ from dglpipe.pipeline.weights import clashes, load, load_tensors, named_tensors,
 
 def learner():
     segments = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
-    return StageModule(segments.to(memory_format=torch.channels_last), nn.Linear(3, 4))
+    return StageModule(segments.to(memory_format=torch.channels_last), {"head": nn.Linear(3, 4)})
 
 
 def test_keys_are_the_networks_own_and_the_heads_are_marked():
@@ -47,18 +47,18 @@ def test_a_missing_key_is_an_error():
 
 def test_the_classifier_of_a_network_may_be_called_head(tmp_path):
     segments = nn.Sequential(OrderedDict(body=nn.Linear(3, 3), head=nn.Linear(3, 2)))
-    one, other = StageModule(segments, None), StageModule(copy.deepcopy(segments), None)
+    one, other = StageModule(segments), StageModule(copy.deepcopy(segments))
     nn.init.zeros_(other.segments.head.weight)
     load_tensors(other, named_tensors(one))
     assert sha256(named_tensors(one)) == sha256(named_tensors(other))
     assert clashes(one) == []
-    assert clashes(StageModule(segments, nn.Linear(3, 2))) == ["head.bias", "head.weight"]
+    assert clashes(StageModule(segments, {"head": nn.Linear(3, 2)})) == ["head.bias", "head.weight"]
 
 
 def test_tied_weights_are_written_under_both_names(tmp_path):
     segments = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     segments[1].weight = segments[0].weight
-    save(tmp_path / "stage.safetensors", named_tensors(StageModule(segments, None)))
+    save(tmp_path / "stage.safetensors", named_tensors(StageModule(segments)))
     tensors = load(tmp_path / "stage.safetensors")
     assert torch.equal(tensors["0.weight"], tensors["1.weight"])
 

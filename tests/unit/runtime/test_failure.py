@@ -1,8 +1,17 @@
-import time
+import itertools
+from types import SimpleNamespace
+
+import pytest
 
 from dglpipe.errors import ConfigError, PeerLostError
 from dglpipe.runtime import failure
 from dglpipe.runtime.run_dir import RunDir
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """Every record is a nanosecond later than the one before."""
+    monkeypatch.setattr(failure, "time", SimpleNamespace(time_ns=itertools.count(1).__next__))
 
 
 def raised(error):
@@ -16,7 +25,6 @@ def test_the_cause_comes_before_what_it_did_to_the_others(tmp_path):
     run_dir = RunDir(tmp_path)
     run_dir.logs.mkdir()
     lost = failure.record(raised(PeerLostError("lost rank 1")), 0, "rank 0 (stage 0)", 4)
-    time.sleep(0.001)
     cause = failure.record(raised(ZeroDivisionError("by zero")), 1, "rank 1 (stage 1)", 3)
     for story in (lost, cause):
         failure.write(story, run_dir)
@@ -28,7 +36,6 @@ def test_the_cause_comes_before_what_it_did_to_the_others(tmp_path):
 
 def test_of_two_causes_the_earlier_one_wins():
     early = failure.record(raised(ValueError("a")), 1, "rank 1", 3)
-    time.sleep(0.001)
     late = failure.record(raised(ValueError("b")), 0, "rank 0", 3)
     assert failure.in_order([late, early]) == [early, late]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 from dataclasses import replace
 
@@ -11,10 +12,10 @@ import pytest
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from dglpipe.config import from_yaml
 from dglpipe.errors import ConfigError, PeerLostError, RunFailedError, UserError
 from dglpipe.pipeline.topology import Layout
 from dglpipe.runtime import failure, launcher
+from dglpipe.runtime.plan import make_plan
 from dglpipe.runtime.run_dir import RunDir
 from harness.configs import make_config
 
@@ -49,7 +50,8 @@ class Launch:
         return start
 
     def __call__(self, *overrides, layout=LAYOUT):
-        return launcher.launch(make_config(*overrides), layout, self.run_dir, [1, 2, 3])
+        self.plan = replace(make_plan(make_config(*overrides), Layout(2, 1, 1, 1)), layout=layout)
+        return launcher.launch(self.plan, self.run_dir)
 
     def fail(self, *stories, **exitcodes):
         """The workers leave these records, and exit with these codes by rank."""
@@ -87,12 +89,11 @@ class TestFinished:
         assert launch() == SUMMARY
         assert not launch.run_dir.summary.exists(), "rank 0 has written it"
 
-    def test_every_worker_gets_configuration_layout_and_launcher(self, launch):
+    def test_every_worker_gets_plan_directory_and_launcher(self, launch):
         launch("seed=5")
-        config, layout, path, flops, pid = launch.asked
-        assert from_yaml(config) == make_config("seed=5")
-        assert (layout, path, flops) == (LAYOUT, str(launch.run_dir.path), [1, 2, 3])
-        assert pid == os.getpid()
+        plan, path, pid = pickle.loads(pickle.dumps(launch.asked))  # as spawned processes do
+        assert plan == launch.plan
+        assert (plan.config.seed, path, pid) == (5, str(launch.run_dir.path), os.getpid())
 
     def test_workers_are_spawned_once_each(self, launch):
         """Forked workers would outlive a killed launcher."""

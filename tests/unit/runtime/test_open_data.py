@@ -59,7 +59,7 @@ def test_gray_images_stay_gray_for_any_other():
 
 def test_colour_does_not_become_another_number():
     config = make_config("model=resnet18", "data=synthetic", "data.channels=2")
-    with pytest.raises(DataError, match="2 channels, the network wants 3"):
+    with pytest.raises(DataError, match="2 channels, the network requires 3"):
         _ = open_images(config).info
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,12 +16,14 @@ from dglpipe.monitoring.metrics import Line
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.topology import Layout
 from dglpipe.runtime import summary as module
+from dglpipe.runtime.plan import make_plan
 from dglpipe.runtime.summary import Summary, git_revision, header, unfinished
 from harness.configs import make_config
 
 SCHEDULE = BatchSchedule(8, 4, 4, 4, 1, 2, None, 1)
 CHAIN = Layout(3, 2, 1, 1)
 """Stages 0 and 1 in rank 0, stage 2 in rank 1."""
+INFO = DataInfo("digits", 8, 4, ("a", "b"), 1, 8, 8, "f" * 32)
 KEYS = {
     *("status", "method", "stages", "processes", "replicas", "backend", "device", "precision"),
     *("epochs", "steps", "batch_size", "seed", "wall_seconds", "versions", "git"),
@@ -28,11 +31,16 @@ KEYS = {
 }
 
 
+def plan_of(layout=CHAIN, *overrides):
+    """A plan of `layout`, whatever the configuration says, with the schedule above."""
+    config = make_config(*overrides)
+    own = Layout(2, 1, 1, 1)
+    return replace(make_plan(config, own), layout=layout, schedule=SCHEDULE, data=INFO)
+
+
 def make_summary(layout=CHAIN, *overrides):
     device = Device(torch.device("cpu"), "gloo")
-    return Summary(
-        make_config(f"pipeline.stages={layout.stages}", *overrides), layout, device, SCHEDULE
-    )
+    return Summary(plan_of(layout, *overrides), device)
 
 
 def report(layout, rank, rate=100.0, **more):
@@ -121,8 +129,7 @@ class TestFinished:
 
 
 def test_the_manifest_lists_a_file_a_stage():
-    data = DataInfo("digits", 8, 4, ("a", "b"), 1, 8, 8, "f" * 32)
-    found = make_summary().manifest(reports(CHAIN, busy_fraction=0.5), data)
+    found = make_summary().manifest(reports(CHAIN, busy_fraction=0.5))
     assert found["stages"] == [
         {
             "file": f"stage_{j}.safetensors",
@@ -139,7 +146,7 @@ def test_the_manifest_lists_a_file_a_stage():
 class TestUnfinished:
     @pytest.mark.parametrize("status", ["failed", "interrupted"])
     def test_it_has_the_same_names_with_nulls(self, status):
-        found = unfinished(status, make_config("seed=3"), CHAIN)
+        found = unfinished(status, plan_of(CHAIN, "seed=3"))
         assert found.keys() == KEYS
         assert (found["status"], found["seed"]) == (status, 3)
         assert found["test"] == {
@@ -150,9 +157,9 @@ class TestUnfinished:
         assert found["throughput"] == {"samples_per_second": None}
         assert (found["per_stage"], found["steps"], found["wall_seconds"]) == ([], None, None)
 
-    def test_the_backend_is_the_one_that_was_chosen(self, monkeypatch):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        assert unfinished("failed", make_config(), CHAIN)["backend"] == "gloo"
+    def test_the_backend_is_the_one_that_was_chosen(self):
+        plan = replace(plan_of(), backend="nccl")
+        assert unfinished("failed", plan)["backend"] == "nccl"
 
 
 class TestGit:
@@ -174,7 +181,7 @@ class TestGit:
     def test_the_commit_is_a_line(self, answer):
         answer("0123abc-dirty\n")
         assert git_revision() == "0123abc-dirty"
-        assert header("failed", make_config(), CHAIN)["git"] == "0123abc-dirty"
+        assert header("failed", plan_of())["git"] == "0123abc-dirty"
 
     @pytest.mark.parametrize(
         "error",
