@@ -32,7 +32,7 @@ exclude_patterns = [".*", "build", "conf", "dist", "examples", "launch", "runs",
 nitpicky = True
 nitpick_ignore_regex = [
     # Other packages have their own documentation, whose inventories would have to be downloaded.
-    ("py:.*", r"(collections|fractions|os|pathlib|torch|typing)\..*"),
+    ("py:.*", r"(collections|fractions|os|pathlib|torch|typing)\..*|Path"),
     # The annotations of methods name classes that are internal and have no page.
     ("py:class", r"dglpipe\.(data|methods|models|monitoring|partition|pipeline)\..*"),
 ]

@@ -92,10 +92,11 @@ def split(
     Example:
         >>> import dglpipe
         >>> import torch
-        >>> from torchvision.models import resnet18
-        >>> network = resnet18(num_classes=10).eval()
-        >>> images = torch.zeros(2, 3, 64, 64)
-        >>> first, second = dglpipe.split(network, 2, input_shape=(3, 64, 64))
+        >>> from torch import nn
+        >>> layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten()]
+        >>> network = nn.Sequential(*layers, nn.Linear(128, 10))
+        >>> images = torch.zeros(2, 3, 8, 8)
+        >>> first, second = dglpipe.split(network, 2, input_shape=(3, 8, 8))
         >>> torch.equal(second(first(images)), network(images))
         True
     """

@@ -16,6 +16,7 @@ import dglpipe
 from harness.commands import fork_workers
 from harness.worlds import PRELOAD
 
+pytestmark = pytest.mark.timeout(240)
 FUNCTIONS = sorted(set(dglpipe.__all__) - {"__version__"})
 
 
@@ -58,8 +59,10 @@ def trained(tmp_path_factory) -> Path:
     context.set_forkserver_preload(PRELOAD)
     process = context.Process(target=run_in, args=(folder, "train"))
     process.start()
-    process.join(100)
-    process.kill()
+    try:
+        process.join(200)
+    finally:
+        process.kill()
     assert process.exitcode == 0, "the example of train failed"
     return folder
 
