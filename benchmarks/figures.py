@@ -1,10 +1,10 @@
-"""The measured figures of README.md, out of the result files.
+"""The measured figures of the documents, made from the result files.
 
-    python benchmarks/figures.py            prints them
-    python benchmarks/figures.py --write    puts them between the marks in README.md
+    python benchmarks/figures.py            prints the tables
+    python benchmarks/figures.py --write    writes them between the marks in the documents
 
-A test holds README.md against this, so that no figure is copied by hand. Medians, and in brackets
-the range over the rounds or seeds.
+A test compares the documents with this script, so that no figure is copied by hand. Medians, with
+the range over the rounds or seeds in brackets.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+PAGE = HERE.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- measured -->\n", "<!-- /measured -->\n"
 UNDERPERFORMS = 0.9
 """Of its own bound: a baseline below gives no ratio."""
@@ -41,6 +42,14 @@ THROUGHPUT = [
     ("the best pipeline of backprop", "DGL / best pipeline"),
     ("the bound of that pipeline: its stages alone, no links", "DGL / bound of the best pipeline"),
 ]
+SUMMARY = {
+    "DGL / without communication",
+    "DGL / backprop on 1 thread",
+    "DGL / backprop, all threads",
+    "DGL / backprop, data-parallel",
+    "DGL / best pipeline",
+}
+"""Ratios that the overview shows."""
 REACHED = {
     "DGL / backprop, all threads": "backprop, all threads / its bound",
     "DGL / backprop, data-parallel": "backprop, data-parallel / its bound",
@@ -52,20 +61,55 @@ SCHEDULES = {"gpipe": "GPipe", "1f1b": "1F1B", "interleaved_1f1b": "interleaved 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="into README.md")
-    if parser.parse_args().write:
-        before, begin, rest = README.read_text().partition(BEGIN)
-        _, end, behind = rest.partition(END)
+    parser.add_argument("--write", action="store_true", help="into the documents")
+    write = parser.parse_args().write
+    for document, table in documents().items():
+        if not write:
+            sys.stdout.write(f"{document.name}\n{table}\n")
+            continue
+        before, begin, rest = document.read_text().partition(BEGIN)
+        _, end, after = rest.partition(END)
         if not (begin and end):
-            parser.error(f"{README.name} lacks {BEGIN.strip()} or {END.strip()}")
-        README.write_text(before + BEGIN + figures() + END + behind)
-    else:
-        sys.stdout.write(figures())
+            parser.error(f"{document.name} lacks {BEGIN.strip()} or {END.strip()}")
+        document.write_text(before + BEGIN + table + END + after)
 
 
-def figures() -> str:
-    """What stands between the marks."""
-    return "\n".join([*throughput(), "", *others()]) + "\n"
+def documents() -> dict[Path, str]:
+    """What stands between the marks of each document."""
+    page = "\n".join([*throughput(), "", *others()]) + "\n"
+    return {
+        README: "\n".join(summary()) + "\n",
+        PAGE: page.replace("](benchmarks/", "](../benchmarks/"),
+    }
+
+
+def summary() -> list[str]:
+    """Six rows for the overview."""
+    rows = load("throughput/zen4_all")["rows"]
+    names = [row["precision"] for row in rows]
+    head = "two processes of DGL, `cnn6`, batch 128, two cores"
+    lines = table_head([head, *names])
+    for label, ratio in THROUGHPUT:
+        if ratio in SUMMARY:
+            cells = (told(row, ratio) for row in rows)
+            lines.append(line([f"samples a second over {label}", *cells]))
+    tree = load("time_to_accuracy/zen4")
+    found = {row["method"]: row for row in tree["rows"]}
+    base = median(seconds(found["backprop, 1 thread"]))
+    time = spread(one / base for one in seconds(found["DGL"]))
+    what = f"digits: time to {100 * tree['accuracy']:.0f} % over backprop on one thread"
+    lines.append(
+        line(
+            [
+                what,
+                *[
+                    "not measured" if one != tree.get("precision", "fp32") else time
+                    for one in names
+                ],
+            ]
+        )
+    )
+    return lines
 
 
 def load(name: str) -> Any:

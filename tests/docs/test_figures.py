@@ -1,9 +1,11 @@
-"""The figures of README.md are those of the result files."""
+"""The figures of the documents are those of the result files."""
 
 from __future__ import annotations
 
 import re
 import sys
+
+import pytest
 
 from harness.paths import BENCHMARKS
 
@@ -12,11 +14,16 @@ sys.path.append(str(BENCHMARKS))
 import figures
 
 
-def test_the_readme_has_the_figures_of_the_result_files():
-    _, begin, rest = figures.README.read_text().partition(figures.BEGIN)
-    told, end, _ = rest.partition(figures.END)
+@pytest.mark.parametrize(("document", "table"), figures.documents().items(), ids=str)
+def test_the_documents_have_the_figures_of_the_result_files(document, table):
+    _, begin, rest = document.read_text().partition(figures.BEGIN)
+    found, end, _ = rest.partition(figures.END)
     assert begin and end
-    assert told == figures.figures(), "python benchmarks/figures.py --write"
+    assert found == table, "python benchmarks/figures.py --write"
+
+
+def test_the_overview_has_at_most_six_rows():
+    assert len(figures.summary()) - 2 <= 6
 
 
 def test_a_baseline_that_underperforms_gives_no_ratio():

@@ -79,6 +79,11 @@ def scaled_network(channels, classes):
     return network
 
 
+LARGE = ("vgg11_bn", "vit_b_16", "mobilenet")
+NAMES = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in NETWORKS]
+"""Networks whose whole build takes seconds are for `make test-all`."""
+
+
 def stages_of(words, count):
     """(config, data, method, spec from meta, network built as a whole)"""
     config = make_config(*words, "pipeline.split=auto")
@@ -89,7 +94,7 @@ def stages_of(words, count):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", [*NETWORKS, "scaled"])
+@pytest.mark.parametrize("name", [*NAMES, "scaled"])
 def test_the_spec_of_a_network_on_meta_is_that_of_the_real_one(name, precision, monkeypatch):
     words = NETWORKS.get(name) or ("model=custom", f"model.target={__name__}:scaled_network")
     whole = staged_network._trace_network
@@ -108,7 +113,7 @@ def test_the_spec_of_a_network_on_meta_is_that_of_the_real_one(name, precision, 
 
 
 @pytest.mark.parametrize("count", [2, 3, 6])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_own_stages_have_the_weights_of_the_whole_network(name, count, monkeypatch):
     if (name, count) in (("tied", 6), ("clones", 6), ("cnn4", 6), ("tied", 3)):
         pytest.skip("it has fewer segments")
@@ -234,6 +239,7 @@ def peak_of(own):
     return json.loads(out.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_process_holds_its_own_stages():
     """Of resnet152 in 4 stages: the weights of the others are not in memory."""
     whole, weights = peak_of("all")
