@@ -23,7 +23,7 @@ from typing import Any
 
 PACKAGE = "dglpipe"
 LABELS = ("before", "after")
-TIMEOUT_S = 900
+TIMEOUT_S = 1800
 LEFT_OUT = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "TORCHELASTIC_RUN_ID")
 """Environment variables that would change which code runs, or how."""
 CHECK = "import importlib, sys; [print(importlib.import_module(m).__file__) for m in sys.argv[1:]]"

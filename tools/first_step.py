@@ -15,7 +15,7 @@ from checkouts import TIMEOUT_S, Checkout, Training
 
 LOOK_S = 0.01
 """Seconds between two looks at metrics.jsonl."""
-MEMORY_LOOKS = 10
+MEMORY_LOOKS = 25
 """Looks at metrics.jsonl for each look at the memory of the processes."""
 STOP_S = 30
 """Seconds that an interrupted run has to stop its processes."""

@@ -60,6 +60,8 @@ def _without_loading(words: list[str], folder: Path) -> tuple[int, str, str]:
         (folder / name).unlink(missing_ok=True)
     command = Command(words[1:], folder)
     try:
-        return command.wait(100), command.stdout, command.stderr
+        status = command.wait(200)
     finally:
-        assert command.kill() == [], "processes were left behind"
+        left = command.kill()
+    assert left == [], "processes were left behind"
+    return status, command.stdout, command.stderr
