@@ -83,11 +83,11 @@ def make_report(results: Result, plan: Plan, rehearsal: bool) -> Result:
 def strict_worker(overrides: Sequence[str]) -> None:
     """One worker of torchrun in which waiting for the device inside a step is an error."""
     from dglpipe.cli.main import main
-    from dglpipe.methods.dgl import Chain
-    from dglpipe.pipeline.inputs import LinkFeed
+    from dglpipe.methods.dgl import DglRunner
+    from dglpipe.pipeline.inputs import LinkInputs
 
-    Chain.train = _strict(Chain.train)  # type: ignore[method-assign]
-    LinkFeed.take = _strict(LinkFeed.take)  # type: ignore[method-assign]
+    DglRunner.train = _strict(DglRunner.train)  # type: ignore[method-assign]
+    LinkInputs.take = _strict(LinkInputs.take)  # type: ignore[method-assign]
     main(["train", *overrides])
 
 

@@ -35,7 +35,9 @@ from dglpipe.pipeline.p2p import PairTransport, PeerWork
 from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
 from dglpipe.pipeline.stage import Stage, StageModule
 from dglpipe.pipeline.topology import Layout
-from dglpipe.runtime.trainer import Worker
+from dglpipe.runtime.plan import make_plan
+from dglpipe.runtime.trainer import Trainer
+from dglpipe.runtime.worker import open_trainer
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -107,11 +109,11 @@ class Stopwatch:
         return timed
 
 
-def watch(stopwatch: Stopwatch, worker: Worker) -> None:
+def watch(stopwatch: Stopwatch, trainer: Trainer) -> None:
     """Times what is not the loop."""
-    for stage in worker.chain.stages:
-        learner: StageModule = stage.learner
-        for module in filter(None, (learner.segments, learner.head)):
+    for stage in trainer.runner.stages:
+        own: StageModule = stage.module
+        for module in (own.segments, *own.auxiliary.values()):
             stopwatch.around(type(module), "__call__", "forward")
         stopwatch.around(stage, "_loss", "forward")
         stopwatch.around(stage, "_backward", "backward")
@@ -135,8 +137,9 @@ def run(rank: int, config: Config, path: str, answers: Any) -> None:
     group = ProcessGroup.connect(layout.at(rank), device, store, 60)
     stopwatch = Stopwatch()
     watch_classes(stopwatch)
-    worker = Worker(config, open_data(config.data, 0), device, group)
-    watch(stopwatch, worker)
+    source = open_data(config.data, 0)
+    trainer = open_trainer(make_plan(config, layout, source=source), source, device, group)
+    watch(stopwatch, trainer)
     learn = Stage.learn
 
     def marked(stage: Stage, batch: Any, labels: Any, step: int, *rest: Any) -> None:
@@ -144,7 +147,7 @@ def run(rank: int, config: Config, path: str, answers: Any) -> None:
         stopwatch.end_step()
 
     Stage.learn = marked  # type: ignore[method-assign, assignment]
-    worker.run()
+    trainer.run()
     group.close()
     answers.put(summarise(rank, stopwatch.steps[WARM:]))
 

@@ -33,8 +33,9 @@ from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
 from dglpipe.pipeline.transport import Slot
 from dglpipe.runtime.open_data import open_images
-from dglpipe.runtime.plan import plan_layout
-from dglpipe.runtime.trainer import Worker
+from dglpipe.runtime.plan import make_plan, plan_layout
+from dglpipe.runtime.trainer import Trainer
+from dglpipe.runtime.worker import open_trainer
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -124,26 +125,27 @@ def run(rank: int, config: Config, folder: str, results: Any) -> None:
     layout = plan_layout(config.pipeline, config.method, 1)
     store = rendezvous(120, f"file://{folder}/store", rank, layout.world_size)
     group = ProcessGroup.connect(layout.at(rank), CPU, store, 120)
-    worker = Worker(config, open_images(config), CPU, group)
+    source = open_images(config)
+    trainer = open_trainer(make_plan(config, layout, source=source), source, CPU, group)
     tracker = Tracker()
-    for stage in worker.chain.stages:
-        tracker.track_external(stage.learner, stage.optimizer)
+    for stage in trainer.runner.stages:
+        tracker.track_external(stage.module, stage.optimizer)
     slots = [one for one in gc.get_objects() if type(one) is Slot]
     tracker.track_external(*(slot.buffer for slot in slots))
     with tracker:
-        worker.run()
+        trainer.run()
     (snapshot,) = tracker.get_tracker_snapshot("peak").values()
     named = {str(getattr(kind, "value", kind)): size for kind, size in snapshot.items()}
     peak = {part: sum(named.get(n, 0) for n in names) for part, names in PARTS.items()}
-    results.put((rank, with_buckets(peak, worker) if layout.replicas > 1 else peak))
+    results.put((rank, with_buckets(peak, trainer) if layout.replicas > 1 else peak))
     results.close()
     results.join_thread()
     group.close()
 
 
-def with_buckets(peak: dict[str, int], worker: Worker) -> dict[str, int]:
+def with_buckets(peak: dict[str, int], trainer: Trainer) -> dict[str, int]:
     """Of a replica: its gradients lie in buckets, of which the tracker knows not what they hold."""
-    weights = [w for stage in worker.chain.stages for w in stage.module.parameters()]
+    weights = [w for stage in trainer.runner.stages for w in stage.module.parameters()]
     gradients = sum(weight.numel() * weight.element_size() for weight in weights)
     return {
         **peak,

@@ -29,8 +29,8 @@ from typing import Any
 import torch
 
 from dglpipe.host import cores
+from dglpipe.monitoring.throughput import FEWEST_STEPS
 from dglpipe.partition.balance import SegmentCosts
-from dglpipe.runtime.trainer import FEWEST_STEPS
 
 sys.path.append(str(Path(__file__).parents[1]))
 

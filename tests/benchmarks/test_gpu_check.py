@@ -65,7 +65,7 @@ class TestWithoutCuda:
         assert list(tmp_path.iterdir()) == []
 
     def test_readmes_tell_whether_it_has_been_run(self):
-        for readme in (ROOT / "README.md", GPU_CHECK / "README.md"):
+        for readme in (ROOT / "docs" / "architecture.md", GPU_CHECK / "README.md"):
             text = readme.read_text()
             says_not = re.search(r"CUDA\W+path\W+has\W+not\W+been\W+run", text) is not None
             assert says_not != gpu_check.REPORT.exists(), readme
@@ -247,16 +247,16 @@ class TestStrictWorker:
         return modes
 
     def test_step_and_receive_are_strict_and_nothing_else_is(self, modes, monkeypatch):
-        from dglpipe.methods.dgl import Chain
-        from dglpipe.pipeline.inputs import LinkFeed
+        from dglpipe.methods.dgl import DglRunner
+        from dglpipe.pipeline.inputs import LinkInputs
 
-        monkeypatch.setattr(Chain, "train", lambda *_: modes.append("step"))
-        monkeypatch.setattr(LinkFeed, "take", lambda *_: modes.append("take"))
+        monkeypatch.setattr(DglRunner, "train", lambda *_: modes.append("step"))
+        monkeypatch.setattr(LinkInputs, "take", lambda *_: modes.append("take"))
 
         def work(arguments):
             assert arguments == ["train", "seed=1"]
-            LinkFeed.take(None)
-            Chain.train(None, None)
+            LinkInputs.take(None)
+            DglRunner.train(None, None)
 
         monkeypatch.setattr("dglpipe.cli.main.main", work)
         gpu_check.strict_worker(["seed=1"])

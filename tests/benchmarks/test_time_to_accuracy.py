@@ -61,7 +61,7 @@ def test_a_way_below_its_bound_is_marked_and_an_edge_is_told():
 
 
 def test_every_way_is_a_command_that_is_accepted():
-    costs = benchmark.Costs((1.0,) * 6, (0.1,) * 6, (0.1,) * 5, ())
+    costs = benchmark.SegmentCosts((1.0,) * 6, (0.1,) * 6, (0.1,) * 5, ())
     for words in benchmark.ways(costs, "zbv", 2).values():
         config = compose(parse_arguments(words))
         plan_layout(config.pipeline, config.method, cores=2)

@@ -237,7 +237,7 @@ def wrong_header(group):
     if group.topology.rank == 0:
         box = outbox(group, 2, False)
         box.send(Header(Phase.TRAIN, 1, 4), content(1))
-        slot = box._place(Phase.TRAIN)
+        slot = box._claim_slot(Phase.TRAIN)
         slot.words.copy_(torch.tensor([0, 1, 99]))
         with box._engine:
             box._unsent.append((slot, Phase.TRAIN))

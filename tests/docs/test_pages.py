@@ -20,6 +20,7 @@ KINDS = {"Network", "Head", "Data set", "Loss", "Method"}
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands(page: Path, folder, environment):
     write_files(page, folder)
