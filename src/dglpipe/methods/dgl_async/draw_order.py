@@ -1,8 +1,8 @@
-"""Whose turn it is in a simulation of asynchronous learning, and what it reads. Pure.
+"""The order of a simulation of asynchronous learning. Pure.
 
-The paper's simulation: a worker is drawn, stage 0 takes the next batch, any other stage an entry
-of its buffer; what it makes of it goes into the next buffer, over the oldest entry (Algorithm 2).
-All of that follows from the seed, so the order of a whole run is known before anything is computed.
+The simulation of the paper draws a stage. Stage 0 reads the next batch, any other stage an entry of
+its buffer; the output replaces the oldest entry of the next buffer (Algorithm 2). All draws follow
+from the seed, so the order of a whole run is known before anything is computed.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from dglpipe.seeds import derive
 
 
 class Draw(NamedTuple):
-    """One stage comes to a batch."""
+    """One stage reads a batch and writes its output."""
 
     stage: int
     read: int
-    """Of stage 0: number of the batch of the data set. Of others: of the output of the stage
-    below, from 1."""
+    """Number of the batch of the data set in stage 0; of the output of the stage below, from 1,
+    in other stages."""
     written: int
-    """Number of its own output, from 1."""
+    """Number of the output of the stage, from 1."""
     gone: int | None
-    """Number of the output that this one takes the place of."""
+    """Number of the output that the new output replaces; None: the buffer was not full."""
 
 
 class DrawOrder:
@@ -36,11 +36,11 @@ class DrawOrder:
 
     Args:
         seed: of the draws.
-        after: turns that a run which is resumed has had before.
+        after: draws before the run was resumed.
 
     Attributes:
         replays: the buffer in front of every stage but stage 0; they hold numbers of outputs.
-        skipped: turns of every stage in which nothing could be read.
+        skipped: draws of every stage in which it had nothing to read.
     """
 
     def __init__(
@@ -60,26 +60,26 @@ class DrawOrder:
         self._generator = random.Random(derive(seed, "turns"))
 
     def __iter__(self) -> Iterator[Draw | BatchItem]:
-        """Every turn of the run, with an evaluation whenever all stages have come to one.
+        """Every draw of the run, and an evaluation whenever all stages have reached one.
 
-        A stage that has made its updates still has turns, in which it feeds the next one. Of a run
-        that is resumed, what follows its last turn.
+        A stage that has made its updates is still drawn, to feed the next stage. A resumed run
+        continues after its last draw.
         """
-        turns = 0
+        draws = 0
         for event in self._events():
-            if turns >= self._after:
+            if draws >= self._after:
                 yield event
-            turns += isinstance(event, Draw)
+            draws += isinstance(event, Draw)
 
     def _events(self) -> Iterator[Draw | BatchItem]:
-        """The same, from the start."""
+        """All draws and evaluations, from the start of the run."""
         through = 0
         for stage in self._stages():
-            turn = self._turn(stage)
-            if turn is None:
+            draw = self._draw(stage)
+            if draw is None:
                 self.skipped[stage] += 1
                 continue
-            yield turn
+            yield draw
             self._updates[stage] += 1
             if min(self._updates) > through:
                 through += 1
@@ -97,7 +97,7 @@ class DrawOrder:
         while True:
             yield from self._generator.choices(stages, shares, k=1)
 
-    def _turn(self, stage: int) -> Draw | None:
+    def _draw(self, stage: int) -> Draw | None:
         if stage == 0:
             self._fed += 1
             source = self._fed
@@ -115,5 +115,5 @@ class DrawOrder:
 
 
 def draw_weights(method: AsyncConfig, stages: int) -> Sequence[float]:
-    """How likely the turn of each stage is, up to a factor: a stage S times slower has 1/S."""
+    """Weight of the draw of each stage: 1/S for a stage that is S times slower."""
     return [1 / method.slowdown_of(stage) for stage in range(stages)]
