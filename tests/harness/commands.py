@@ -112,7 +112,13 @@ class Command:
         assert self.alive() == []
 
     def kill(self) -> list[int]:
-        """Kills the processes that are left; returns their pids."""
+        """Kills what is left, and returns the process ids that were left.
+
+        The resource tracker of spawned processes ends a moment after a program that has ended.
+        """
+        deadline = time.monotonic() + 2
+        while self._process.poll() is not None and self.alive() and time.monotonic() < deadline:
+            time.sleep(0.02)
         left = self.alive()
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
