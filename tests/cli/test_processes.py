@@ -58,6 +58,7 @@ def test_plan(dgl, tmp_path):
     assert [stage["stage"] for stage in read(path)["per_stage"]] == [0, 1]
 
 
+@pytest.mark.slow
 def test_train_evaluate_export(dgl, tmp_path):
     """The run directory has a name that needs quotes; the weights are those of forked workers."""
     run_dir = tmp_path / "a=b (c)"
@@ -78,6 +79,7 @@ def test_train_evaluate_export(dgl, tmp_path):
     assert load_file(output).keys() == keys
 
 
+@pytest.mark.slow
 def test_sweep(dgl, run_dir):
     dgl("train", "-m", *small(*SHORT, "pipeline.processes=1", "seed=1,2", f"run_dir={run_dir}"))
     summaries = [read(RunDir(run_dir / job).summary) for job in ("0", "1")]

@@ -25,6 +25,7 @@ SETTINGS = [block for block in SHELL if not block.mark]
 MAKE = [block for block in SHELL if block.mark == "make"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("block", RUN, ids=str)
 def test_commands(block: Block, folder, environment):

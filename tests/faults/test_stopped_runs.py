@@ -60,6 +60,7 @@ def test_interrupted(interrupt, start, run_dir):
     assert last_words(run) == [f"dglpipe: interrupted {name}"]
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_takes_its_workers_along(start, run_dir):
     """Even while they log nothing: an epoch of 718 steps, logged at its end."""
     settings = small(*LONG, "log_every=100000", "batch_size=2", f"run_dir={run_dir}")
