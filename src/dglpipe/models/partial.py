@@ -107,22 +107,40 @@ _FACTORIES = {
 class _TemporaryValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs operations on parameters that are not stored, as long as their values are there.
 
-    Values of one parameter exist at a time: of the one that was registered or filled last.
+    Values of one parameter exist at a time: of the one that was registered or filled last. They
+    lie in one buffer for all parameters, since the allocator would not reuse the memory of each.
     """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether torch imports its compiler for this mode, which takes seconds."""
+        return False
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._owner: Tensor | None = None
-        self._values: Tensor | None = None
+        self._buffer = torch.empty(0, dtype=torch.uint8)
 
     def replace(self, parameter: nn.Parameter) -> nn.Parameter:
         """A parameter on meta that has the values of `parameter`."""
-        empty, values = meta_parameter(parameter), parameter.detach()
-        if values.stride() != empty.stride() or values.storage_offset():
-            values = torch.empty_strided(empty.shape, empty.stride(), dtype=empty.dtype)
-            values.copy_(parameter.detach())
-        self._owner, self._values = empty.detach(), values
+        empty = meta_parameter(parameter)
+        self._own(empty.detach())
+        self._view(empty.detach()).copy_(parameter.detach())
         return empty
+
+    def _own(self, owner: Tensor) -> None:
+        """Makes the buffer that of `owner`, which is on meta; drops the values in it."""
+        self._owner = owner
+        size = owner.untyped_storage().nbytes()
+        if size > self._buffer.numel():
+            self._buffer = torch.empty(0, dtype=torch.uint8)  # freed before the next line
+            self._buffer = torch.empty(size, dtype=torch.uint8)
+
+    def _view(self, tensor: Tensor) -> Tensor:
+        """The values of `tensor`, which is on meta and shares memory with the owner."""
+        size = tensor.untyped_storage().nbytes()
+        values = self._buffer[:size].view(tensor.dtype)
+        return values.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -137,25 +155,26 @@ class _TemporaryValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for one in empty:
             is_first = one is args[0] and all(one is not other for other in args[1:])
             real[id(one)] = self._real(one, is_first and name in _FILLS, name)
-        args, kwargs = tree_map(lambda one: real.get(id(one), one), (args, kwargs))
-        result = func(*args, **kwargs)
         back = {id(real[id(one)]): one for one in empty}
-        return tree_map(lambda one: back.get(id(one), one), result)
+
+        def returned(value: Any) -> Any:
+            if isinstance(value, Tensor) and id(value) not in back:
+                return value.clone() if _shares_memory(value, self._buffer) else value
+            return back.get(id(value), value)
+
+        args, kwargs = tree_map(lambda one: real.get(id(one), one), (args, kwargs))
+        return tree_map(returned, func(*args, **kwargs))
 
     def _real(self, tensor: Tensor, is_filled: bool, name: str) -> Tensor:
         """Memory with the values of `tensor`, which is on meta."""
-        owner, values = self._owner, self._values
-        place = tensor.shape, tensor.stride(), tensor.storage_offset()
-        if owner is not None and _shares_memory(owner, tensor):
-            assert values is not None
-            return values.as_strided(*place)
+        if self._owner is not None and _shares_memory(self._owner, tensor):
+            return self._view(tensor)
         if not is_filled and name not in _FACTORIES:
             raise PartialBuildError(f"{name} reads a parameter whose values were dropped")
-        new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-        if is_filled and tensor.untyped_storage().nbytes() == new.untyped_storage().nbytes():
-            self._values = None  # free the memory of the parameter before
-            self._owner, self._values = tensor.detach(), new
-        return new
+        if is_filled and tensor.untyped_storage().nbytes() == tensor.nbytes:
+            self._own(tensor.detach())
+            return self._view(tensor)
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
 
 
 def _shares_memory(one: Tensor, other: Tensor) -> bool:
