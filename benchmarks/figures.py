@@ -129,7 +129,9 @@ def throughput() -> list[str]:
         for row, other in columns
     ]
     rows = [row for row, _ in columns]
-    lines = table_head(["samples a second of two processes of DGL, over those of", *names])
+    lines = table_head(
+        ["samples a second of two processes of DGL, over samples a second of", *names]
+    )
     for label, ratio in THROUGHPUT:
         lines.append(line([label, *(told(row, ratio) for row in rows)]))
     lines.append(line(["that pipeline", *(pipeline(row["best_pipeline"]) for row in rows)]))
@@ -295,7 +297,7 @@ def aged() -> Iterable[list[str]]:
         f"{name} {percent(run['accuracy'] for run in runs if matches(run))}"
         for name, matches in {
             "synchronous": lambda run: run["kind"] == "synchronous",
-            "nobody slowed": lambda run: is_real(run, 1.0),
+            "no stage slowed": lambda run: is_real(run, 1.0),
             "one stage by 1.2": lambda run: is_real(run, 1.2),
             "by 2": lambda run: is_real(run, 2.0),
         }.items()

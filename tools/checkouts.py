@@ -1,4 +1,4 @@
-"""Run the code of a checkout, whatever dglpipe is installed.
+"""Run the code of a checkout, not the installed dglpipe.
 
 A checkout is copied to a temporary folder as an importable package. The copy does not change while
 the checkout is edited, and no bytecode is written into the checkout.

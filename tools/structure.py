@@ -3,7 +3,7 @@
     python tools/structure.py CHECKOUT...
 
 A unit is a module or package directly below the package `dglpipe`. An import edge is an ordered
-pair of units of which the first imports the second anywhere, in functions and for type checkers
+pair of units where the first imports the second anywhere, in functions and for type checkers
 too. A function's lines include its docstring and functions inside it, and no decorators. A private
 function is a function or method named `_name` but not `__name__`; calls are counted by name, in
 the whole package if only one module defines the name, else in each module that does. References
@@ -161,7 +161,7 @@ def read_modules(package: Path) -> list[Module]:
 
 
 def edges(modules: list[Module]) -> set[tuple[str, str]]:
-    """Ordered pairs of different units of which the first imports the second."""
+    """Ordered pairs of different units where the first imports the second."""
     units = {module.unit for module in modules}
     pairs = set()
     for module in modules:

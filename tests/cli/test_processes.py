@@ -60,7 +60,7 @@ def test_plan(dgl, tmp_path):
 
 @pytest.mark.slow
 def test_train_evaluate_export(dgl, tmp_path):
-    """The run directory has a name that needs quotes; the weights are those of forked workers."""
+    """The name of the run directory needs quotes; forked workers reach equal weights."""
     run_dir = tmp_path / "a=b (c)"
     command = dgl("train", *small(*SHORT, f"run_dir={run_dir}"))
     assert str(run_dir) in command.stdout

@@ -1,4 +1,4 @@
-"""The figures of the documents are those of the result files."""
+"""The figures of the documents come from the result files."""
 
 from __future__ import annotations
 

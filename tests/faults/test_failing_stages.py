@@ -32,7 +32,7 @@ def trouble(how, rank, folder, step=STEP):
 
 def run_rank(topology, store, config, run_dir):
     os.environ["RANK"] = str(topology.rank)
-    failure.PEER_PAUSE_S = 0.1  # nobody watches who exits first
+    failure.PEER_PAUSE_S = 0.1  # no test reads who exits first
     run_worker(make_plan(config, topology.layout), RunDir(run_dir), store)
 
 

@@ -3,8 +3,8 @@
 One process trains a single stage by plain backprop. Several processes run a pipeline schedule of
 `torch.distributed.pipelining`, which sends activations forward and gradients back. A batch passes
 in equal micro-batches; the gradient is that of the mean loss of the batch. Labels travel from
-process to process over the links. Batch norm sees micro-batches: its statistics are those of
-B / m rows, and it counts m updates a step.
+process to process over the links. Batch norm sees micro-batches: it takes statistics of
+B / m rows and counts m updates a step.
 """
 
 from __future__ import annotations

@@ -235,7 +235,7 @@ class Runner(Protocol):
 class Method(ABC):
     """How the stages of a chain learn.
 
-    The defaults are those of decoupled greedy learning: every stage has a head and learns from
+    The defaults describe decoupled greedy learning: every stage has a head and learns from
     its own loss in every step. A method of its own derives from `dglpipe.methods.Dgl` to change
     modules, messages or the local objective, or from this class to change the runner too.
 
@@ -306,7 +306,7 @@ class Method(ABC):
     def messages(self, link: int, spec: PipelineSpec) -> tuple[Field, ...]:
         """The tensors of the messages between stage `link` and stage `link + 1`, in order.
 
-        A method that needs more tensors adds fields to those of this class and fills them in
+        A method that needs more tensors adds fields to this list and fills them in
         `outgoing`. Each field has a name, dtype, row shape, direction and phases.
         """
         labels = contiguous_field(LABELS, torch.int64, ())

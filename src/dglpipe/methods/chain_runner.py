@@ -15,7 +15,28 @@ from dglpipe.pipeline.inputs import Arrival, Inputs
 from dglpipe.pipeline.stage import Stage
 
 
-class ChainRunner:
+class InputsRunner:
+    """What all runners of the package do with their inputs."""
+
+    inputs: Inputs
+
+    @property
+    def decoders(self) -> int | None:
+        return self.inputs.workers
+
+    def check(self) -> None:
+        self.inputs.check()
+
+    def close(self) -> None:
+        self.inputs.close()
+
+    def state(self, stages: Sequence[Stage]) -> Mapping[int, Any] | None:
+        """Weights, optimizer and loss scaler are the whole state."""
+        del stages
+        return None
+
+
+class ChainRunner(InputsRunner):
     """The loop over the batch schedule that synchronous methods share.
 
     A method implements `train`. P = K is the pipeline: one stage a process. P = 1 is the loop of
@@ -40,10 +61,6 @@ class ChainRunner:
         self._evaluation = EvaluationPass(context, self.eval_mode)
         self._arriving = Kind.LOADING if context.topology.is_first else Kind.WAIT_INPUT
         mark_phases(self.stages, self.timer)
-
-    @property
-    def decoders(self) -> int | None:
-        return self.inputs.workers
 
     def run(self) -> Iterator[Event]:
         """Every item of the schedule, in order."""
@@ -87,17 +104,6 @@ class ChainRunner:
         """Switches all stages to evaluation or back to training."""
         for stage in self.stages:
             stage.eval_mode(on)
-
-    def check(self) -> None:
-        self.inputs.check()
-
-    def close(self) -> None:
-        self.inputs.close()
-
-    def state(self, stages: Sequence[Stage]) -> Mapping[int, Any] | None:
-        """Weights, optimizer and loss scaler are the whole state."""
-        del stages
-        return None
 
     def report(self, stage: Stage) -> Mapping[str, Any]:
         del stage

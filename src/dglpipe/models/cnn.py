@@ -16,7 +16,7 @@ NETWORKS = {
 MULTIPLES = {"cnn4": (1, 2, 2, 4), "cnn6": (1, 2, 2, 4, 4, 4)}
 """Channels of each layer in units of `width`."""
 POOLS = (1, 3)
-"""Layers, counted from 0, in front of which a 2x2 max-pool stands."""
+"""Layers, counted from 0, that a 2x2 max-pool precedes."""
 
 
 class Cnn(nn.Module):

@@ -18,7 +18,7 @@ from dglpipe.errors import ConfigError
 META = torch.device("meta")
 
 FILLS = (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_)
-"""Functions that write initial weights; those of `torch.nn.init` call them."""
+"""Functions that write initial weights; `torch.nn.init` calls them."""
 
 
 @contextlib.contextmanager
@@ -100,7 +100,7 @@ def sample_batch(
 
 
 def inspection(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Context for a forward on `device` of which only shapes are read: fast on meta, elsewhere
+    """Context for a forward on `device` that serves to read shapes: fast on meta, elsewhere
     without an effect on the random state."""
     if device.type == "meta":
         return ShapesOnly()

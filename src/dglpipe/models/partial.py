@@ -1,4 +1,4 @@
-"""Building a network of which only some parameters are stored.
+"""Building a network and storing only some of its parameters.
 
 All parameters are initialised in the order of construction, so that the stored ones get the
 values that they have in a network built as a whole. The other parameters are on the meta

@@ -116,7 +116,7 @@ def _why(path: Path, error: Exception) -> str:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether the file begins as one of safetensors, whatever its name is."""
+    """Whether the file begins as one of safetensors; its name does not count."""
     with path.open("rb") as file:
         head = file.read(9)
     length = int.from_bytes(head[:8], "little")

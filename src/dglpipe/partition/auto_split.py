@@ -167,7 +167,7 @@ def _check_times(pipeline: PipelineConfig, count: int, stages: int) -> None:
 
 
 def method_costs(method: StageMethod, costs: SegmentCosts) -> SegmentCosts:
-    """`costs` of local learning, changed to those of `method`."""
+    """The costs of `method`, derived from `costs` of local learning."""
     return costs.without_heads() if method.flows_back else costs
 
 

@@ -160,7 +160,7 @@ class CutProblem:
 
 
 def _built(build: Callable[[], nn.Module], meta: bool) -> nn.Module:
-    """A module of which only the sizes matter."""
+    """A module; only its sizes matter."""
     with building(meta, 0):
         return build()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +22,8 @@ from dglpipe.partition.stage_modules import build_auxiliary, stage_module
 from dglpipe.pipeline.stage import StageModule
 from dglpipe.seeds import derive
 
+logger = logging.getLogger("dglpipe")
+
 
 def build_own_stages(
     config: Config, method: StageMethod, data: DataInfo, spec: PipelineSpec, own: Sequence[int]
@@ -38,8 +41,8 @@ def build_own_stages(
     if len(own) < spec.stages:
         try:
             modules = _build_in_part(config, data, spec, own)
-        except Exception:  # a builder of the user raises any type
-            modules = None
+        except Exception as error:  # a builder of the user raises any type
+            logger.info("the whole network is built for stages %s: %s", list(own), error)
     if modules is None:
         modules = _build_whole(config, data, spec, own)
     return {

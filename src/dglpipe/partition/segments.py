@@ -2,7 +2,7 @@
 
     network --trace--> operations, grouped into segments --boundaries, cut--> stages
 
-The operations are those of `torch.fx`. A module of torch.nn other than Sequential is one
+An operation is a node of `torch.fx`. A module of torch.nn other than Sequential is one
 operation. A segment begins at an operation that owns weights and extends to the next one:
 
     conv bn relu pool | conv bn relu | conv bn relu pool flatten linear
@@ -90,7 +90,7 @@ class TracedNetwork:
 
     @functools.cached_property
     def joined(self) -> frozenset[int]:
-        """Segments in front of which no cut is possible, since both sides use a tensor."""
+        """Segments that no cut can precede, since both sides use a tensor."""
         first: dict[int, int] = {}
         between: set[int] = set()
         for at, segment in enumerate(self.segments):

@@ -100,7 +100,7 @@ class StagedNetwork:
                 check_output(name, module, shape, self.spec.classes, device, where)
             same = clashes(stage_module(self.modules[j], auxiliary, is_last))
             if same:
-                allowed = "networks whose own keys are not those of a head, `head.` + key"
+                allowed = "networks without the keys of a head, `head.` + key"
                 raise ConfigError("model", f"the key {same[0]} in stage {j}", allowed)
 
 

@@ -30,7 +30,7 @@ class LoaderEstimate:
     workers: int | None = None
 
     def beside(self, node: Node, replicas: int) -> LoaderEstimate:
-        """This loader, measured alone, on a machine that it shares with those of all replicas.
+        """This loader, measured alone, on a machine that it shares with all replicas' loaders.
 
         Assumes that loader processes are always busy. A loader without processes slows down
         its own process only.

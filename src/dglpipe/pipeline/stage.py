@@ -304,7 +304,7 @@ class Stage:
 
         Args:
             step: from 1; determines the learning rate.
-            norm: L2 norm of the whole gradient of which this stage has a part, for clipping;
+            norm: L2 norm of the gradient of all stages together, for clipping;
                 None: the norm of this stage's gradient.
         """
         for group in self.optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""Which process runs which stages of which replica: frozen and pure.
+"""Assignment of replicas and stages to processes: frozen and pure.
 
 World size W = P x R. Rank = replica x P + process, so that a chain occupies neighbouring
 ranks, and with them neighbouring devices of a node.
@@ -80,8 +80,8 @@ class Topology:
         return self.process == self.layout.processes - 1
 
     def loaders(self, local_rank: int, local: int) -> int:
-        """Processes of stage 0 among the `local` ones of this machine, of which this is the
-        one `local_rank`; at least 1."""
+        """Number of processes of stage 0 among the `local` processes of this machine; at least
+        1. This process has the number `local_rank` there."""
         first = self.rank - local_rank
         ranks = range(first, first + local)
         return max(1, sum(self.layout.at(rank).is_first for rank in ranks))

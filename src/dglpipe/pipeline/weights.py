@@ -63,7 +63,7 @@ def load_tensors(module: StageModule, tensors: Mapping[str, Tensor]) -> None:
 def split_auxiliary(
     tensors: Mapping[str, Tensor], network_keys: Set[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Splits tensors into those of the network and those of auxiliary modules, with prefixes.
+    """Separates the network's tensors from the auxiliary modules' tensors, with prefixes.
 
     Args:
         network_keys: keys of the stage's part of the network. A prefix does not suffice,

@@ -2,7 +2,7 @@
 
     checkpoints/step_00000100/stage_0.pt  stage_1.pt  ...
 
-Each stage writes its own file when it is done with the step; nobody waits. A checkpoint is
+Each stage writes its own file when it is done with the step and waits for no other. A checkpoint is
 complete when every file is there. Random state and learning rate are functions of the step
 and the stream plan is a function of the configuration, so weights, optimizer and loss
 scaler are all the state there is. A simulation of asynchronous learning adds its buffers.

@@ -120,7 +120,7 @@ def export_run(path: Path, output: Path, exits: bool = False) -> int:
     Raises:
         RunDirError: `path` is not the directory of a finished run, or has been damaged.
         UserError: the file cannot be written, or would be one of the run's own; keys of the
-            network look like those of exits.
+            network look like keys of exits.
     """
     network, run_dir = _open(path, meta=True)
     folder = run_dir.manifest.parent

@@ -71,7 +71,7 @@ def _launch_config(layout: Layout, scratch: str) -> LaunchConfig:
         # A restart inside one job hides the first error behind refused connections.
         max_restarts=0,
         monitor_interval=0.1,
-        # Forked workers, and those of a fork server, outlive a killed launcher.
+        # Workers that are forked, or come from a fork server, outlive a killed launcher.
         start_method="spawn",
         # Not SIGINT: elastic passes its signal on, and the workers ignore SIGINT.
         signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",

@@ -10,7 +10,6 @@ from torch import Tensor
 from dglpipe.data.batch_schedule import Phase
 from dglpipe.errors import ConfigError
 from dglpipe.methods.base import Emission, Method
-from dglpipe.methods.dgl import Dgl
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.partition.own_stages import build_own_stages
 from dglpipe.partition.profiling import cpu_threads
@@ -24,20 +23,18 @@ ROWS = 2
 def check_messages(method: Method, plan: RunPlan) -> None:
     """Runs forward and objective of every stage on two rows, and compares messages.
 
-    Only methods that fill tensors or have an objective of their own are checked: the messages
-    and the loss of the others are those of the package.
+    A method that neither fills tensors nor has a loss of its own is not run: it uses the messages
+    and the loss of the package.
 
     Raises:
         ConfigError: a declared tensor that is not filled, a filled tensor that is not declared,
             another dtype or shape than declared, an objective that gives no scalar with a
             gradient; with method, stage and tensor.
     """
-    kind = type(method)
-    declares = any(plan.extras(link) for link in range(len(plan.messages)))
-    if not declares and kind.outgoing is Dgl.outgoing and method.objective is None:
-        return
     for link in range(len(plan.messages)):
         _check_declared(method, plan, link)
+    if method.flows_back or not _is_changed(method, plan):
+        return
     modules = build_own_stages(plan.config, method, plan.data, plan.spec, range(plan.layout.stages))
     inputs = torch.rand(ROWS, *plan.spec.image_shape, generator=torch.Generator().manual_seed(0))
     inputs = inputs.to(memory_format=torch.channels_last)
@@ -47,6 +44,14 @@ def check_messages(method: Method, plan: RunPlan) -> None:
     with torch.random.fork_rng(devices=[]), cpu_threads(1):
         for j, module in modules.items():
             inputs, extras = _check_stage(method, plan, j, module, inputs, labels, extras)
+
+
+def _is_changed(method: Method, plan: RunPlan) -> bool:
+    """Whether the method fills tensors, or has a loss or an objective of its own."""
+    kind = type(method)
+    changed = kind.outgoing is not Method.outgoing or kind.learning is not Method.learning
+    declares = any(plan.extras(link) for link in range(len(plan.messages)))
+    return changed or declares or method.objective is not None
 
 
 def _check_declared(method: Method, plan: RunPlan, link: int) -> None:

@@ -18,7 +18,7 @@ RESUMABLE = {
     *("link.delay_ms", "link.bandwidth_mbps"),
     *(f"pipeline.times.{part}" for part in ("segments", "input_gradients", "heads")),
 }
-"""Keys that may differ from those of the resumed run: they change no weight."""
+"""Keys that may differ from the resumed run: they change no weight."""
 
 
 def with_cut_of_resumed_run(config: Config, layout: Layout) -> Config:

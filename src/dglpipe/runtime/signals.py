@@ -1,4 +1,4 @@
-"""What ends a process from outside: its parent is gone, or it is told to terminate."""
+"""What ends a process from outside: its parent is gone, or a signal asks it to terminate."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def _follow(config: Config, layout: Layout, rank: int, local: int) -> None:
 
 
 def _run_worker(plan: RunPlan, run_dir: RunDir, store: Store, is_new: bool) -> None:
-    """Runs the worker and reports its failure, which nobody else reports.
+    """Runs the worker and reports its failure; torchrun does not.
 
     Args:
         is_new: whether this process made the run directory. It removes the directory when a

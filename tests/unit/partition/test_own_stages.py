@@ -159,7 +159,7 @@ def test_weights_from_a_file_are_loaded_into_own_stages(tmp_path):
 
 
 def build_odd():
-    """Fills of many kinds, some of which depend on values."""
+    """Fills of many kinds; some depend on values."""
     first, second = nn.Linear(3, 4), nn.Linear(4, 5)
     nn.init.trunc_normal_(first.weight, a=-0.1, b=0.1)
     nn.init.orthogonal_(first.weight)

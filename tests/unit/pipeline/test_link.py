@@ -117,7 +117,7 @@ def assert_is(item, views, expected):
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 5])
 def test_every_message_arrives_whole_and_in_order(depth):
-    """Uneven batches and test batches too, whatever the depth."""
+    """Uneven batches and test batches too, at every depth."""
     wire = Wire()
     sender, receiver = make_sender(wire), make_receiver(wire, depth)
     for expected in ITEMS:

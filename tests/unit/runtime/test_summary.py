@@ -32,7 +32,7 @@ KEYS = {
 
 
 def plan_of(layout=CHAIN, *overrides):
-    """A plan of `layout`, whatever the configuration says, with the schedule above."""
+    """A plan of `layout`, not of the configuration's layout, with the schedule above."""
     config = make_config(*overrides)
     own = Layout(2, 1, 1, 1)
     return replace(make_plan(config, own), layout=layout, schedule=SCHEDULE, data=INFO)

@@ -10,23 +10,20 @@ from torch import Tensor
 from dglpipe.config import AsyncConfig
 from dglpipe.data.batch_schedule import BatchItem
 from dglpipe.methods.base import Emission, Evaluation, RunContext, Update
-from dglpipe.methods.chain_runner import EvaluationPass, mark_phases
+from dglpipe.methods.chain_runner import EvaluationPass, InputsRunner, mark_phases
 from dglpipe.methods.dgl_async.storage import Batch
 from dglpipe.methods.dgl_async.updates import StageUpdates
 from dglpipe.pipeline.exits import ExitEvaluator, Sending
-from dglpipe.pipeline.inputs import Inputs
 from dglpipe.pipeline.stage import Stage
 
 
-class AsyncRunner:
+class AsyncRunner(InputsRunner):
     """Stages that count their own updates.
 
     Args:
         sender: the link to the next process; None where there is none.
         done_by_stage: updates that each stage had made when the run was resumed.
     """
-
-    inputs: Inputs
 
     def __init__(
         self,
@@ -56,10 +53,6 @@ class AsyncRunner:
         self.evaluation = EvaluationPass(context, self.eval_mode)
         mark_phases(self.stages, self.timer)
 
-    @property
-    def decoders(self) -> int | None:
-        return self.inputs.workers
-
     def evaluate(self, item: BatchItem) -> Iterator[Evaluation]:
         """One test batch; yields after the last batch of an evaluation."""
         return self.evaluation.step(item, self.inputs, self.exits.evaluate, self.exits)
@@ -87,17 +80,6 @@ class AsyncRunner:
         """The extras of the message that `stage` sends for `batch`."""
         emission = Emission(stage, batch.features, features.detach(), batch.labels, batch.extras)
         return self.context.extras(emission)
-
-    def check(self) -> None:
-        self.inputs.check()
-
-    def close(self) -> None:
-        self.inputs.close()
-
-    def state(self, stages: Sequence[Stage]) -> Mapping[int, Any] | None:
-        """Weights, optimizer and loss scaler are the whole state."""
-        del stages
-        return None
 
     def report(self, stage: Stage) -> Mapping[str, Any]:
         """The entry of `stage` in `staleness` of `summary.json`."""

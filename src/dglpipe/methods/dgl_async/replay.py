@@ -44,7 +44,7 @@ class Usage:
     handed_on: int = 0
     """Reads of a stage that no longer learns."""
     ages: Counter[int] = field(default_factory=Counter)
-    """How many reads were of which age."""
+    """Number of reads of each age."""
     numbers: array[int] = field(default_factory=lambda: array("q"))
     """What was read to learn from, in order: numbers of the producer's outputs."""
     reads_of_gone: Counter[int] = field(default_factory=Counter)
@@ -62,7 +62,7 @@ class Usage:
 
 
 class Replay(Generic[T]):
-    """A ring of M batches, of which the oldest is overwritten.
+    """A ring of M batches; a new batch overwrites the oldest.
 
     Read rules (`method.read_rule`), among the batches that may be read:
 
@@ -204,7 +204,7 @@ class InOrder(Generic[T]):
         return Read(value, self._newest - number, False)
 
     def left(self) -> Counter[int]:
-        """How many batches are here, none of which was read."""
+        """Number of batches that were not read yet."""
         return Counter({0: len(self._waiting)})
 
     def reads_by_entry(self) -> Counter[int]:

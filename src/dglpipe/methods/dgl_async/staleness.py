@@ -12,7 +12,7 @@ from dglpipe.methods.dgl_async.replay import InOrder, Replay
 
 
 def ages(made: Sequence[int], read: Sequence[int], numbers: Sequence[int]) -> Counter[int]:
-    """How many reads were of which age: outputs that the stage below had made since, come or not.
+    """Number of reads of each age: outputs that the stage below had made since, come or not.
 
     Args:
         made: when it made its outputs, rising.

@@ -129,7 +129,7 @@ def read_rows_early(graph: fx.Graph) -> None:
 
 
 def _whole_shape(shape: Any) -> fx.Node | None:
-    """The tensor of which `shape` is the shape or its beginning; None for other nodes."""
+    """The tensor whose shape, or the beginning of it, is `shape`; None for other nodes."""
     while isinstance(shape, fx.Node):
         if (shape.target is getattr and shape.args[1] == "shape") or _is_size(shape, ()):
             return shape.all_input_nodes[0]

@@ -1,7 +1,7 @@
 """In-place arithmetic (`x += y`) as operations of a traced graph.
 
 `torch.fx` traces `x += y` as `x = x + y`. The result differs where another name or a view reads
-the memory of x, and in dtype. The functions here have the names of those of `operator`. The
+the memory of x, and in dtype. The functions here have the same names as in `operator`. The
 functions of `operator` themselves do not work: fx writes them as statements, which change a
 number that another operation reads.
 """

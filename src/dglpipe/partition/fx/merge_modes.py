@@ -48,7 +48,7 @@ def merged(learning: Trace, testing: Trace) -> fx.Graph:
 
 
 def _is_same(one: fx.Node, other: fx.Node, learning: Trace, testing: Trace) -> bool:
-    """Whether two nodes are the same operation, whatever their arguments are."""
+    """Whether two nodes are the same operation; their arguments may differ."""
     values = [
         trace.constants.get(str(node.target)) for trace, node in ((learning, one), (testing, other))
     ]

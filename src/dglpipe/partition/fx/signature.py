@@ -14,7 +14,7 @@ _DESCRIBED = ("torch.", "torchvision.")
 
 
 def module_signature(module: nn.Module) -> str:
-    """Equal for modules that do the same work on inputs of equal shape, whatever their weights.
+    """Equal for modules that do the same work on inputs of equal shape; weights may differ.
 
     The signature of a module whose `repr` may be incomplete contains its id."""
     shapes = [tuple(tensor.shape) for tensor in module.parameters()]

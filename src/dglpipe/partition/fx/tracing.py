@@ -66,7 +66,7 @@ def symbolic_graph(network: nn.Module) -> fx.Graph:
 
 
 _WHOLE = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
-"""Classes of which libraries derive modules whose forward reads sizes or counts batches."""
+"""Base classes of library modules whose forward reads sizes or counts batches."""
 
 
 class _Tracer(fx.Tracer):

@@ -79,7 +79,7 @@ MODES = [
 
 @pytest.mark.parametrize("forward", MODES)
 def test_a_mode_that_a_block_enters_makes_one_operation_of_it(forward):
-    """Outputs and gradients are those of the network."""
+    """Outputs and gradients equal the network's."""
     network = Net(
         lambda net, x: net.c(net.mode(net.b(net.a(x)))),
         **{name: conv() for name in ("a", "b", "c")},
