@@ -15,22 +15,14 @@ import torch
 from streams import Actor, Host, ModelTransport, Operation, PairGroup, Stream, run
 from torch import Tensor
 
-from dglpipe.data.batch_schedule import BatchItem, BatchSchedule, Phase
+from dglpipe.data.batch_schedule import BatchItem, Phase
 from dglpipe.errors import LinkError
 from dglpipe.pipeline.link import Receiver, Sender
 from dglpipe.pipeline.message import ACTIVATIONS, ENSEMBLE, LABELS, MessageFormat, contiguous_field
+from harness.schedules import batch_schedule
 
 CPU = torch.device("cpu")
-PLAN = BatchSchedule(
-    train=11,
-    test=5,
-    batch_size=4,
-    test_batch_size=3,
-    replicas=1,
-    epochs=2,
-    max_steps=None,
-    evaluate_every=1,
-)
+PLAN = batch_schedule(train=11)
 """Twice: train batches of 4, 4, 3 rows, then test batches of 3, 2 in another layout."""
 
 _LABELS = contiguous_field(LABELS, torch.int64, ())

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dglpipe.data.batch_schedule import BatchSchedule, Phase, spread
+from dglpipe.data.batch_schedule import Phase, spread
 from dglpipe.errors import ConfigError
+from harness.schedules import batch_schedule
 
 
 @given(st.integers(0, 200), st.integers(1, 40))
@@ -19,22 +20,6 @@ def test_shares_differ_by_at_most_one_and_the_larger_come_first(count, parts):
     assert len(sizes) == parts
     assert max(sizes) - min(sizes) <= 1
     assert sizes == sorted(sizes, reverse=True)
-
-
-DEFAULTS = {
-    "train": 10,
-    "test": 5,
-    "batch_size": 4,
-    "test_batch_size": 3,
-    "replicas": 1,
-    "epochs": 2,
-    "max_steps": None,
-    "evaluate_every": 1,
-}
-
-
-def plan(**settings):
-    return BatchSchedule(**{**DEFAULTS, **settings})
 
 
 def drawn(stream, **where):
@@ -49,30 +34,30 @@ def test_the_drawing():
     """Two epochs of three batches, the last one uneven, each with an evaluation of two."""
     first = ["T1@0+4", "T2@4+4", "T3@8+2", "E1@0+3", "E2@3+2"]
     second = ["T4@0+4", "T5@4+4", "T6@8+2", "E3@0+3", "E4@3+2"]
-    assert drawn(plan()) == first + second
+    assert drawn(batch_schedule()) == first + second
 
 
 def test_a_last_batch_of_one_row_is_left_out():
-    stream = plan(train=9)
+    stream = batch_schedule(train=9)
     assert stream.left_out == 1
     assert stream.steps_per_epoch == 2
-    assert plan(train=10).left_out == 0
-    assert plan(train=8).left_out == 0
+    assert batch_schedule(train=10).left_out == 0
+    assert batch_schedule(train=8).left_out == 0
 
 
 def test_training_ends_inside_an_epoch_and_is_evaluated_all_the_same():
-    assert drawn(plan(max_steps=4))[-3:] == ["T4@0+4", "E3@0+3", "E4@3+2"]
+    assert drawn(batch_schedule(max_steps=4))[-3:] == ["T4@0+4", "E3@0+3", "E4@3+2"]
 
 
 def test_evaluation_at_the_end_only():
-    assert [item.phase for item in plan(evaluate_every=0).items()] == [Phase.TRAIN] * 6 + [
-        Phase.TEST
-    ] * 2
+    assert [item.phase for item in batch_schedule(evaluate_every=0).items()] == [
+        Phase.TRAIN
+    ] * 6 + [Phase.TEST] * 2
 
 
 @pytest.mark.parametrize("done", range(7))
 def test_a_resumed_plan_is_the_rest_of_the_whole_one(done):
-    whole, rest = drawn(plan()), drawn(plan(), done=done)
+    whole, rest = drawn(batch_schedule()), drawn(batch_schedule(), done=done)
     assert whole[-len(rest) :] == rest
     assert sum(name.startswith("T") for name in rest) == 6 - done
     # What follows the last step before the checkpoint is evaluated again.
@@ -89,7 +74,7 @@ def test_a_resumed_plan_is_the_rest_of_the_whole_one(done):
 def test_replicas_share_the_rows_of_every_batch(train, test, batch, test_batch, replicas):
     if batch > train or batch < 2 * replicas:
         return
-    stream = plan(
+    stream = batch_schedule(
         train=train, test=test, batch_size=batch, test_batch_size=test_batch, replicas=replicas
     )
     for items in zip(*(stream.items(replica) for replica in range(replicas)), strict=True):
@@ -103,24 +88,24 @@ def test_replicas_share_the_rows_of_every_batch(train, test, batch, test_batch, 
 
 
 def test_the_window_opens_after_ten_steps_or_a_quarter():
-    assert plan(train=400, batch_size=4, epochs=1).warm_after(0) == 10
-    assert plan(train=32, batch_size=4, epochs=1).warm_after(0) == 2
+    assert batch_schedule(train=400, batch_size=4, epochs=1).warm_after(0) == 10
+    assert batch_schedule(train=32, batch_size=4, epochs=1).warm_after(0) == 2
 
 
 def test_the_window_of_a_resumed_run_opens_as_late_as_that_of_a_fresh_one():
-    long = plan(train=400, batch_size=4, epochs=1)
+    long = batch_schedule(train=400, batch_size=4, epochs=1)
     assert [long.warm_after(done) for done in (5, 50, 80, 98, 100)] == [15, 60, 85, 98, 100]
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 11}, {"batch_size": 3, "replicas": 2}])
 def test_a_batch_that_does_not_fit(settings):
     with pytest.raises(ConfigError, match="batch_size"):
-        plan(**settings)
+        batch_schedule(**settings)
 
 
 @given(st.integers(4, 30), st.integers(2, 4), st.integers(1, 3), st.none() | st.integers(1, 40))
 def test_what_goes_on_begins_as_planned(train, batch, epochs, most):
-    stream = plan(train=train, batch_size=batch, epochs=epochs, max_steps=most)
+    stream = batch_schedule(train=train, batch_size=batch, epochs=epochs, max_steps=most)
     planned = [item for item in stream.items() if item.phase is Phase.TRAIN]
     assert [stream.fed(item.number) for item in planned] == planned
     later = [stream.fed(stream.steps + at) for at in range(1, 2 * stream.steps_per_epoch + 1)]
@@ -130,7 +115,7 @@ def test_what_goes_on_begins_as_planned(train, batch, epochs, most):
 
 @given(st.integers(4, 30), st.integers(1, 4), st.integers(0, 2), st.none() | st.integers(1, 40))
 def test_evaluations_are_found_by_their_step(train, epochs, every, most):
-    stream = plan(train=train, epochs=epochs, evaluate_every=every, max_steps=most)
+    stream = batch_schedule(train=train, epochs=epochs, evaluate_every=every, max_steps=most)
     planned = [item for item in stream.items() if item.phase is Phase.TEST]
     steps = range(1, stream.steps + 1)
     assert [item for step in steps for item in stream.tests_after(step)] == planned

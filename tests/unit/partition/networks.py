@@ -68,6 +68,19 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
+def assert_equal_gradients(network, parts, images):
+    """Asserts that the stages `parts` give the gradients of `network`; returns these by name."""
+    weights = {"images": images, **dict(network.named_parameters())}
+    grads = []
+    for output in (whole(network, images), run(parts, images)):
+        for one in weights.values():
+            one.grad = None
+        output.sum().backward()
+        grads.append({name: one.grad for name, one in weights.items() if one.grad is not None})
+    assert same(*grads)
+    return grads[0]
+
+
 def assert_partition(network, parts):
     keys = [key for part in parts for key in part.state_dict()]
     assert sorted(keys) == sorted(network.state_dict())

@@ -12,46 +12,18 @@ from itertools import islice
 import pytest
 import torch
 
-from dglpipe.data.batch_schedule import BatchSchedule, Phase
+from dglpipe.data.batch_schedule import Phase
 from dglpipe.errors import LinkError
 from dglpipe.pipeline.checked_transport import POISON, CheckedTransport
 from dglpipe.pipeline.link import Receiver, Sender
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageFormat, contiguous_field
-
-
-class Mailbox:
-    """A transport to itself: a message arrives when its receive is waited for."""
-
-    def __init__(self):
-        self.sent = []
-        self.log = []
-
-    def isend(self, tensor):
-        self.sent.append(tensor)
-        return _Late(lambda: None)
-
-    def irecv(self, tensor):
-        number = len([entry for entry in self.log if entry == "receive"])
-        self.log.append("receive")
-        return _Late(lambda: tensor.copy_(self.sent[number]))
-
-    def copy(self, target, source):
-        self.log.append("copy")
-        target.copy_(source)
-
-    def fill(self, target, value):
-        self.log.append("fill")
-        target.fill_(value)
-
-
-class _Late:
-    def __init__(self, then):
-        self.wait = then
+from harness.schedules import batch_schedule
+from harness.transports import MemoryTransport
 
 
 @pytest.fixture
 def mailbox():
-    return Mailbox()
+    return MemoryTransport()
 
 
 @pytest.fixture
@@ -159,16 +131,7 @@ def test_neighbours_in_memory_are_not_mixed_up(link):
 
 # ---------------------------------------------------------------- the link itself
 
-PLAN = BatchSchedule(
-    train=6,
-    test=1,
-    batch_size=2,
-    test_batch_size=1,
-    replicas=1,
-    epochs=1,
-    max_steps=None,
-    evaluate_every=0,
-)
+PLAN = batch_schedule(train=6, batch_size=2)
 FIELDS = (
     contiguous_field(LABELS, torch.int64, ()),
     contiguous_field(ACTIVATIONS, torch.float32, (1,)),

@@ -16,23 +16,15 @@ import itertools
 import pytest
 import torch
 
-from dglpipe.data.batch_schedule import BatchItem, BatchSchedule, Phase
+from dglpipe.data.batch_schedule import BatchItem, Phase
 from dglpipe.errors import LinkError
 from dglpipe.pipeline.link import HeaderLog, Receiver, Sender
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageFormat, contiguous_field
+from harness.schedules import batch_schedule
+from harness.transports import MemoryTransport
 
 CPU = torch.device("cpu")
-SCHEDULE = BatchSchedule(
-    train=10,
-    test=5,
-    batch_size=4,
-    test_batch_size=3,
-    replicas=1,
-    epochs=2,
-    max_steps=None,
-    evaluate_every=1,
-)
-"""Two epochs: training batches of 4, 4, 2 rows, test batches of 3, 2 rows."""
+SCHEDULE = batch_schedule()
 ITEMS = list(SCHEDULE.items())
 
 
@@ -53,55 +45,6 @@ def make_receiver(wire, depth, items=ITEMS):
     return Receiver(wire, make_formats(), iter(items), depth, CPU, "link 0 -> 1")
 
 
-class Wire:
-    """Both ends of a link in one process.
-
-    A message leaves the sender's slot when a receive is waited for, never before: a slot that
-    is written too early arrives damaged. `log` holds what the ends asked for, in order.
-    """
-
-    def __init__(self):
-        self.log = []
-        self.sent = []
-        self.posted = []
-        self.taken = 0
-        self.left = 0
-
-    def isend(self, tensor):
-        self.log.append("send")
-        self.sent.append(tensor)
-        return _Transfer(self._deliver_all)
-
-    def irecv(self, tensor):
-        self.log.append("receive")
-        self.posted.append(tensor)
-        number = len(self.posted)
-        return _Transfer(lambda: self._deliver(number))
-
-    def copy(self, target, source):
-        target.copy_(source)
-
-    def fill(self, target, value):
-        self.log.append("fill")
-        target.fill_(value)
-
-    def _deliver(self, number):
-        """Carries messages up to `number`, in order."""
-        while self.left < number:
-            source, target = self.sent[self.left], self.posted[self.left]
-            assert source.shape == target.shape, "the ends disagree about the size"
-            target.copy_(source)
-            self.left += 1
-
-    def _deliver_all(self):
-        self._deliver(len(self.sent))
-
-
-class _Transfer:
-    def __init__(self, wait):
-        self.wait = wait
-
-
 def parts_of(item):
     """Labels and activations that name the message."""
     value = 100 * int(item.phase) + item.number
@@ -118,7 +61,7 @@ def assert_is(item, views, expected):
 @pytest.mark.parametrize("depth", [1, 2, 3, 5])
 def test_every_message_arrives_whole_and_in_order(depth):
     """Uneven batches and test batches too, at every depth."""
-    wire = Wire()
+    wire = MemoryTransport()
     sender, receiver = make_sender(wire), make_receiver(wire, depth)
     for expected in ITEMS:
         sender.send(expected, parts_of(expected))
@@ -129,7 +72,7 @@ def test_every_message_arrives_whole_and_in_order(depth):
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 5])
 def test_as_many_receives_are_posted_ahead_as_the_depth_says(depth):
-    wire = Wire()
+    wire = MemoryTransport()
     receiver = make_receiver(wire, depth)
     assert len(wire.posted) == depth - 1
     sender = make_sender(wire)
@@ -142,7 +85,7 @@ def test_as_many_receives_are_posted_ahead_as_the_depth_says(depth):
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_a_link_has_as_many_buffers_as_its_depth_and_one_that_sends(depth):
-    wire = Wire()
+    wire = MemoryTransport()
     sender, receiver = make_sender(wire), make_receiver(wire, depth)
     for item in ITEMS:
         sender.send(item, parts_of(item))
@@ -153,7 +96,7 @@ def test_a_link_has_as_many_buffers_as_its_depth_and_one_that_sends(depth):
 
 @pytest.mark.parametrize("depth", [2, 3])
 def test_what_was_taken_stays_until_the_next_message_is_taken(depth):
-    wire = Wire()
+    wire = MemoryTransport()
     sender, receiver = make_sender(wire), make_receiver(wire, depth)
     for expected, following in itertools.pairwise(ITEMS):
         if expected is ITEMS[0]:
@@ -166,7 +109,7 @@ def test_what_was_taken_stays_until_the_next_message_is_taken(depth):
 
 def test_the_sender_writes_its_slot_when_the_message_before_has_left():
     """With a receiver that takes nothing until it is waited for."""
-    wire = Wire()
+    wire = MemoryTransport()
     receiver = make_receiver(wire, 3)
     sender = make_sender(wire)
     sender.send(ITEMS[0], parts_of(ITEMS[0]))
@@ -178,18 +121,18 @@ def test_the_sender_writes_its_slot_when_the_message_before_has_left():
 
 
 def test_waiting_twice_waits_once():
-    wire = Wire()
+    wire = MemoryTransport()
     make_receiver(wire, 2)
     sender = make_sender(wire)
     sender.wait()
     sender.send(ITEMS[0], parts_of(ITEMS[0]))
     sender.wait()
-    wire._deliver_all = lambda: pytest.fail("the transfer is over")
+    wire.deliver = lambda _: pytest.fail("the transfer is over")
     sender.wait()
 
 
 def test_only_words_of_the_header_that_changed_are_written():
-    wire = Wire()
+    wire = MemoryTransport()
     make_receiver(wire, 3)
     sender = make_sender(wire)
     for item, words in zip(ITEMS, (3, 1, 2), strict=False):
@@ -199,7 +142,7 @@ def test_only_words_of_the_header_that_changed_are_written():
 
 
 def test_an_uneven_batch_is_a_prefix_of_the_slot():
-    wire = Wire()
+    wire = MemoryTransport()
     make_receiver(wire, 5)
     sender = make_sender(wire)
     for item in ITEMS[:3]:
@@ -220,8 +163,8 @@ def test_a_header_out_of_plan_names_both_ends(changes, came):
     expected = ITEMS[1]
     other = expected._replace(**changes)
     log = HeaderLog("link 0 -> 1", CPU)
-    log.add(Wire(), ITEMS[0], header_of(ITEMS[0]))
-    log.add(Wire(), expected, header_of(other))
+    log.add(MemoryTransport(), ITEMS[0], header_of(ITEMS[0]))
+    log.add(MemoryTransport(), expected, header_of(other))
     with pytest.raises(LinkError, match=rf"link 0 -> 1: .*expected train batch 2 .*sent {came}"):
         log.compare()
     log.compare()
@@ -234,14 +177,14 @@ def header_of(item: BatchItem) -> torch.Tensor:
 def test_headers_are_compared_before_the_log_is_full():
     log = HeaderLog("link 0 -> 1", CPU)
     wrong = ITEMS[0]._replace(number=7)
-    log.add(Wire(), ITEMS[0], header_of(wrong))
+    log.add(MemoryTransport(), ITEMS[0], header_of(wrong))
     with pytest.raises(LinkError, match="batch 7"):
         for _ in range(HeaderLog.CAPACITY):
-            log.add(Wire(), ITEMS[0], header_of(ITEMS[0]))
+            log.add(MemoryTransport(), ITEMS[0], header_of(ITEMS[0]))
 
 
 def test_a_receiver_compares_the_header_with_its_plan():
-    wire = Wire()
+    wire = MemoryTransport()
     plan = [ITEMS[1], *ITEMS[1:]]
     sender, receiver = make_sender(wire), make_receiver(wire, 2, plan)
     sender.send(ITEMS[0], parts_of(ITEMS[0]))

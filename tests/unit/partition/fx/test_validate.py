@@ -9,13 +9,11 @@ from torch import nn
 from dglpipe.partition.segments import trace
 from unit.partition.networks import (
     Net,
+    assert_equal_gradients,
     check_exact,
     conv,
     error,
     names_of,
-    run,
-    same,
-    whole,
 )
 
 
@@ -45,12 +43,7 @@ def test_hooks_on_modules_inside_are_run():
     network[0].register_forward_hook(lambda _module, _args, output: output * 2)
     network[1].register_full_backward_hook(lambda _module, grads, _outputs: (grads[0] * 3,))
     parts = check_exact(network)
-    images, grads = torch.randn(2, 3, 4, 4), []
-    for output in (whole(network, images), run(parts, images)):
-        network.zero_grad()
-        output.sum().backward()
-        grads.append({name: weights.grad for name, weights in network.named_parameters()})
-    assert same(*grads)
+    assert_equal_gradients(network, parts, torch.randn(2, 3, 4, 4))
 
 
 @pytest.mark.parametrize("name", ["graph", "code", "meta"])
