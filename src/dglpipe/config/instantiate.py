@@ -8,11 +8,12 @@ import inspect
 import traceback
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from dglpipe.config.plugin import PluginConfig
 from dglpipe.errors import ConfigError
 
+T = TypeVar("T")
 _ALLOWED = "package.module:builder or package.module.builder that can be imported"
 
 
@@ -71,6 +72,25 @@ def build_plug_in(config: PluginConfig, key: str, **offered: object) -> Any:
         allowed = f"arguments of {config.target}{signature}"
         raise ConfigError(f"{key}.args", config.args, allowed, str(error)) from None
     return _call(builder, config, key, arguments)
+
+
+def build_instance(
+    config: PluginConfig, key: str, kind: type[T], name: str, /, **offered: object
+) -> T:
+    """Calls the builder of a plug-in, which returns an instance of `kind`.
+
+    Args:
+        name: how errors call `kind`, `torch.nn.Module` for example.
+        offered: as in `build_plug_in`.
+
+    Raises:
+        ConfigError: as `build_plug_in`; the builder returns something else.
+    """
+    built = build_plug_in(config, key, **offered)
+    if not isinstance(built, kind):
+        hint = f"It returned a {type(built).__name__}"
+        raise ConfigError(f"{key}.target", config.target, f"a builder of a {name}", hint)
+    return built
 
 
 def _call(builder: Callable[..., Any], config: PluginConfig, key: str, arguments: Any) -> Any:

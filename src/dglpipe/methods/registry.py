@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 
 from dglpipe.config import CustomMethodConfig, MethodConfig, PluginConfig
-from dglpipe.config.instantiate import build_plug_in
-from dglpipe.errors import ConfigError
+from dglpipe.config.instantiate import build_instance
 from dglpipe.methods.base import Method
 
 BUILDERS = {
@@ -30,12 +29,9 @@ def build_method(settings: MethodConfig) -> Method:
     """
     if isinstance(settings, CustomMethodConfig):
         plugin = PluginConfig(target=settings.target, args=settings.args or {})
-        method = build_plug_in(plugin, "method", settings=settings)
-        if not isinstance(method, Method):
-            allowed = "a builder of a dglpipe.methods.Method"
-            hint = f"It returned a {type(method).__name__}"
-            raise ConfigError("method.target", settings.target, allowed, hint)
-        return method
+        name = "dglpipe.methods.Method"
+        # mypy takes no abstract class for a `type[T]`.
+        return build_instance(plugin, "method", Method, name, settings=settings)  # type: ignore[type-abstract]
     module, _, name = BUILDERS[settings.name].partition(":")
     method = getattr(importlib.import_module(module), name)(settings)
     assert isinstance(method, Method)

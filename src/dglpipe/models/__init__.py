@@ -13,7 +13,6 @@ from torch import nn
 
 from dglpipe.config import (
     CnnConfig,
-    CustomModelConfig,
     ModelConfig,
     ResnetCifarConfig,
     ResnetConfig,
@@ -21,7 +20,7 @@ from dglpipe.config import (
     TorchvisionConfig,
     VggConfig,
 )
-from dglpipe.config.instantiate import build_plug_in
+from dglpipe.config.instantiate import build_instance
 from dglpipe.errors import ConfigError
 from dglpipe.models import cnn, library, resnet_cifar
 from dglpipe.models.pretrained import initialise
@@ -95,14 +94,5 @@ def _build(config: ModelConfig, channels: int, classes: int, image_size: int) ->
         return library.build_torchvision(config, classes)
     if isinstance(config, TimmConfig):
         return library.build_timm(config, channels, classes)
-    return _custom(config, channels=channels, classes=classes, image_size=image_size)
-
-
-def _custom(config: CustomModelConfig, **offered: int) -> nn.Module:
-    network = build_plug_in(config, "model", **offered)
-    if not isinstance(network, nn.Module):
-        kind = type(network).__name__
-        raise ConfigError(
-            "model.target", config.target, "a builder of a torch.nn.Module", f"It returned a {kind}"
-        )
-    return network
+    offered = {"channels": channels, "classes": classes, "image_size": image_size}
+    return build_instance(config, "model", nn.Module, "torch.nn.Module", **offered)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dglpipe.config import HeadConfig, PluginConfig
-from dglpipe.config.instantiate import build_plug_in
+from dglpipe.config.instantiate import build_instance
 from dglpipe.errors import ConfigError
 from dglpipe.models.blocks import average_pool, mlp
 from dglpipe.models.features import Features
@@ -103,7 +103,8 @@ def build_head(
             that cannot be loaded, or that returns something else than an `nn.Module`.
     """
     if isinstance(config, PluginConfig):
-        return _custom(config, channels=channels, side=side, classes=classes)
+        offered = {"channels": channels, "side": side, "classes": classes}
+        return build_instance(config, "head", nn.Module, "torch.nn.Module", **offered)
     if side is None:
         return _on_vectors(config.name, channels, classes)
     return _ON_MAPS[config.name](channels, side, classes)
@@ -183,13 +184,3 @@ def _mlp_end(channels: int, side: Side, classes: int) -> list[nn.Module]:
     features = channels * math.prod(_small(side))
     pool = average_pool(side, _SMALL)
     return [pool, nn.Flatten(), *mlp(features, 4 * channels, 3, classes)]
-
-
-def _custom(config: PluginConfig, **offered: object) -> nn.Module:
-    head = build_plug_in(config, "head", **offered)
-    if not isinstance(head, nn.Module):
-        kind = type(head).__name__
-        raise ConfigError(
-            "head.target", config.target, "a builder of a torch.nn.Module", f"It returned a {kind}"
-        )
-    return head
