@@ -1,8 +1,9 @@
-"""A link whose two ends are in one process."""
+"""Links in the memory of one process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from queue import SimpleQueue
 
 from torch import Tensor
 
@@ -60,3 +61,35 @@ class Transfer:
 
     def __init__(self, wait: Callable[[], object]) -> None:
         self.wait = wait
+
+
+class ScriptedTransport:
+    """One end of a link without a peer.
+
+    Attributes:
+        incoming: what receives get, in order. A receive waits for its message.
+        sent: copies of all messages sent, in order.
+        under_way: sends that were not waited for.
+    """
+
+    def __init__(self) -> None:
+        self.incoming: SimpleQueue[Tensor] = SimpleQueue()
+        self.sent: list[Tensor] = []
+        self.under_way = 0
+
+    def isend(self, tensor: Tensor) -> Transfer:
+        self.sent.append(tensor.clone())
+        self.under_way += 1
+        return Transfer(self._end)
+
+    def irecv(self, tensor: Tensor) -> Transfer:
+        return Transfer(lambda: tensor.copy_(self.incoming.get()))
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        target.copy_(source)
+
+    def fill(self, target: Tensor, value: int) -> None:
+        target.fill_(value)
+
+    def _end(self) -> None:
+        self.under_way -= 1
