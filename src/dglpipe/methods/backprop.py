@@ -73,7 +73,12 @@ class Backprop(Method):
         if pipeline.replicas > 1:
             hint = "Replicas of a whole network have pipeline.stages=1"
             raise ConfigError("pipeline.replicas", pipeline.replicas, "1 for a pipeline", hint)
-        fits, rule = _placement_rule(kind, stages, processes)
+        same = stages % processes == 0 and stages > processes
+        fits, rule = {
+            "line": (stages == processes, "one stage a process"),
+            "v": (stages == 2 * processes, "two stages a process"),
+            "loop": (same, "the same number of stages a process, two or more"),
+        }[kind]
         if processes == 1 or not fits:
             got = f"{stages} stages on {processes} process" + "es" * (processes > 1)
             allowed = f"{rule} with method.schedule={schedule}, on two processes or more"
@@ -132,16 +137,6 @@ class Backprop(Method):
     def runner(self, context: RunContext) -> Runner:
         is_pipelined = context.topology.layout.is_pipelined
         return PipelineRunner(context, self.settings) if is_pipelined else DglRunner(context)
-
-
-def _placement_rule(kind: str, stages: int, processes: int) -> tuple[bool, str]:
-    """Whether `stages` fit on `processes` in a placement of `kind`, and the rule in words."""
-    if kind == "line":
-        return stages == processes, "one stage a process"
-    if kind == "v":
-        return stages == 2 * processes, "two stages a process"
-    same = stages % processes == 0 and stages > processes
-    return same, "the same number of stages a process, two or more"
 
 
 def fits(schedule: str, m: int, layout: Layout) -> bool:
@@ -218,11 +213,8 @@ class PipelineRunner(ChainRunner):
     def _schedule(self, learns: bool, rows: int) -> Schedule:
         """The schedule of a batch of `rows`. Static buffers need one schedule for each size."""
         key = learns, rows
-        if key not in self._schedules:
-            self._schedules[key] = self._build(learns, rows)
-        return self._schedules[key]
-
-    def _build(self, learns: bool, rows: int) -> Schedule:
+        if key in self._schedules:
+            return self._schedules[key]
         name = self._settings.schedule or "1f1b"
         wanted = range(min(self._settings.microbatches, rows), 0, -1)
         equal = [m for m in wanted if rows % m == 0]
@@ -235,10 +227,10 @@ class PipelineRunner(ChainRunner):
             kind = ScheduleGPipe
         stages = [self._stage(part, rows // m, learns) for part in self._parts]
         loss = self._loss(m) if learns else None
-        line = self._layout.placement == "line"
-        return kind(  # type: ignore[no-any-return]
-            stages[0] if line else stages, m, loss_fn=loss, scale_grads=False
-        )
+        own = stages[0] if self._layout.placement == "line" else stages
+        schedule: Schedule = kind(own, m, loss_fn=loss, scale_grads=False)
+        self._schedules[key] = schedule
+        return schedule
 
     def _loss(self, m: int) -> Any:
         last = self.stages[-1]

@@ -42,7 +42,12 @@ class SequentialRunner(ChainRunner):
         total = item.total if item.total != item.rows else None
         for stage in self.stages:
             if stage.index < item.round:
-                arrival = self._pass_on(stage, arrival)
+                features = stage.infer(arrival.batch)
+                extras = self.context.extras(
+                    Emission(stage.index, arrival.batch, features, arrival.labels, arrival.extras)
+                )
+                batch = self.fields[stage.index].normalise(features)
+                arrival = arrival._replace(batch=batch, extras=extras)
                 self.timer.lap(stage.index, Kind.BUSY, "forward")
             elif stage.index == item.round:
                 stage.learn(
@@ -50,14 +55,6 @@ class SequentialRunner(ChainRunner):
                 )
                 self.timer.lap(stage.index, Kind.BUSY, "step")
         self._send(arrival)
-
-    def _pass_on(self, stage: Stage, arrival: Arrival) -> Arrival:
-        """The batch as the next stage gets it."""
-        features = stage.infer(arrival.batch)
-        emission = Emission(stage.index, arrival.batch, features, arrival.labels, arrival.extras)
-        extras = self.context.extras(emission)
-        batch = self.fields[stage.index].normalise(features)
-        return arrival._replace(batch=batch, extras=extras)
 
     def _send(self, arrival: Arrival) -> None:
         """Sends the batch if the stages above need it, else a message without rows."""

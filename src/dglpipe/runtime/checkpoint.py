@@ -11,6 +11,7 @@ scaler are all the state there is. A simulation of asynchronous learning adds it
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,8 @@ class Checkpoints:
     def save(
         self, step: int, stages: Sequence[Stage], more: Mapping[int, Any] | None = None
     ) -> None:
-        """Writes the state of `stages` after `step`, then drops what is no longer needed.
+        """Writes the state of `stages` after `step`, then drops the checkpoints older than the
+        last `checkpoint.keep` complete ones.
 
         Args:
             more: what else belongs to a stage, by its index: tensors, numbers, dicts and lists.
@@ -52,7 +54,11 @@ class Checkpoints:
             path = self._file(step, stage.index, self._replica)
             path.parent.mkdir(parents=True, exist_ok=True)
             buffer = io.BytesIO()
-            state = _state(stage)
+            state = {
+                "learner": stage.module.state_dict(),
+                "optimizer": stage.optimizer.state_dict(),
+                "scaler": stage.scaler.state_dict() if stage.scaler is not None else None,
+            }
             if more is not None:
                 state["more"] = more[stage.index]
             torch.save(state, buffer)
@@ -62,7 +68,10 @@ class Checkpoints:
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
-        self._prune()
+        kept = self._complete()[-self._config.checkpoint.keep :]
+        for folder in self._path.glob(f"{PREFIX}*"):
+            if kept and int(folder.name[len(PREFIX) :]) < kept[0]:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def newest(self) -> int:
         """Step of the complete checkpoint to go on from; 0 for a run that begins."""
@@ -82,7 +91,10 @@ class Checkpoints:
         for stage in stages:
             file = self._file(step, stage.index, self._replica)
             state = torch.load(file, map_location="cpu", weights_only=True)
-            _load(stage, state)
+            stage.module.load_state_dict(state["learner"], strict=True)
+            stage.optimizer.load_state_dict(state["optimizer"])
+            if stage.scaler is not None:
+                stage.scaler.load_state_dict(state["scaler"])
             more[stage.index] = state.get("more")
         return more
 
@@ -93,33 +105,6 @@ class Checkpoints:
     def _complete(self) -> list[int]:
         """Steps of the complete checkpoints, rising."""
         steps = sorted(int(item.name[len(PREFIX) :]) for item in self._path.glob(f"{PREFIX}*"))
-        return [step for step in steps if self._is_complete(step)]
-
-    def _is_complete(self, step: int) -> bool:
-        return all(
-            self._file(step, stage, replica).exists()
-            for stage in range(self._layout.stages)
-            for replica in range(self._layout.replicas)
-        )
-
-    def _prune(self) -> None:
-        """Drops the checkpoints older than the last `checkpoint.keep` complete ones."""
-        kept = self._complete()[-self._config.checkpoint.keep :]
-        for folder in self._path.glob(f"{PREFIX}*"):
-            if kept and int(folder.name[len(PREFIX) :]) < kept[0]:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _state(stage: Stage) -> dict[str, Any]:
-    return {
-        "learner": stage.module.state_dict(),
-        "optimizer": stage.optimizer.state_dict(),
-        "scaler": stage.scaler.state_dict() if stage.scaler is not None else None,
-    }
-
-
-def _load(stage: Stage, state: dict[str, Any]) -> None:
-    stage.module.load_state_dict(state["learner"], strict=True)
-    stage.optimizer.load_state_dict(state["optimizer"])
-    if stage.scaler is not None:
-        stage.scaler.load_state_dict(state["scaler"])
+        layout = self._layout
+        parts = list(itertools.product(range(layout.stages), range(layout.replicas)))
+        return [step for step in steps if all(self._file(step, *one).exists() for one in parts)]

@@ -60,16 +60,12 @@ def _on_loading(stages: Sequence[Mapping[str, Any]], decoders: int | None) -> st
     # A process books the wait for the next one to the last of its stages.
     if sum(stage["wait_output_fraction"] or 0.0 for stage in own) >= HELD_UP:
         return ""
+    remedy = ", by its process"
+    if decoders is None and len(own[0]["segments"]) > 1 and len(stages) > 1:
+        remedy = ", by its process: give stage 0 fewer segments (pipeline.split)"
+    elif decoders is not None and decoders < cores():
+        remedy = f": raise data.workers ({decoders} now)"
+    elif decoders is not None:
+        remedy = f": its {decoders} processes (data.workers) have all cores of this machine"
     took = f"{format_value(loading, '.0%')} of the time of stage 0, which feeds all"
-    return f"loading images took {took}{_help(len(own[0]['segments']), len(stages), decoders)}"
-
-
-def _help(segments: int, stages: int, decoders: int | None) -> str:
-    """What there is to do about loading, in this run."""
-    if decoders is not None:
-        if decoders < cores():
-            return f": raise data.workers ({decoders} now)"
-        return f": its {decoders} processes (data.workers) have all cores of this machine"
-    if segments > 1 and stages > 1:
-        return ", by its process: give stage 0 fewer segments (pipeline.split)"
-    return ", by its process"
+    return f"loading images took {took}{remedy}"

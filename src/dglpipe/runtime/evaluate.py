@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from dglpipe.config import Config
 from dglpipe.data.batch_schedule import build_batch_schedule
 from dglpipe.files import write_json
 from dglpipe.methods.registry import build_method
@@ -34,25 +33,7 @@ def evaluate_run(path: Path) -> dict[str, Any]:
         RunDirError: `path` is not the directory of a finished run, or has been damaged.
     """
     run_dir = RunDir(path)
-    result = _evaluate(run_dir.finished_config(), run_dir)
-    write_json(run_dir.evaluation, result)
-    return result
-
-
-def load_stages(network: StagedNetwork, run_dir: RunDir, length: RunLength) -> list[Stage]:
-    """All stages of a run with their final weights."""
-    config = network.config
-    method = build_method(config.method)
-    stages = []
-    for j in range(network.spec.stages):
-        module = network.learner(j)
-        load_tensors(module, load_final(run_dir.final(j), module))
-        learning = method.learning(config.label_smoothing)
-        stages.append(Stage(j, module, config.stage(j), learning, CPU, length, config.seed))
-    return stages
-
-
-def _evaluate(config: Config, run_dir: RunDir) -> dict[str, Any]:
+    config = run_dir.finished_config()
     config = replace(config, pipeline=replace(config.pipeline, replicas=1))
     source = open_images(config)
     method, count = build_method(config.method), config.pipeline.stages or 1
@@ -69,8 +50,23 @@ def _evaluate(config: Config, run_dir: RunDir) -> dict[str, Any]:
         exits.evaluate(inputs.take())
     inputs.close()
     tests = [stage.test_totals() if stage.module.is_exit else None for stage in stages]
-    return {
+    result = {
         "accuracy": [test.correct / test.rows if test else None for test in tests],
         "ensemble_accuracy": (exits.ensemble_hits() or 0) / schedule.test,
         "loss": [test.loss / test.rows if test else None for test in tests],
     }
+    write_json(run_dir.evaluation, result)
+    return result
+
+
+def load_stages(network: StagedNetwork, run_dir: RunDir, length: RunLength) -> list[Stage]:
+    """All stages of a run with their final weights."""
+    config = network.config
+    method = build_method(config.method)
+    stages = []
+    for j in range(network.spec.stages):
+        module = network.learner(j)
+        load_tensors(module, load_final(run_dir.final(j), module))
+        learning = method.learning(config.label_smoothing)
+        stages.append(Stage(j, module, config.stage(j), learning, CPU, length, config.seed))
+    return stages

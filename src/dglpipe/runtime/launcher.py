@@ -37,7 +37,9 @@ def launch(plan: RunPlan, run_dir: RunDir) -> dict[str, Any]:
         UserError: a process found a mistake of the user before the first step.
         KeyboardInterrupt: the user stopped the run.
     """
-    _set_environment(plan.layout)
+    # What torchrun would set, and a network interface that every machine has.
+    os.environ["OMP_NUM_THREADS"] = str(plan.layout.threads)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     _quieten()
     status = "failed"
     try:
@@ -77,13 +79,6 @@ def _launch_config(layout: Layout, scratch: str) -> LaunchConfig:
         signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
         logs_specs=DefaultLogsSpecs(log_dir=scratch),
     )
-
-
-def _set_environment(layout: Layout) -> None:
-    """Sets what torchrun would set, and a network interface that every machine has."""
-    os.environ["OMP_NUM_THREADS"] = str(layout.threads)
-    loopback = "lo0" if sys.platform == "darwin" else "lo"
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
 
 
 def _quieten() -> None:

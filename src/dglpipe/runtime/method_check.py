@@ -33,7 +33,10 @@ def check_messages(method: Method, plan: RunPlan) -> None:
     """
     for link in range(len(plan.messages)):
         _check_declared(method, plan, link)
-    if method.flows_back or not _is_changed(method, plan):
+    kind = type(method)
+    changes_loss = kind.learning is not Method.learning or method.objective is not None
+    fills = kind.outgoing is not Method.outgoing or any(map(plan.extras, range(len(plan.messages))))
+    if method.flows_back or not (changes_loss or fills):
         return
     modules = build_own_stages(plan.config, method, plan.data, plan.spec, range(plan.layout.stages))
     inputs = torch.rand(ROWS, *plan.spec.image_shape, generator=torch.Generator().manual_seed(0))
@@ -44,14 +47,6 @@ def check_messages(method: Method, plan: RunPlan) -> None:
     with torch.random.fork_rng(devices=[]), cpu_threads(1):
         for j, module in modules.items():
             inputs, extras = _check_stage(method, plan, j, module, inputs, labels, extras)
-
-
-def _is_changed(method: Method, plan: RunPlan) -> bool:
-    """Whether the method fills tensors, or has a loss or an objective of its own."""
-    kind = type(method)
-    changed = kind.outgoing is not Method.outgoing or kind.learning is not Method.learning
-    declares = any(plan.extras(link) for link in range(len(plan.messages)))
-    return changed or declares or method.objective is not None
 
 
 def _check_declared(method: Method, plan: RunPlan, link: int) -> None:
@@ -125,21 +120,14 @@ def _check_filled(
             hint = "Fill it in Method.outgoing, or do not declare it"
             raise ConfigError("method", got, "every declared tensor filled", hint)
         tensor = filled[name]
+        is_tensor = isinstance(tensor, Tensor)
         kind = (
-            (tensor.dtype, tuple(tensor.shape[1:]), len(tensor))
-            if isinstance(tensor, Tensor)
-            else type(tensor).__name__
+            f"{tensor.dtype} of shape {tuple(tensor.shape)}" if is_tensor else type(tensor).__name__
         )
-        if kind != (field.dtype, field.shape, ROWS):
-            got = f"{_place(method, j, name)}: {_describe(tensor)}"
-            allowed = f"{field.dtype} of shape {(ROWS, *field.shape)} for {ROWS} rows, as declared"
-            raise ConfigError("method", got, allowed)
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{value.dtype} of shape {tuple(value.shape)}"
-    return type(value).__name__
+        declared_kind = f"{field.dtype} of shape {(ROWS, *field.shape)}"
+        if kind != declared_kind:
+            allowed = f"{declared_kind} for {ROWS} rows, as declared"
+            raise ConfigError("method", f"{_place(method, j, name)}: {kind}", allowed)
 
 
 def _place(method: Method, stage: int, tensor: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from dglpipe.config import Config, CustomModelConfig
-from dglpipe.data import DataInfo, DataSource, open_data
+from dglpipe.data import DataSource, open_data
 from dglpipe.models import build_network, wanted_channels
 from dglpipe.models.meta import building
 
@@ -25,13 +25,10 @@ def open_images(config: Config, loaders: int = 1) -> DataSource:
     wanted = wanted_channels(config.model)
     source = open_data(config.data, config.seed, wanted, loaders)
     if isinstance(config.model, CustomModelConfig) and source.info.channels == 1:
-        wanted = _first_channels(config, source.info)
+        data = source.info
+        with building(True, 0):
+            network = build_network(config.model, data.channels, len(data.classes), data.height)
+        convolutions = (one for one in network.modules() if isinstance(one, nn.Conv2d))
+        wanted = next((one.in_channels for one in convolutions), None)
         source = open_data(config.data, config.seed, wanted, loaders)
     return source
-
-
-def _first_channels(config: Config, data: DataInfo) -> int | None:
-    with building(True, 0):
-        network = build_network(config.model, data.channels, len(data.classes), data.height)
-    convolutions = (one for one in network.modules() if isinstance(one, nn.Conv2d))
-    return next((one.in_channels for one in convolutions), None)

@@ -162,24 +162,13 @@ def plan_run(config: Config) -> Plan:
         return predict(estimate(network, rows), rows, layout, method, loader)
     costs = timed_costs(config, method, layout.stages)
     seconds = stage_costs(costs, network.spec.bounds)
-    loader = _measure_loader(config, source, layout, schedule, image)
+    data = source.load()
+    with cpu_threads(layout.threads):
+        loading = loading_seconds(config, data, schedule)
+    loader = LoaderEstimate(image, loading, data.workers or 0)
     computes = choose_backend(config.pipeline.backend, layout.world_size) != "nccl"
     stages = estimate(network, rows, seconds)
     return predict(stages, rows, layout, method, loader, Node(cores(), computes))
-
-
-def _measure_loader(
-    config: Config,
-    source: DataSource,
-    layout: Layout,
-    schedule: BatchSchedule,
-    image: tuple[int, ...],
-) -> LoaderEstimate:
-    """The loader of one replica, measured while nothing else runs."""
-    data = source.load()
-    with cpu_threads(layout.threads):
-        seconds = loading_seconds(config, data, schedule)
-    return LoaderEstimate(image, seconds, data.workers or 0)
 
 
 def _cut(

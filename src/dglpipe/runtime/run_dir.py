@@ -125,7 +125,9 @@ class RunDir:
             return
         if not self.path.is_dir():
             raise RunDirError(f"run_dir: {self.path} is a file; give a directory")
-        self._refuse_busy()
+        if self._lock.exists():
+            with self._lock.open("a") as lock:
+                self._take(lock)
         status = self.status()
         if status == "finished":
             raise RunDirError(
@@ -144,11 +146,6 @@ class RunDir:
                 f"run_dir: {self.path} holds {sorted(others)[0]} but no run; "
                 "give a new or empty directory"
             )
-
-    def _refuse_busy(self) -> None:
-        if self._lock.exists():
-            with self._lock.open("a") as lock:
-                self._take(lock)
 
     def _take(self, lock: IO[str]) -> None:
         try:

@@ -55,6 +55,8 @@ class Summary:
         layout = self._layout
         last = [finals[rank] for rank in range(layout.world_size) if layout.at(rank).is_last]
         rates = [final["samples_per_second"] for final in last]
+        stages = _per_stage(finals, layout)
+        buffers = [stage.get("staleness") for stage in stages]
         return {
             **header("finished", self._plan),
             "device": self._device.torch_device.type,
@@ -63,7 +65,11 @@ class Summary:
             "wall_seconds": wall_seconds,
             "test": self.test(),
             "throughput": {"samples_per_second": None if None in rates else sum(rates)},
-            **_split_staleness(_per_stage(finals, layout)),
+            "per_stage": [
+                {key: value for key, value in stage.items() if key != "staleness"}
+                for stage in stages
+            ],
+            "staleness": buffers if any(buffers) else None,
         }
 
     def manifest(self, finals: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -138,14 +144,3 @@ def _per_stage(finals: Sequence[dict[str, Any]], layout: Layout) -> list[dict[st
     """The entries of replica 0, in the order of the stages."""
     first = [finals[rank] for rank in range(layout.world_size) if layout.at(rank).replica == 0]
     return sorted((stage for final in first for stage in final["stages"]), key=lambda s: s["stage"])
-
-
-def _split_staleness(stages: list[dict[str, Any]]) -> dict[str, Any]:
-    """`per_stage`, and `staleness` of stages that read from buffers."""
-    buffers = [stage.get("staleness") for stage in stages]
-    return {
-        "per_stage": [
-            {key: value for key, value in stage.items() if key != "staleness"} for stage in stages
-        ],
-        "staleness": buffers if any(buffers) else None,
-    }

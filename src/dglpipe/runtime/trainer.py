@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from dglpipe.methods.base import Evaluation, RunContext, Runner, Update
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.monitoring import timers
@@ -13,7 +10,6 @@ from dglpipe.monitoring.throughput import ThroughputWindow
 from dglpipe.monitoring.timers import Kind
 from dglpipe.monitoring.trace import write_part
 from dglpipe.pipeline.process_group import translate_peer_loss
-from dglpipe.pipeline.stage import Stage
 from dglpipe.pipeline.weights import named_tensors, save, sha256
 from dglpipe.runtime.checkpoint import Checkpoints
 from dglpipe.runtime.run_dir import RunDir
@@ -87,17 +83,13 @@ class Trainer:
         if update.step % self.plan.config.log_every == 0 or update.ends_pass:
             self.runner.check()
             self._reporter.log_train(update)
-        self._save(update.step, update.saved)
+        every = self.plan.config.checkpoint.every
+        if self._checkpoints is not None and update.saved and every and update.step % every == 0:
+            self.runner.check()
+            self._checkpoints.save(update.step, update.saved, self.runner.state(update.saved))
+            self._timer.lap(update.saved[0].index, Kind.LOGGING)
         if update.rows:
             self._window.after_step(update.step, self._timer.snapshot)
-
-    def _save(self, step: int, stages: Sequence[Stage]) -> None:
-        """Writes the checkpoint of `stages` if one is due after `step`."""
-        every = self.plan.config.checkpoint.every
-        if self._checkpoints is not None and stages and every and step % every == 0:
-            self.runner.check()
-            self._checkpoints.save(step, stages, self.runner.state(stages))
-            self._timer.lap(stages[0].index, Kind.LOGGING)
 
     def finish(self) -> None:
         """Saves the final weights and sends the final report of the process."""
@@ -106,15 +98,10 @@ class Trainer:
             tensors = named_tensors(stage.module)
             if self._run_dir is not None and self.context.topology.replica == 0:
                 save(self._run_dir.final(stage.index), tensors)
-            finals.append(self._final(stage, sha256(tensors)))
+            entry = self._reporter.final(stage, sha256(tensors), self._window.spent())
+            finals.append({**entry, **self.runner.report(stage)})
         topology = self.context.topology
         if self.plan.config.timeline and self._run_dir is not None:
             part = self._run_dir.timeline_part(topology.rank)
             write_part(part, topology.rank, topology.name(), self._timer.spans())
         self._reporter.finish(self._window.rate(), finals)
-
-    def _final(self, stage: Stage, digest: str) -> dict[str, Any]:
-        """The entry of `stage` in `per_stage` of `summary.json`."""
-        spent = self._window.spent()
-        entry = self._reporter.final(stage, digest, spent)
-        return {**entry, **self.runner.report(stage)}

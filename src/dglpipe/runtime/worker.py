@@ -155,7 +155,9 @@ def open_trainer(
         checkpoints = Checkpoints(run_dir.checkpoints, plan.config, plan.layout, replica)
         done = _agree_on_checkpoint(checkpoints, group)
         restored = checkpoints.restore(done, stages) if done else {}
-    timer = _open_timer(plan, device)
+    timer: Timer = TracingTimer() if plan.config.timeline else Timer()
+    if device.is_cuda:
+        timer = CudaTimer(device.torch_device, timer)
     context = RunContext(plan, method, source, device, group, timer, stages, done, restored)
     return Trainer(context, method.runner(context), run_dir, checkpoints)
 
@@ -189,11 +191,6 @@ def _agree_on_checkpoint(checkpoints: Checkpoints, group: ProcessGroup) -> int:
     if group.topology.rank == 0:
         checkpoints.drop_after(step)
     return int(group.exchange("resumed step", str(step))[0])
-
-
-def _open_timer(plan: RunPlan, device: Device) -> Timer:
-    timer = TracingTimer() if plan.config.timeline else Timer()
-    return CudaTimer(device.torch_device, timer) if device.is_cuda else timer
 
 
 def open_device(plan: RunPlan) -> Device:

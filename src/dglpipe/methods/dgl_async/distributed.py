@@ -134,17 +134,15 @@ class DistributedRunner(AsyncRunner):
             return
         if done < schedule.steps:
             yield from schedule.tests_after(done)
+        store, size = self.context.group.store, self.context.topology.layout.world_size
+        everyone_done = [_done(rank) for rank in range(size)]
         for number in itertools.count(done + 1):
-            if number > schedule.steps and self._all_done():
+            if number > schedule.steps and store.check(everyone_done):
                 yield from schedule.tests_after(schedule.steps)
                 return
             yield schedule.fed(number)
             if number < schedule.steps:
                 yield from schedule.tests_after(number)
-
-    def _all_done(self) -> bool:
-        ranks = range(self.context.topology.layout.world_size)
-        return self.context.group.store.check([_done(rank) for rank in ranks])
 
     def run(self) -> Iterator[Event]:
         """Updates and evaluations of the stage, as batches arrive."""

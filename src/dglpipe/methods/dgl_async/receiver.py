@@ -165,7 +165,12 @@ class AsyncReceiver:
         Raises:
             LinkError: a corrupt header.
         """
-        header = self._header(words)
+        phase, number, rows = words
+        known = phase in tuple(Phase) and number > 0
+        if not known or not 0 < rows <= self._most_rows[Phase(phase)]:
+            got = f"phase {phase}, batch {number} of {rows} rows"
+            raise LinkError(f"{self._name}: corrupt message header: {got}")
+        header = Header(Phase(phase), number, rows)
         self._arrived += 1
         if header.phase is Phase.TEST:
             self._tests.append((header, slot, self._replay.usage.written))
@@ -200,11 +205,3 @@ class AsyncReceiver:
             self._learning = None
         self._free.extend(slot for slot in freed if slot is not None)
         self._engine.changed()
-
-    def _header(self, words: Words) -> Header:
-        phase, number, rows = words
-        known = phase in tuple(Phase) and number > 0
-        if not known or not 0 < rows <= self._most_rows[Phase(phase)]:
-            got = f"phase {phase}, batch {number} of {rows} rows"
-            raise LinkError(f"{self._name}: corrupt message header: {got}")
-        return Header(Phase(phase), number, rows)

@@ -143,7 +143,12 @@ class Replay(Generic[T]):
         return read
 
     def _choose(self, most: int | None) -> Entry[T] | None:
-        allowed = [entry for entry in self._entries if self._may_read(entry, most)]
+        allowed = [
+            entry
+            for entry in self._entries
+            if (self._max_age is None or self._age(entry) <= self._max_age)
+            and (most is None or entry.reads < most)
+        ]
         if not allowed:
             return None
         least = min(entry.reads for entry in allowed)
@@ -155,10 +160,6 @@ class Replay(Generic[T]):
 
     def _age(self, entry: Entry[T]) -> int:
         return max(self.newest, self.produced) - entry.number
-
-    def _may_read(self, entry: Entry[T], most: int | None) -> bool:
-        young = self._max_age is None or self._age(entry) <= self._max_age
-        return young and (most is None or entry.reads < most)
 
     def left(self) -> Counter[int]:
         """How many of the batches that are still here were read how often."""

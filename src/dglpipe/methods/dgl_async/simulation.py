@@ -7,7 +7,7 @@ which batch; `SimulatedRunner` computes it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -46,15 +46,12 @@ class SimulatedRunner(AsyncRunner):
             if j:
                 self._stores[j - 1].restore(stored)
         self._events, ahead = itertools.tee(self._order)
-        self.inputs = context.open_data(self._loaded(ahead))
-
-    def _loaded(self, events: Iterable[Draw | BatchItem]) -> Iterator[BatchItem]:
-        """The batches of the data set that `events` read."""
-        for event in events:
-            if isinstance(event, BatchItem):
-                yield event
-            elif event.stage == 0:
-                yield self.schedule.fed(event.read)
+        # The data set has the test batches, and the batches that stage 0 reads.
+        self.inputs = context.open_data(
+            event if isinstance(event, BatchItem) else self.schedule.fed(event.read)
+            for event in ahead
+            if isinstance(event, BatchItem) or event.stage == 0
+        )
 
     def run(self) -> Iterator[Event]:
         """Every draw, and every evaluation, in order."""
@@ -93,12 +90,10 @@ class SimulatedRunner(AsyncRunner):
         self._outputs[j] = draw.written
         self.timer.lap(j, Kind.BUSY, "step")
         if learns:
-            yield self.update(updates, len(batch.labels), self._saved(updates.count))
-
-    def _saved(self, step: int) -> Sequence[Stage]:
-        """All stages when the last of them comes to `step`: then their states belong together,
-        and a run that resumes from them ends with the same weights."""
-        return self.stages if all(one.count >= step for one in self.updates) else []
+            # The last stage to make a step completes its checkpoint: now the states of all stages
+            # belong together, and a run that resumes from them ends with the same weights.
+            is_complete = all(one.count >= updates.count for one in self.updates)
+            yield self.update(updates, len(batch.labels), self.stages if is_complete else [])
 
     def state(self, stages: Sequence[Stage]) -> Mapping[int, Any]:
         """Draws, updates, outputs and the stored batches of every stage."""

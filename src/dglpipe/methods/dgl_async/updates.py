@@ -60,18 +60,14 @@ class StageUpdates:
                 emit(self.stage.infer(inputs))
             return
         step = self.count + 1
-        if self._reset and self._drops(step):
+        rate = self.stage.learning_rate
+        is_past_warmup = step > max(1, self.stage.settings.schedule.warmup_steps + 1)
+        if self._reset and is_past_warmup and rate(step) < rate(step - 1):
             self.stage.optimizer.state.clear()
         self.stage.learn(inputs, labels, step, emit, extras=extras)
         self.count = step
         if step >= self._steps:
             self.stage.eval_mode(True)
-
-    def _drops(self, step: int) -> bool:
-        """Whether the learning rate drops at `step`."""
-        if step <= max(1, self.stage.settings.schedule.warmup_steps + 1):
-            return False
-        return self.stage.learning_rate(step) < self.stage.learning_rate(step - 1)
 
 
 def require_drops(schedule: ScheduleConfig, key: str = "schedule") -> None:
