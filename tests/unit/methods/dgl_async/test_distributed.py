@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from harness.runners import (
 from harness.worlds import CPU
 
 OVERWRITE = ("method=dgl_async",)
-BLOCK = (*OVERWRITE, "method.policy=block")
+BLOCK = (*OVERWRITE, "method.policy=block", "pipeline.depth=4")
 
 
 class Below:
@@ -44,7 +45,7 @@ class Below:
         self._incoming = context.group.previous.incoming
         self._slot = Slot(context.plan.formats(context.link_below), CPU.torch_device)
         self._training = arrivals(runner, itertools.repeat(schedule.fed(1)))
-        self._tests = arrivals(runner, schedule.tests_after(schedule.steps))
+        self._tests = arrivals(runner, itertools.cycle(schedule.tests_after(schedule.steps)))
         self.sent = []
 
     def train(self, number=None):
@@ -52,10 +53,15 @@ class Below:
         self.sent.append(batch)
         self._send(Header(Phase.TRAIN, number or len(self.sent), len(batch.labels)), batch)
 
-    def test(self):
+    def test(self, number=1):
         batch = next(self._tests)
-        self._send(Header(Phase.TEST, 1, len(batch.labels)), batch)
+        self._send(Header(Phase.TEST, number, len(batch.labels)), batch)
         return batch
+
+    def wait(self):
+        """Returns when the receiver has taken all messages."""
+        while not self._incoming.empty():
+            time.sleep(0.001)
 
     def _send(self, header, batch):
         views = self._slot.views(header)
@@ -72,15 +78,12 @@ def open_middle(*overrides):
     return runner, runner.stages[0], Below(runner)
 
 
-def engines():
-    return {one.name for one in threading.enumerate()} & {"from stage 0", "to stage 2"}
-
-
 def test_a_link_that_blocks_teaches_every_batch_once_and_in_order():
     runner, stage, below = open_middle(*BLOCK)
     lessons, events = watch([stage]), runner.run()
     for _ in range(3):
         below.train()
+    below.wait()  # so that there are several to choose from
     for step, sent in enumerate(below.sent, 1):
         before = states([stage])
         update = next(events)
@@ -134,10 +137,29 @@ def test_an_evaluation_and_the_batches_after_the_last_update_change_no_weight():
     assert stage.test_totals().rows == 2
 
 
+def test_an_evaluation_between_two_updates_changes_no_weight():
+    runner, stage, below = open_middle(*BLOCK, "epochs=2")
+    events = runner.run()
+    below.train()
+    assert isinstance(next(events), Update)
+    before = states([stage])
+    below.test()
+    assert isinstance(next(events), Evaluation)
+    assert changed([stage], before) == []
+    below.train()
+    assert isinstance(next(events), Update)
+    assert stage.module.training
+    below.test(number=2)
+    assert isinstance(next(events), Evaluation)
+    assert next(events, None) is None
+
+
 def test_nothing_is_left_at_the_end():
+    others = set(threading.enumerate())
     runner, _, below = open_middle(*BLOCK)
     events = runner.run()
-    assert engines() == {"from stage 0", "to stage 2"}
+    engines = set(threading.enumerate()) - others
+    assert {one.name for one in engines} == {"from stage 0", "to stage 2"}
     store = runner.context.group.store
     for _ in range(3):
         below.train()
@@ -152,7 +174,7 @@ def test_nothing_is_left_at_the_end():
     assert store.check(["asynchronous/made/1"])
     assert len(runner.context.group.following.sent) == 4
     assert runner.context.group.following.under_way == 0
-    assert engines() == set()
+    assert not engines & set(threading.enumerate())
 
 
 def test_stage_0_feeds_the_others_until_all_have_made_their_updates():
