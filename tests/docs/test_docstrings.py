@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import multiprocessing
 import os
 import typing
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 import dglpipe
 from harness.commands import fork_workers
-from harness.worlds import PRELOAD
+from harness.worlds import fork_server
 
 pytestmark = pytest.mark.timeout(240)
 FUNCTIONS = sorted(set(dglpipe.__all__) - {"__version__"})
@@ -55,8 +54,7 @@ def run_in(folder: Path, name: str) -> None:
 def trained(tmp_path_factory) -> Path:
     """A folder in which the example of `train` has been run: the others read its run."""
     folder = tmp_path_factory.mktemp("docstrings")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context = fork_server()
     process = context.Process(target=run_in, args=(folder, "train"))
     process.start()
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dglpipe.runtime.run_dir import RunDir
-from harness.worlds import PRELOAD
+from harness.worlds import fork_server
 
 DGLPIPE = (sys.executable, "-m", "dglpipe")
 """`dglpipe` as users start it."""
@@ -131,8 +130,7 @@ class _Forked:
     """A process of the fork server, with the methods of a `Popen` that are used here."""
 
     def __init__(self, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
+        context = fork_server()
         task = (list(words), os.fspath(folder), dict(environment))
         self._process = context.Process(target=_command_main, args=task)
         self._process.start()

@@ -20,6 +20,7 @@ import functools
 import multiprocessing
 import os
 import pickle
+import pkgutil
 import signal
 import tempfile
 import time
@@ -27,6 +28,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from typing import Any
 import torch
 from torch.distributed.distributed_c10d import Store
 
+import dglpipe
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
 from dglpipe.pipeline.topology import Layout, Topology
@@ -43,7 +46,8 @@ TIMEOUT_S = 30.0
 """How long a rank waits for another one."""
 GRACE_S = 5.0
 """How long the other ranks may take to report after the first failure."""
-PRELOAD = ["pytest", "torch._dynamo", "torch.utils.tensorboard", "dglpipe.cli.train"]
+PRELOAD = ["pytest", "torch._dynamo", "torch.utils.tensorboard", "torchvision", "hydra"]
+"""Beside dglpipe: what the fork server imports, so that no test process has to."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +108,25 @@ def run_world(
             world.kill()
 
 
+@functools.cache
+def fork_server() -> ForkServerContext:
+    """Starts processes that have imported all of dglpipe already.
+
+    dglpipe imports most of its modules at first use, so each is named here.
+    """
+    context = multiprocessing.get_context("forkserver")
+    names = [module.name for module in pkgutil.walk_packages(dglpipe.__path__, "dglpipe.")]
+    context.set_forkserver_preload([*PRELOAD, *sorted({*names} - {"dglpipe.__main__"})])
+    return context
+
+
 class _World:
     """The processes of one call of `run_world`."""
 
     def __init__(
         self, layout: Layout, function: Callable[..., Any], args: Sequence[Any], folder: Path
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
+        context = fork_server()
         self._folder = folder
         self._processes: list[BaseProcess] = []
         self._ends: dict[connection.Connection, int] = {}

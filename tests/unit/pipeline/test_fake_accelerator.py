@@ -6,12 +6,11 @@ make it wait in every step and hold up all links.
 
 from __future__ import annotations
 
-import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from harness.worlds import PRELOAD
+from harness.worlds import fork_server
 from unit.pipeline import ghost
 from unit.pipeline.ghost_steps import FAULTY_LOSSES, run_steps
 
@@ -23,8 +22,7 @@ LINEAR = "head=linear"
 @pytest.fixture(scope="module")
 def accelerated():
     """Runs a function in a process that has the device, and gives its result."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context = fork_server()
     with ProcessPoolExecutor(1, context, initializer=ghost.register) as pool:
         yield lambda function, *args, **kwargs: pool.submit(function, *args, **kwargs).result(60)
 
