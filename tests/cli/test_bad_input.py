@@ -451,13 +451,13 @@ def test_evaluate_without_a_run(cli, arguments):
 @pytest.mark.parametrize("path", ["nowhere", "."])
 def test_evaluate_of_a_directory_that_is_no_run(cli, path):
     message = cli.refuse(f"run={path}", command="evaluate")
-    assert f"run: {path} holds no run; give one that is finished" in message
+    assert f"run: {path} holds no run; give the directory of a finished run" in message
 
 
 def test_evaluate_of_a_run_that_failed(cli, tmp_path):
     make_run(tmp_path / "run", "failed")
     message = cli.refuse("run=run", command="evaluate")
-    assert "run: run holds a run that is failed; give one that is finished" in message
+    assert "run: run holds a run that is failed; give the directory of a finished run" in message
 
 
 def test_models_takes_no_arguments(cli):

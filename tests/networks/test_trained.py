@@ -95,7 +95,7 @@ def test_an_export_is_torchvisions_own_network(finished, start, tmp_path):
         (("run=RUN", "output=a.bin"), "ends in .safetensors"),
         (("run=RUN", "output=a.safetensors", "exits=maybe"), "allowed: run=RUN_DIR"),
         (("run=nowhere", "output=a.safetensors"), "holds no run"),
-        (("run=RUN", "output=/proc/none/a.safetensors"), "/a.safetensors; it cannot be written: "),
+        (("run=RUN", "output=/proc/none/a.safetensors"), "/a.safetensors; cannot write: "),
         (("run=RUN", "output=RUN/final/stage_0.safetensors"), "allowed: a file outside of"),
     ],
 )
@@ -175,7 +175,7 @@ def test_a_run_that_lost_its_configuration_is_named(finished, start, tmp_path, t
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("classes", None, "it has no 'classes'"),
+        ("classes", None, "no key 'classes'"),
         ("classes", 7, "not iterable"),
         ("data", 7, "not a mapping"),
         ("channels", "3", "images of shape"),

@@ -1,8 +1,8 @@
-"""A run from its first check to its summary.
+"""Training runs: plan, processes, training loop, checkpoints and summary.
 
-May import every package but `cli`. `plan` turns a configuration into the plan of a run; `run` and
+Imports every package except `cli`. `plan` turns a configuration into the plan of a run; `run` and
 `launcher` start the processes of one machine, `torchrun` joins an outside launcher, and `worker` is
-the entry point of each process. `trainer` is its loop. `failure` finds the cause of a failed run,
-`checkpoint` and `resume` continue one, `inference` and `evaluate` use a finished one. Begin with
-`plan` and `trainer`.
+the entry point of each process. `trainer` is the training loop. `failure` finds the cause of a
+failed run, `checkpoint` and `resume` continue an interrupted run, `inference` and `evaluate` use a
+finished run. Begin with `plan` and `trainer`.
 """

@@ -1,11 +1,11 @@
-"""Checkpoints from which a killed run goes on to the same weights.
+"""Checkpoints. A killed run that resumes ends with the same weights as an uninterrupted run.
 
     checkpoints/step_00000100/stage_0.pt  stage_1.pt  ...
 
-Each stage writes its own file when it is done with the step and waits for no other. A checkpoint is
-complete when every file is there. Random state and learning rate are functions of the step
-and the stream plan is a function of the configuration, so weights, optimizer and loss
-scaler are all the state there is. A simulation of asynchronous learning adds its buffers.
+Each stage writes its own file after the step and does not wait for other stages. A checkpoint is
+complete when the files of all stages and replicas exist. Random state and learning rate are
+functions of the step, and the batch schedule is a function of the configuration, so a file contains
+only weights, optimizer and loss scaler. A simulation of asynchronous learning adds its buffers.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ PREFIX = "step_"
 
 
 class Checkpoints:
-    """The checkpoints of a run as one process sees them.
+    """Reads and writes the checkpoint files of the stages of one process.
 
     Args:
         path: the folder of all checkpoints.
-        replica: r; each replica keeps its own state, for batch norm statistics differ.
+        replica: r. Each replica saves its own state, because batch norm statistics differ.
     """
 
     def __init__(self, path: Path, config: Config, layout: Layout, replica: int) -> None:
@@ -44,11 +44,11 @@ class Checkpoints:
     def save(
         self, step: int, stages: Sequence[Stage], more: Mapping[int, Any] | None = None
     ) -> None:
-        """Writes the state of `stages` after `step`, then drops the checkpoints older than the
+        """Writes the state of `stages` after `step`, then deletes the checkpoints older than the
         last `checkpoint.keep` complete ones.
 
         Args:
-            more: what else belongs to a stage, by its index: tensors, numbers, dicts and lists.
+            more: further state by stage index: tensors, numbers, dicts and lists.
         """
         for stage in stages:
             path = self._file(step, stage.index, self._replica)
@@ -74,19 +74,19 @@ class Checkpoints:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def newest(self) -> int:
-        """Step of the complete checkpoint to go on from; 0 for a run that begins."""
+        """Step of the newest complete checkpoint; 0 if there is none or resume=never."""
         steps = self._complete() if self._config.resume == "auto" else []
         return steps[-1] if steps else 0
 
     def drop_after(self, step: int) -> None:
-        """Drops what a killed run began behind `step`. Its files would make a checkpoint look
-        complete as soon as the last stage to write one has written its own again."""
+        """Deletes the checkpoints after `step`, which a killed run left incomplete. Their old files
+        would make a new checkpoint look complete before every stage has written its own file."""
         for folder in self._path.glob(f"{PREFIX}*"):
             if int(folder.name[len(PREFIX) :]) > step:
                 shutil.rmtree(folder)
 
     def restore(self, step: int, stages: Sequence[Stage]) -> dict[int, Any]:
-        """Loads the state of `stages` after `step`; returns what else was saved of each."""
+        """Loads the state of `stages` after `step`; returns the further state of each stage."""
         more = {}
         for stage in stages:
             file = self._file(step, stage.index, self._replica)
@@ -103,7 +103,7 @@ class Checkpoints:
         return self._path / f"{PREFIX}{step:08d}" / name
 
     def _complete(self) -> list[int]:
-        """Steps of the complete checkpoints, rising."""
+        """Steps of the complete checkpoints, in ascending order."""
         steps = sorted(int(item.name[len(PREFIX) :]) for item in self._path.glob(f"{PREFIX}*"))
         layout = self._layout
         parts = list(itertools.product(range(layout.stages), range(layout.replicas)))

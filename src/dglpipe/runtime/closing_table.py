@@ -1,4 +1,4 @@
-"""The tables of a run: what it will take, and what it gave."""
+"""The table that a finished run prints: accuracy, busy and waiting time by stage."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from dglpipe.host import cores
 from dglpipe.monitoring.metrics import format_value
 
 SLOW_LOADING, HELD_UP = 0.1, 0.05
-"""Shares of the time of the first process: loading is spoken of if it takes more than the one, and
-waiting for the next process less than the other."""
+"""Fractions of the time of the first process. The table has a line on loading if loading takes more
+than `SLOW_LOADING` and waiting for the next process takes less than `HELD_UP`."""
 
 
 def closing_table(summary: Mapping[str, Any], path: Path, decoders: int | None = None) -> None:
-    """Prints accuracy exit by exit, the ensemble, speed and waiting, and where it all is.
+    """Prints the results of every stage, ensemble accuracy, throughput and the run directory.
 
     Args:
-        decoders: processes that decode images; None where they are held in memory.
+        decoders: number of processes that decode images; None if the images are in memory.
     """
     console = Console(width=None if Console().is_terminal else 100)
     title = f"{summary['method']}: {summary['stages']} stages"
@@ -52,20 +52,20 @@ def closing_table(summary: Mapping[str, Any], path: Path, decoders: int | None =
 
 
 def _on_loading(stages: Sequence[Mapping[str, Any]], decoders: int | None) -> str:
-    """What holds up the chain, and what helps; empty where loading does not."""
+    """A line on slow image loading, with a remedy; empty if loading is not the bottleneck."""
     loading = stages[0]["loading_fraction"]
     own = [stage for stage in stages if stage["process"] == stages[0]["process"]]
     if loading is None or loading <= SLOW_LOADING:
         return ""
-    # A process books the wait for the next one to the last of its stages.
+    # The time that a process waits for the next process counts for its last stage.
     if sum(stage["wait_output_fraction"] or 0.0 for stage in own) >= HELD_UP:
         return ""
-    remedy = ", by its process"
+    remedy = ", in its own process"
     if decoders is None and len(own[0]["segments"]) > 1 and len(stages) > 1:
-        remedy = ", by its process: give stage 0 fewer segments (pipeline.split)"
+        remedy = ", in its own process: give stage 0 fewer segments (pipeline.split)"
     elif decoders is not None and decoders < cores():
         remedy = f": raise data.workers ({decoders} now)"
     elif decoders is not None:
-        remedy = f": its {decoders} processes (data.workers) have all cores of this machine"
-    took = f"{format_value(loading, '.0%')} of the time of stage 0, which feeds all"
+        remedy = f": {decoders} processes (data.workers) already use all cores of this machine"
+    took = f"{format_value(loading, '.0%')} of the time of stage 0, which feeds all stages"
     return f"loading images took {took}{remedy}"

@@ -1,4 +1,4 @@
-"""Whether all processes mean the same run: configuration, data and code."""
+"""Checks that all processes of a run have the same configuration, data and code."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dglpipe.pipeline.process_group import ProcessGroup
 
 
 def check_consistency(group: ProcessGroup, config: Config, data: DataInfo, backend: str) -> None:
-    """Compares this process with all others.
+    """Compares the settings of this process with the settings of all other processes.
 
     Args:
-        backend: that `pipeline.backend=auto` has become here.
+        backend: `gloo` or `nccl`, after `pipeline.backend=auto` has been resolved.
 
     Raises:
-        ConsistencyError: names the first key that differs, with what each rank has.
+        ConsistencyError: the processes differ; the message has the first key and its values.
     """
     mine = {
         **flatten(to_tree(config)),
@@ -29,20 +29,20 @@ def check_consistency(group: ProcessGroup, config: Config, data: DataInfo, backe
         "backend in use": backend,
         "code": code_version(),
     }
-    said = [json.loads(text) for text in group.exchange("agreement", json.dumps(mine))]
+    by_rank = [json.loads(text) for text in group.exchange("agreement", json.dumps(mine))]
     group.wait_for_departure("agreement")
-    compare(said)
+    compare(by_rank)
 
 
-def compare(said: Sequence[Mapping[str, Any]]) -> None:
-    """Raises ConsistencyError at the first key on which the ranks, in order, differ."""
-    for key in sorted(set().union(*said)):
-        values = [rank.get(key) for rank in said]
+def compare(by_rank: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ConsistencyError for the first key, in sorted order, whose values differ."""
+    for key in sorted(set().union(*by_rank)):
+        values = [settings.get(key) for settings in by_rank]
         if any(value != values[0] for value in values):
-            who: dict[str, list[int]] = {}
+            ranks_of: dict[str, list[int]] = {}
             for rank, value in enumerate(values):
-                who.setdefault(json.dumps(value), []).append(rank)
-            parts = "; ".join(f"ranks {ranks} have {value}" for value, ranks in who.items())
+                ranks_of.setdefault(json.dumps(value), []).append(rank)
+            parts = "; ".join(f"ranks {ranks} have {value}" for value, ranks in ranks_of.items())
             raise ConsistencyError(
                 f"the processes disagree about {key}: {parts}. "
                 "Start all of them with the same command, files and version of dglpipe"
@@ -50,7 +50,7 @@ def compare(said: Sequence[Mapping[str, Any]]) -> None:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one with dotted keys."""
+    """Converts nested dictionaries to one dictionary with dotted keys."""
     if not isinstance(tree, Mapping):
         return {prefix: tree}
     flat: dict[str, Any] = {}

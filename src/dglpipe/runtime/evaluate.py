@@ -1,4 +1,4 @@
-"""Accuracy of every exit of a finished run, in one process."""
+"""Evaluates every exit of a finished run, in one process."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ CPU = Device(torch.device("cpu"), "gloo")
 
 
 def evaluate_run(path: Path) -> dict[str, Any]:
-    """Evaluates the final weights below `path` and writes `evaluation.json`.
+    """Evaluates the final weights of the run in `path` and writes `evaluation.json`.
 
     Returns:
         The `test` part of the summary.
 
     Raises:
-        RunDirError: `path` is not the directory of a finished run, or has been damaged.
+        RunDirError: `path` is not the directory of a finished run, or a file is damaged.
     """
     run_dir = RunDir(path)
     config = run_dir.finished_config()

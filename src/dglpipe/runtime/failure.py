@@ -1,7 +1,7 @@
-"""Failures of a run: the first cause is reported, apart from its consequences.
+"""Failure records of a run: separates the first cause from its consequences.
 
-A process that fails writes a record with the time. A process that lost its neighbour marks its
-record as secondary. Reports show the earliest primary record.
+A process that fails writes a record with a time stamp. A process that fails because it lost its
+neighbour marks its record as secondary. The error of the run is the earliest primary record.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from dglpipe.runtime.run_dir import RunDir
 from dglpipe.runtime.summary import unfinished
 
 PEER_PAUSE_S = 2.0
-"""Seconds that a process waits after the loss of a neighbour, so that its launcher sees the
-process that failed first exit first."""
+"""Seconds that a process waits after the loss of a neighbour. The process that failed first then
+exits first, and the launcher reports that process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The end of one process.
+    """The failure record of one process.
 
     Attributes:
         where: the process by rank and stage.
-        step: the training step under way; 0 before the first.
-        primary: whether it is not the consequence of another process's end.
-        user: whether it is a mistake in what the user gave. The message then needs no traceback.
+        step: the training step in progress; 0 before the first.
+        primary: False if the process failed because another process exited.
+        user: whether the cause is an error in the user's input; its report has no traceback.
     """
 
     time_ns: int
@@ -47,7 +47,7 @@ class Failure:
     trace: str
 
     def describe(self, log: Path, checkpoints: bool) -> str:
-        """The report: the cause first, then what to do, and where the log is.
+        """The full report: cause, what to do, and path of the log.
 
         Args:
             checkpoints: whether the run writes checkpoints.
@@ -64,12 +64,12 @@ class Failure:
 
 
 def advice(checkpoints: bool) -> str:
-    """How to go on after a failure."""
+    """How to continue after a failure."""
     if checkpoints:
-        return "the same command with resume=auto goes on from the last complete checkpoint"
+        return "the same command with resume=auto continues from the last complete checkpoint"
     return (
-        "to train again give another run_dir, or this one with resume=auto; with "
-        "checkpoint.every=STEPS such a run goes on where it was"
+        "to train again, give another run_dir, or the same run_dir with resume=auto; with "
+        "checkpoint.every=STEPS a run can continue after a failure"
     )
 
 
@@ -88,20 +88,20 @@ def record(error: BaseException, rank: int, where: str, step: int) -> Failure:
 
 
 def write(failure: Failure, run_dir: RunDir) -> None:
-    """Writes the record, unless another rank has removed the directory."""
+    """Writes the record, unless another rank has removed the run directory."""
     if run_dir.logs.is_dir():
         with contextlib.suppress(FileNotFoundError):
             write_json(run_dir.failure(failure.rank), asdict(failure))
 
 
 def read(run_dir: RunDir) -> list[Failure]:
-    """All records of a run, the record that explains the others first."""
+    """All records of a run, in the order of `in_order`."""
     files = run_dir.logs.glob("failure_*.json")
     return in_order([Failure(**json.loads(file.read_text())) for file in files])
 
 
 def read_own(run_dir: RunDir, rank: int) -> Failure:
-    """The record of one rank."""
+    """The record of `rank`."""
     return Failure(**json.loads(run_dir.failure(rank).read_text()))
 
 
@@ -114,7 +114,7 @@ def explain(exit_codes: Mapping[int, int], plan: RunPlan, run_dir: RunDir) -> Ex
     """The error of a run on this machine: the earliest cause, not the first process that exited.
 
     Args:
-        exit_codes: of the failed processes, by rank; -N for one that signal N ended.
+        exit_codes: rank -> exit code of the failed processes; -N for a process killed by signal N.
     """
     checkpoints = plan.config.checkpoint.every > 0
     records = read(run_dir)
@@ -140,6 +140,6 @@ def explain(exit_codes: Mapping[int, int], plan: RunPlan, run_dir: RunDir) -> Ex
 
 
 def conclude(status: str, plan: RunPlan, run_dir: RunDir) -> None:
-    """Writes the summary of a run that ends early, unless another rank has written one."""
+    """Writes the summary of a run that did not finish, unless another rank has written one."""
     if not run_dir.summary.exists():
         write_json(run_dir.summary, unfinished(status, plan))

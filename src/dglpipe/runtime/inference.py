@@ -33,16 +33,16 @@ class TrainedNetwork(nn.Module):
     """All stages of a run, in evaluation mode: logits from any exit.
 
     Attributes:
-        stages: each a `StageModule` with segments and auxiliary modules, in order.
+        stages: one `StageModule` per stage, in order, with segments and auxiliary modules.
 
     Example:
         >>> import dglpipe
         >>> import torch
         >>> network = dglpipe.load("runs/first")
         >>> images = torch.zeros(1, 1, 8, 8)
-        >>> network(images, exit=0).shape  # of stage 0; the stages above are not run
+        >>> network(images, exit=0).shape  # logits of stage 0; the stages above do not run
         torch.Size([1, 10])
-        >>> len(network.exits(images))  # of all stages, in one pass
+        >>> len(network.exits(images))  # logits of all stages, in one pass
         2
         >>> network.ensemble(images).shape
         torch.Size([1, 10])
@@ -57,10 +57,11 @@ class TrainedNetwork(nn.Module):
         """Logits (B, N) of `batch` (B, C, H, W), normalised as in training.
 
         Args:
-            exit: j; the stages above it are not run. None: the last, the network itself.
+            exit: index j of the stage; the stages above do not run. None: the last stage, which
+                ends in the network's own classifier.
 
         Raises:
-            ConfigError: there is no such exit.
+            ConfigError: the stage does not exist or has no exit.
         """
         count = len(self.stages)
         end = count - 1 if exit is None else whole(exit)
@@ -73,7 +74,7 @@ class TrainedNetwork(nn.Module):
         return logits
 
     def exits(self, batch: Tensor) -> list[Tensor | None]:
-        """Logits (B, N) of every stage, in one pass; None of a stage that has no exit."""
+        """Logits (B, N) of every stage, in one pass; None for a stage without an exit."""
         logits: list[Tensor | None] = []
         for j in range(len(self.stages)):
             stage = self._stage(j)
@@ -98,7 +99,7 @@ def load_run(path: Path) -> TrainedNetwork:
     """The network of a finished run with its final weights, on the CPU, in evaluation mode.
 
     Raises:
-        RunDirError: `path` is not the directory of a finished run, or has been damaged.
+        RunDirError: `path` is not the directory of a finished run, or a file is damaged.
     """
     network, run_dir = _open(path)
     trained = TrainedNetwork(network)
@@ -112,20 +113,20 @@ def export_run(path: Path, output: Path, exits: bool = False) -> int:
     """Writes the trained network as safetensors under its own `state_dict` keys.
 
     Args:
-        exits: the heads too, under `exits.<j>.` + key.
+        exits: also write the heads, under `exits.<j>.` + key.
 
     Returns:
-        How many tensors were written.
+        The number of tensors written.
 
     Raises:
-        RunDirError: `path` is not the directory of a finished run, or has been damaged.
-        UserError: the file cannot be written, or would be one of the run's own; keys of the
-            network look like keys of exits.
+        RunDirError: `path` is not the directory of a finished run, or a file is damaged.
+        UserError: the file cannot be written or is in the run's `final/`; the network has keys
+            that begin with `exits.`.
     """
     network, run_dir = _open(path, meta=True)
     folder = run_dir.manifest.parent
     if output.resolve().is_relative_to(folder.resolve()):
-        hint = "The weights of the run itself are in there"
+        hint = "This folder contains the weights of the run"
         raise ConfigError("output", str(output), f"a file outside of {folder}", hint)
     tensors: dict[str, Tensor] = {}
     for j, module in enumerate(network.modules):
@@ -141,7 +142,7 @@ def export_run(path: Path, output: Path, exits: bool = False) -> int:
         save(output, tensors)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"output: got {output}; it cannot be written: {reason}") from error
+        raise UserError(f"output: got {output}; cannot write: {reason}") from error
     return len(tensors)
 
 
@@ -149,7 +150,7 @@ def _refuse_exits(keys: Iterable[str]) -> None:
     own = sorted(key for key in keys if key.startswith(EXITS))
     if own:
         allowed = f"false for a network whose own keys begin with {EXITS!r}"
-        raise ConfigError("exits", True, allowed, f"It has {own[0]}")
+        raise ConfigError("exits", True, allowed, f"The network has {own[0]}")
 
 
 def _open(path: Path, meta: bool = False) -> tuple[StagedNetwork, RunDir]:
@@ -161,12 +162,12 @@ def _open(path: Path, meta: bool = False) -> tuple[StagedNetwork, RunDir]:
 
 
 def _description(manifest: Path) -> DataInfo:
-    """The data set that the run was trained on."""
+    """Properties of the training data set, from the manifest."""
     try:
         known = json.loads(manifest.read_text())["data"]
         data = DataInfo(**{**known, "classes": tuple(known["classes"])})
     except KeyError as error:
-        raise RunDirError.damaged(manifest, f"it has no {error}") from error
+        raise RunDirError.damaged(manifest, f"no key {error}") from error
     except (OSError, ValueError, TypeError) as error:
         raise RunDirError.damaged(manifest, error) from error
     sizes = (data.channels, data.height, data.width)

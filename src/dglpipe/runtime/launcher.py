@@ -1,4 +1,4 @@
-"""Starts the processes of a run on this machine and reports how they ended."""
+"""Starts the processes of a run on this machine and reports their failure."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ SHOW_CURSOR = "\x1b[?25h"
 
 
 def launch(plan: RunPlan, run_dir: RunDir) -> dict[str, Any]:
-    """Runs P x R workers to their end.
+    """Starts P x R workers and waits for them.
 
     Returns:
         The summary.
 
     Raises:
         RunFailedError: a process failed; the message begins with the first cause.
-        UserError: a process found a mistake of the user before the first step.
+        UserError: a process found an error in the user's input before the first step.
         KeyboardInterrupt: the user stopped the run.
     """
     # What torchrun would set, and a network interface that every machine has.
@@ -57,7 +57,7 @@ def launch(plan: RunPlan, run_dir: RunDir) -> dict[str, Any]:
         raise KeyboardInterrupt(signal.Signals(number).name) from None
     finally:
         if sys.stderr.isatty():
-            sys.stderr.write(SHOW_CURSOR)  # a killed worker leaves its display as it is
+            sys.stderr.write(SHOW_CURSOR)  # a killed worker leaves the cursor hidden
         if status != "finished":
             write_json(run_dir.summary, unfinished(status, plan))
 
@@ -70,20 +70,20 @@ def _launch_config(layout: Layout, scratch: str) -> LaunchConfig:
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
-        # A restart inside one job hides the first error behind refused connections.
+        # A restart would hide the first error among refused connections.
         max_restarts=0,
         monitor_interval=0.1,
-        # Workers that are forked, or come from a fork server, outlive a killed launcher.
+        # With fork or forkserver, workers outlive a killed launcher.
         start_method="spawn",
-        # Not SIGINT: elastic passes its signal on, and the workers ignore SIGINT.
+        # Not SIGINT: elastic forwards its signals, and the workers ignore SIGINT.
         signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
         logs_specs=DefaultLogsSpecs(log_dir=scratch),
     )
 
 
 def _quieten() -> None:
-    """Silences elastic, which logs the end of every worker in its own order. The launcher
-    reports the cause."""
+    """Silences torch elastic, which logs the exit of every worker. The launcher reports the
+    cause."""
     elastic = "distributed.elastic"
     for name in (f"{elastic}.multiprocessing.api", f"{elastic}.agent.server.api"):
         logging.getLogger(f"torch.{name}").setLevel(logging.CRITICAL)
@@ -91,12 +91,12 @@ def _quieten() -> None:
 
 
 def _entry(plan: RunPlan, path: str, launcher: int) -> dict[str, Any] | None:
-    """One worker. Only the launcher answers to Ctrl-C and reports failures."""
+    """Runs one worker. Only the launcher handles Ctrl-C and reports failures."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.getppid() != launcher:
-        os._exit(1)  # The launcher was killed while this process loaded its libraries.
+        os._exit(1)  # The launcher was killed while this process imported its libraries.
     try:
         return run_worker(plan, RunDir(Path(path)))
     except Exception:
-        # The record is on disk. A regular exit would wait for lost neighbours.
+        # The failure record is on disk. A regular exit would wait for lost neighbours.
         os._exit(1)

@@ -1,4 +1,4 @@
-"""Checks what a method declares against what it does, before the first step of a run."""
+"""Compares the declarations of a method with its messages and losses, before the first step."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from dglpipe.pipeline.message import ACTIVATIONS, Direction, Field
 from dglpipe.pipeline.stage import LocalStep, StageModule, cast_input
 
 ROWS = 2
-"""Rows of the batch of the check. Batch norm needs more than one."""
+"""Rows of the test batch. Batch norm needs at least two."""
 
 
 def check_messages(method: Method, plan: RunPlan) -> None:
     """Runs forward and objective of every stage on two rows, and compares messages.
 
-    A method that neither fills tensors nor has a loss of its own is not run: it uses the messages
-    and the loss of the package.
+    A method that uses the messages and the loss of the package is not run.
 
     Raises:
-        ConfigError: a declared tensor that is not filled, a filled tensor that is not declared,
-            another dtype or shape than declared, an objective that gives no scalar with a
-            gradient; with method, stage and tensor.
+        ConfigError: a declared tensor is not filled, a filled tensor is not declared, a dtype or
+            shape differs from the declaration, or an objective does not return a scalar with a
+            gradient. The message names method, stage and tensor.
     """
     for link in range(len(plan.messages)):
         _check_declared(method, plan, link)
@@ -50,7 +49,7 @@ def check_messages(method: Method, plan: RunPlan) -> None:
 
 
 def _check_declared(method: Method, plan: RunPlan, link: int) -> None:
-    """Refuses directions and names that no link carries."""
+    """Raises ConfigError for a direction or a name that no link carries."""
     fields = plan.messages[link]
     for field in fields:
         if field.direction is not Direction.UP:
@@ -75,7 +74,7 @@ def _check_stage(
     labels: Tensor,
     extras: Mapping[str, Tensor],
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """Checks stage `j`; returns the inputs and extras of the next stage."""
+    """Checks stage `j`; returns the inputs and the extra tensors of the next stage."""
     emitted: list[Tensor] = []
     learning = method.learning(plan.config.label_smoothing)
     step = LocalStep(module, learning.loss, learning.objective)
@@ -84,7 +83,7 @@ def _check_stage(
         loss, _ = step(cast, labels, extras, emitted.append)
     except ConfigError:
         raise
-    except Exception as error:  # a method from outside may raise anything
+    except Exception as error:  # code of the user may raise any exception
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         got = f"{method.name}, stage {j}: the local objective fails"
         raise ConfigError("method", got, "an objective that works on every stage", reason) from (

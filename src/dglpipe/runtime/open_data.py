@@ -1,4 +1,4 @@
-"""The images of a run: its data set, with as many channels as its network takes."""
+"""Opens the data set of a run with the number of channels that the network requires."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from dglpipe.models.meta import building
 
 
 def open_images(config: Config, loaders: int = 1) -> DataSource:
-    """The data set of `config`; gray images are repeated for a network that wants colour.
+    """Opens the data set of `config`; gray images are repeated for a network of more channels.
 
-    What a network from outside the package wants, its first convolution says.
+    For a network from outside the package, its first convolution determines the channels.
 
     Args:
-        loaders: of replicas on this machine, which share its cores.
+        loaders: number of replicas on this machine that load data; they share the cores.
 
     Raises:
-        ConfigError: such a network cannot be built.
-        DataError: the data set is missing or has other channels than the network.
+        ConfigError: a network from outside the package cannot be built.
+        DataError: the data set is missing, or its channels do not fit the network.
     """
     wanted = wanted_channels(config.model)
     source = open_data(config.data, config.seed, wanted, loaders)

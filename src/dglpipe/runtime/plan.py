@@ -1,4 +1,4 @@
-"""The plan of a run: what is wrong with its settings, where the network is cut, what it takes."""
+"""Planning of a run: checks of the settings, layout, cut of the network, and predicted cost."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def plan_layout(
     world_size: int | None = None,
     local: int | None = None,
 ) -> Layout:
-    """Fills in what the configuration leaves open about stages and processes.
+    """Determines the stages, processes, replicas and threads of a run.
 
     Args:
-        settings: of the method, which places the stages.
+        settings: settings of the method, which places the stages on the processes.
         cores: cores of this machine, for the default number of threads.
-        world_size: number of processes of an outside launcher; None: there is none.
-        local: how many of them run on this machine; None: all.
+        world_size: number of processes of an outside launcher; None: no outside launcher.
+        local: number of these processes on this machine; None: all.
 
     Raises:
-        ConfigError: more processes than stages, a world size that is not P x R, numbers that do
-            not fit the method.
+        ConfigError: more processes than stages, a world size that is not P x R, or numbers that
+            the method does not support.
     """
     replicas = pipeline.replicas
     if world_size is not None and world_size % replicas:
@@ -72,15 +72,15 @@ def plan_layout(
 def make_plan(
     config: Config, layout: Layout, local: int | None = None, source: DataSource | None = None
 ) -> RunPlan:
-    """The plan of a run. Finds everything that can be known to be wrong before the run starts.
+    """Builds the plan of a run and finds every error that can be found before the run starts.
 
     Args:
-        config: is not changed; the plan has a resolved copy.
-        local: processes on this machine; None: all.
-        source: the data set of `config`; None: this function opens it.
+        config: the configuration; not modified. The plan has a resolved copy.
+        local: number of processes on this machine; None: all.
+        source: the data set of `config`; None: this function opens the data set.
 
     Raises:
-        UserError: with the key, what was given, what is allowed and what to do.
+        UserError: an error in a setting; the message has key, value, allowed values and fix.
     """
     local = local or layout.world_size
     source = source or open_images(config)
@@ -115,7 +115,7 @@ def _is_auto(config: Config) -> bool:
 
 
 def _resolved(config: Config, layout: Layout, bounds: Sequence[int]) -> Config:
-    """`config` with the numbers that the plan has chosen."""
+    """`config` with the stages, processes, threads and cut of the plan."""
     pipeline = replace(
         config.pipeline,
         stages=layout.stages,
@@ -144,7 +144,7 @@ def _warn_of_oversubscription(layout: Layout, local: int) -> None:
 
 
 def plan_run(config: Config) -> Plan:
-    """What the stages of `config` take, and how fast they can be, without training.
+    """Predicts cost and throughput of the stages of `config`, without training.
 
     Raises:
         UserError: as `make_plan`.
@@ -157,7 +157,7 @@ def plan_run(config: Config) -> Plan:
     rows = schedule.largest_rows(Phase.TRAIN)
     image = network.spec.image_shape
     if config.pipeline.cost == "flops" or not config.pipeline.times:
-        # FLOPs do not depend on the machine, so its cores do not count.
+        # A prediction by FLOPs assumes separate cores for every process.
         loader = LoaderEstimate(image)
         return predict(estimate(network, rows), rows, layout, method, loader)
     costs = timed_costs(config, method, layout.stages)
@@ -174,10 +174,10 @@ def plan_run(config: Config) -> Plan:
 def _cut(
     config: Config, method: Method, source: DataSource, layout: Layout, local: int, timed: bool
 ) -> tuple[StagedNetwork, Config, BatchSchedule]:
-    """The network on the meta device, cut; `config` with measured times; the batch schedule.
+    """The cut network on the meta device, `config` with measured times, and the batch schedule.
 
     Args:
-        timed: whether to measure where `pipeline.cost` is `time`.
+        timed: whether to measure times if `pipeline.cost` is `time`.
     """
     stages = layout.stages
     check_per_stage(config, stages)
@@ -195,10 +195,10 @@ def _cut(
 def _with_times(
     config: Config, method: Method, source: DataSource, layout: Layout, local: int, rows: int
 ) -> Config:
-    """`config` with `pipeline.times` as measured on this machine."""
+    """`config` with `pipeline.times` measured on this machine."""
     backend = choose_backend(config.pipeline.backend, local)
     _check_precisions(config, layout.stages, backend)
-    # Find mistakes before anything is measured.
+    # Find errors in the settings before the measurement.
     by_flops = replace(config, pipeline=replace(config.pipeline, cost="flops"))
     network = build_staged_network(by_flops, method, source.info, layout.stages, meta=True)
     network.check_outputs()
@@ -210,5 +210,5 @@ def _with_times(
 
 
 def _rounded(times: Times) -> dict[str, list[float]]:
-    """`times` as `pipeline.times` has them."""
+    """`times` in the format of `pipeline.times`, rounded to 0.1 microseconds."""
     return {name: [round(one, 7) for one in values] for name, values in asdict(times).items()}

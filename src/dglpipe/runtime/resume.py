@@ -1,4 +1,4 @@
-"""Resuming a run: which settings may differ, and which cut it keeps."""
+"""Resuming a run: the settings that may differ, and the cut that stays the same."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ RESUMABLE = {
     *("link.delay_ms", "link.bandwidth_mbps"),
     *(f"pipeline.times.{part}" for part in ("segments", "input_gradients", "heads")),
 }
-"""Keys that may differ from the resumed run: they change no weight."""
+"""Keys that may differ from the resumed run, because they do not change the weights."""
 
 
 def with_cut_of_resumed_run(config: Config, layout: Layout) -> Config:
-    """`config` with the cut of the run in its directory, if that run is to be resumed.
+    """`config` with the cut of the run in `run_dir`, if that run is to be resumed.
 
-    A new measurement could put `pipeline.split=auto` elsewhere.
+    With `pipeline.split=auto`, a new measurement could give another cut.
     """
     if config.resume == "never" or config.run_dir is None or config.pipeline.split != "auto":
         return config
@@ -47,14 +47,14 @@ def read_config(run_dir: RunDir) -> Config:
     """The configuration of the run in `run_dir`.
 
     Raises:
-        RunDirError: it cannot be read.
+        RunDirError: the configuration cannot be read.
     """
     try:
         return from_yaml(run_dir.config.read_text())
     except (ValueError, OSError) as error:
         raise RunDirError(
             f"run_dir: {run_dir.config} is not the configuration of a run ({error}); give "
-            "another directory, or delete this one"
+            "another directory, or delete this directory"
         ) from error
 
 

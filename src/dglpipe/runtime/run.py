@@ -22,13 +22,13 @@ def train(config: Config) -> dict[str, Any]:
     """Checks `config`, starts its processes on this machine, and waits for them.
 
     Args:
-        config: is not changed.
+        config: the configuration; not modified.
 
     Returns:
         The summary.
 
     Raises:
-        UserError: nothing was trained, and there is no run directory.
+        UserError: an error in the user's input; nothing was trained.
         RunFailedError: a process failed.
     """
     layout = plan_layout(config.pipeline, config.method, cores())
@@ -47,13 +47,12 @@ def train(config: Config) -> dict[str, Any]:
 
 
 def choose_run_dir(config: Config) -> RunDir:
-    """The directory that `config` names, or a new one."""
+    """The directory that `config` names, or a new directory."""
     return RunDir(Path(config.run_dir) if config.run_dir else default_path())
 
 
 def settle(plan: RunPlan, run_dir: RunDir) -> RunPlan:
-    """Writes the resolved configuration to `run_dir`, after a comparison with that of a resumed
-    run.
+    """Compares the configuration with the resumed run, if any, and writes it to `run_dir`.
 
     Returns:
         The plan with the run directory in its configuration.

@@ -1,4 +1,4 @@
-"""The files of a run: every path in one place, and who may write there."""
+"""The paths of all files of a run, and the checks and the lock of the run directory."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ class RunDir:
 
     @property
     def timeline(self) -> Path:
-        """The trace; the picture lies beside it."""
+        """The trace; the picture has the same name with the suffix `.png`."""
         return self.path / "timeline.json"
 
     @property
     def staleness(self) -> Path:
-        """The picture of what asynchronous stages read."""
+        """The picture of the ages of the batches that asynchronous stages read."""
         return self.path / "staleness.png"
 
     def timeline_part(self, rank: int) -> Path:
-        """What one process noted, until all is put together."""
+        """The spans of one process, until the spans of all processes are merged."""
         return self.logs / f"timeline_{rank}.json"
 
     @property
@@ -88,26 +88,26 @@ class RunDir:
         return self.logs / f"failure_{rank}.json"
 
     def status(self) -> str | None:
-        """`finished`, `failed`, `interrupted`, `unfinished`; None where no run has been."""
+        """`finished`, `failed`, `interrupted` or `unfinished`; None if there is no run."""
         if self.summary.is_file():
-            # What a full disk left says nothing.
+            # On a full disk, the summary may be truncated.
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 return str(json.loads(self.summary.read_text())["status"])
         return "unfinished" if self.config.is_file() else None
 
     def finished_config(self) -> Config:
-        """The configuration of the finished run in here, without the initial weights, whose
-        file may be gone.
+        """The configuration of the finished run in this directory, without `model.weights`, whose
+        file may no longer exist.
 
         Raises:
             RunDirError: this is not the directory of a finished run, or its configuration is
-                gone or damaged.
+                missing or damaged.
         """
         status = self.status()
         if status != "finished":
             raise RunDirError(
                 f"run: {self.path} holds {f'a run that is {status}' if status else 'no run'}; "
-                "give one that is finished"
+                "give the directory of a finished run"
             )
         try:
             config = from_yaml(self.config.read_text())
@@ -116,10 +116,11 @@ class RunDir:
         return replace(config, model=replace(config.model, weights=None))
 
     def check(self, resume: str) -> None:
-        """Whether a run may use the directory; touches nothing.
+        """Checks that a run may use the directory; changes no file.
 
         Raises:
-            RunDirError: finished, unfinished without resume=auto, in use, or something else.
+            RunDirError: the directory contains a finished run, an unfinished run without
+                `resume=auto`, a run in progress, or other files.
         """
         if not self.path.exists():
             return
@@ -136,9 +137,9 @@ class RunDir:
         if status is not None and resume != "auto":
             raise RunDirError(
                 f"run_dir: {self.path} holds an unfinished run; give another directory, delete "
-                "it, or go on with resume=auto"
+                "it, or continue with resume=auto"
             )
-        # A run that ended before it began leaves its lock and an empty folder of logs.
+        # A run that failed before its start leaves its lock and an empty folder of logs.
         own = {self._lock.name, self.logs.name} if self._lock.exists() else set()
         others = [item.name for item in self.path.iterdir() if item.name not in own]
         if status is None and others:
@@ -157,10 +158,10 @@ class RunDir:
             ) from None
 
     def claim(self, resume: str) -> IO[str]:
-        """Makes the directory this run's own for as long as the result stays open.
+        """Creates and locks the directory; the lock is held while the returned file is open.
 
         Raises:
-            RunDirError: see `check`.
+            RunDirError: as `check`; the directory cannot be written to.
         """
         self.check(resume)
         try:
@@ -175,23 +176,23 @@ class RunDir:
         return lock
 
     def forget_end(self) -> None:
-        """Removes what tells of the end of the run that goes on."""
+        """Deletes the summary and the failure records of a run that is resumed."""
         for old in (*self.logs.glob("failure_*.json"), self.summary):
             old.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Removes the directory of a run that was claimed and ended before it began."""
-        for _ in range(10):  # another rank may be writing its last words into it
+        """Removes the directory of a run that failed before its first step."""
+        for _ in range(10):  # another rank may still write its failure record
             shutil.rmtree(self.path, ignore_errors=True)
             if not self.path.exists():
                 break
             time.sleep(0.05)
 
     def forget_after(self, step: int, by_stage: Mapping[int, int]) -> None:
-        """Drops the lines of `metrics.jsonl` that a run resumed behind `step` writes anew.
+        """Deletes the lines of `metrics.jsonl` that a run resumed after `step` writes again.
 
         Args:
-            by_stage: where a stage goes on behind another step.
+            by_stage: stage -> step, for stages that resume after another step.
         """
         if not self.metrics.is_file():
             return
@@ -201,8 +202,8 @@ class RunDir:
 
 
 def _is_before(text: str, step: int, by_stage: Mapping[int, int]) -> bool:
-    """Whether a line was written before the checkpoint of `step`, where tests come later; one
-    that was torn by the end of its run was not."""
+    """Whether the line `text` was written before the checkpoint of `step`; False for a line that
+    is cut off. The evaluation after `step` comes after the checkpoint."""
     try:
         line = json.loads(text)
     except ValueError:
@@ -213,7 +214,7 @@ def _is_before(text: str, step: int, by_stage: Mapping[int, int]) -> bool:
 
 
 def default_path() -> Path:
-    """`runs/<date>_<time>`, not yet taken."""
+    """`runs/<date>_<time>`, with a number appended if the directory exists."""
     stem = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     path, count = Path("runs") / stem, 1
     while path.exists():

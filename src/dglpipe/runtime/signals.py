@@ -1,4 +1,4 @@
-"""What ends a process from outside: its parent is gone, or a signal asks it to terminate."""
+"""Exit of a worker when its parent process has exited, and on SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 
 def watch_parent(seconds: float = 1.0) -> None:
-    """Looks every `seconds` whether the parent is still the same; if not, exits at once."""
+    """Starts a thread that exits this process when its parent has exited; polls every `seconds`."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -22,9 +22,9 @@ def watch_parent(seconds: float = 1.0) -> None:
 
 
 def on_sigterm(act: Callable[[], None]) -> None:
-    """Calls `act` in a thread of its own when SIGTERM comes, then ends the process.
+    """Calls `act` in a separate thread on SIGTERM, then exits the process.
 
-    The main thread may be waiting inside a library, where no handler of Python runs.
+    The main thread may wait inside a library, where Python runs no signal handlers.
     """
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)

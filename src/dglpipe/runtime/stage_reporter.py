@@ -1,4 +1,4 @@
-"""What a process reports of its stages: training lines, test lines and the final entry."""
+"""Reports of the stages of a process: training lines, test lines and the final entry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StageReporter:
     """Reports the stages of one process.
 
     Args:
-        reporter: the sending side of the metrics.
+        reporter: sends the records to rank 0.
     """
 
     def __init__(self, context: RunContext, reporter: Reporter) -> None:
@@ -28,11 +28,11 @@ class StageReporter:
         self._logged = {stage.index: 0.0 for stage in context.stages}
 
     def begin(self, now: float) -> None:
-        """Training begins at `now` seconds of the timer."""
+        """Records that training begins at `now`, in seconds of the timer."""
         self._logged = dict.fromkeys(self._logged, now)
 
     def log_train(self, update: Update) -> None:
-        """A training line of every stage that made the step."""
+        """Sends a training line of every stage that made the step."""
         now = timers.seconds(self._timer.snapshot())
         for stage in update.stages:
             totals = stage.totals()
@@ -54,7 +54,7 @@ class StageReporter:
         self._logged.update(dict.fromkeys(logged, now))
 
     def log_test(self, event: Evaluation, stages: Sequence[Stage]) -> None:
-        """A test line of every exit, and of the ensemble."""
+        """Sends a test line of every exit and of the ensemble."""
         rows = 0
         for stage in stages:
             if stage.module.is_exit:
@@ -74,7 +74,7 @@ class StageReporter:
 
         Args:
             digest: `weights_sha256`.
-            spent: time of the throughput window; None: there is none.
+            spent: time in the throughput window; None: the run is too short for a window.
         """
         plan, j = self._context.plan, stage.index
         return {

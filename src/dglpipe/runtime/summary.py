@@ -34,10 +34,10 @@ class Summary:
             self._tests[line.stage] = line
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Does nothing: no resource is open."""
 
     def test(self) -> dict[str, Any]:
-        """The `test` part: exits in the order of the stages."""
+        """The `test` part of the summary: exits in the order of the stages."""
         lines = [self._tests.get(j) for j in range(self._layout.stages)]
         ensemble = self._tests.get(ENSEMBLE)
         return {
@@ -47,7 +47,7 @@ class Summary:
         }
 
     def finished(self, finals: Sequence[dict[str, Any]], wall_seconds: float) -> dict[str, Any]:
-        """The whole file of a finished run.
+        """The content of `summary.json` for a finished run.
 
         Args:
             finals: the final reports of all processes, by rank.
@@ -73,7 +73,7 @@ class Summary:
         }
 
     def manifest(self, finals: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The content of `final/`, and the data set that the network was built for."""
+        """The content of `final/manifest.json`: files of the stages, and the data set."""
         keys = ("stage", "segments", "weights_sha256")
         stages = _per_stage(finals, self._layout)
         return {
@@ -88,7 +88,7 @@ class Summary:
 
 
 def unfinished(status: str, plan: RunPlan) -> dict[str, Any]:
-    """The whole file of a run that did not finish: the same names, with nulls."""
+    """The content of `summary.json` for a run that did not finish: the same keys, with nulls."""
     nothing = [None] * plan.layout.stages
     return {
         **header(status, plan),
@@ -101,7 +101,7 @@ def unfinished(status: str, plan: RunPlan) -> dict[str, Any]:
 
 
 def header(status: str, plan: RunPlan) -> dict[str, Any]:
-    """The part of the summary that is known from the start."""
+    """The part of the summary that is known before the run starts."""
     config, layout = plan.config, plan.layout
     return {
         "status": status,
@@ -128,7 +128,7 @@ def header(status: str, plan: RunPlan) -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """The commit of the source tree, `-dirty` if changed; None outside a checkout."""
+    """The commit of the source tree, with `-dirty` if modified; None outside a checkout."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None

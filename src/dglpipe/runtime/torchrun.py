@@ -1,4 +1,4 @@
-"""One worker of a run that an outside launcher has started: torchrun or the like."""
+"""Runs this process as one worker of an outside launcher such as torchrun."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dglpipe.runtime.signals import on_sigterm
 from dglpipe.runtime.worker import run_worker
 
 TERMINATION_PAUSE_S = 1.5
-"""Longest time until a process notices the loss of a neighbour."""
+"""Maximum time in seconds until a process notices the loss of a neighbour."""
 KEY = "dglpipe/run_dir"
 
 
@@ -33,7 +33,7 @@ def train_under_launcher(config: Config) -> None:
     """Runs this process as one worker.
 
     Args:
-        config: is not changed.
+        config: the configuration; not modified.
     """
     world = world_of_launcher()
     assert world is not None
@@ -46,7 +46,7 @@ def train_under_launcher(config: Config) -> None:
 
 
 def _lead(config: Config, layout: Layout, local: int) -> None:
-    """Rank 0 chooses the cut and the run directory, for two measurements give two cuts."""
+    """Rank 0: chooses cut and run directory for all ranks, because measurements differ."""
     plan = make_plan(with_cut_of_resumed_run(config, layout), layout, local)
     store = rendezvous(config.timeout_s)
     group = ProcessGroup.store_only(layout.at(0), store)
@@ -71,7 +71,7 @@ def _lead(config: Config, layout: Layout, local: int) -> None:
 
 
 def _follow(config: Config, layout: Layout, rank: int, local: int) -> None:
-    """Another rank checks the configuration, then takes cut and run directory from rank 0."""
+    """Other ranks: check the configuration, then receive cut and run directory from rank 0."""
     by_flops = replace(config, pipeline=replace(config.pipeline, cost="flops"))
     plan = make_plan(by_flops, layout, local)
     store = rendezvous(config.timeout_s)
@@ -91,11 +91,11 @@ def _follow(config: Config, layout: Layout, rank: int, local: int) -> None:
 
 
 def _run_worker(plan: RunPlan, run_dir: RunDir, store: Store, is_new: bool) -> None:
-    """Runs the worker and reports its failure; torchrun does not.
+    """Runs the worker and reports its failure, which torchrun does not do.
 
     Args:
-        is_new: whether this process made the run directory. It removes the directory when a
-            mistake of the user shows before the first step.
+        is_new: whether this process created the run directory, and so removes the directory if an
+            error in the user's input is found before the first step.
     """
     rank = int(os.environ["RANK"])
     has_checkpoints = plan.config.checkpoint.every > 0
@@ -129,8 +129,9 @@ def _run_worker(plan: RunPlan, run_dir: RunDir, store: Store, is_new: bool) -> N
 
 
 def _terminated(plan: RunPlan, run_dir: RunDir, rank: int) -> None:
-    """Reports the end of a run whose launcher terminates this process: another process is gone,
-    which this process then notices itself, or the run is to stop."""
+    """Reports the end of a run after SIGTERM: the launcher sends the signal when another process
+    has failed, or when the user stops the run. In the first case this process writes a failure
+    record soon."""
     end = time.monotonic() + TERMINATION_PAUSE_S
     while not run_dir.failure(rank).exists() and time.monotonic() < end:
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The training loop of one process: after every event of its runner it logs, saves and measures."""
+"""The training loop of one process: logs, checkpoints and throughput after every runner event."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dglpipe.runtime.stage_reporter import StageReporter
 
 
 class Trainer:
-    """Trains the stages of one process. It knows no method by name.
+    """Trains the stages of one process, with any method.
 
     Args:
-        context: what the process has.
+        context: plan, data, device, process group and stages of the process.
         runner: trains and evaluates the stages.
-        run_dir: where final weights, timeline and checkpoints go; None: nowhere.
-        checkpoints: None: none are written.
+        run_dir: directory of final weights and timeline; None: neither is written.
+        checkpoints: writes checkpoints; None: no checkpoints.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """The training step under way; 0 before the first."""
+        """The training step in progress; 0 before the first."""
         return self.runner.step
 
     def run(self) -> None:
         """Trains and evaluates to the end of the batch schedule.
 
         Raises:
-            LinkError: a neighbour sent another message than the scheduled one.
-            PeerLostError: a neighbour is gone.
+            LinkError: a received message differs from the batch schedule.
+            PeerLostError: a neighbour has exited.
         """
         with translate_peer_loss():
             # Building the network and decoding images are not part of a step.
@@ -78,7 +78,7 @@ class Trainer:
         self.runner.close()
 
     def _after(self, update: Update) -> None:
-        """Follows an optimizer step of some stages."""
+        """Logs, saves and measures after an optimizer step."""
         self._window.add_rows(update.rows)
         if update.step % self.plan.config.log_every == 0 or update.ends_pass:
             self.runner.check()

@@ -45,13 +45,13 @@ logger = logging.getLogger("dglpipe")
 
 
 def run_worker(plan: RunPlan, run_dir: RunDir, store: Store | None = None) -> dict[str, Any] | None:
-    """Runs this process to its end, under any launcher that sets RANK and its companions.
+    """Runs one worker process; the launcher sets the environment variables RANK, WORLD_SIZE etc.
 
     Args:
-        store: from `rendezvous`; None: this function meets the other processes.
+        store: store from `rendezvous`; None: this function calls `rendezvous`.
 
     Returns:
-        The summary at rank 0, else None.
+        The summary at rank 0; None at other ranks.
     """
     rank = int(os.environ["RANK"])
     topology = plan.layout.at(rank)
@@ -72,7 +72,7 @@ def run_worker(plan: RunPlan, run_dir: RunDir, store: Store | None = None) -> di
 
 
 class _Run:
-    """One process of a run, and how far it has come."""
+    """One process of a run, with the current step for failure records."""
 
     def __init__(self, plan: RunPlan, topology: Topology, run_dir: RunDir) -> None:
         self._plan = plan
@@ -82,16 +82,16 @@ class _Run:
 
     @property
     def step(self) -> int:
-        """The training step under way; 0 before the first."""
+        """The training step in progress; 0 before the first."""
         return 0 if self._trainer is None else self._trainer.step
 
     def train(self, store: Store) -> dict[str, Any] | None:
-        """Connects the process, trains, and closes the run."""
+        """Connects the process, trains, and disconnects; returns the summary at rank 0."""
         plan, topology, run_dir = self._plan, self._topology, self._run_dir
         config = plan.config
         device = open_device(plan)
         source = open_images(config, _loaders(topology))
-        # First of all: processes with different layouts would wait for each other.
+        # Before the links are connected: processes with different layouts would deadlock.
         store_only = ProcessGroup.store_only(topology, store)
         check_consistency(store_only, config, source.info, plan.backend)
         checked, link = config.pipeline.checked, config.link
@@ -102,7 +102,7 @@ class _Run:
         if plan.schedule.left_out and topology.rank == 0:
             logger.info(
                 "the last batch of every epoch, %d rows, is left out: "
-                "batch norm needs 2 rows a replica",
+                "batch norm needs 2 rows per replica",
                 plan.schedule.left_out,
             )
         summary = Summary(plan, device)
@@ -126,7 +126,7 @@ def _write_results(
     finals: list[dict[str, Any]],
     result: dict[str, Any],
 ) -> None:
-    """Writes what rank 0 leaves of a finished run: manifest, summary and pictures."""
+    """Writes the results of a finished run: manifest, summary and pictures."""
     write_json(run_dir.manifest, summary.manifest(finals))
     write_json(run_dir.summary, result)
     draw_staleness(result["staleness"] or [], run_dir.staleness)
@@ -145,7 +145,7 @@ def open_trainer(
     """The trainer of this process, with the state of the newest complete checkpoint.
 
     Args:
-        run_dir: where weights and checkpoints go; None: nowhere.
+        run_dir: directory of weights and checkpoints; None: neither is read or written.
     """
     method = build_method(plan.config.method)
     stages = _build_stages(plan, method, device, group)
@@ -185,8 +185,8 @@ def _build_stages(
 
 
 def _agree_on_checkpoint(checkpoints: Checkpoints, group: ProcessGroup) -> int:
-    """The step of the checkpoint that rank 0 chooses, so that all processes resume from one
-    step; 0 for a run that begins."""
+    """The step of the checkpoint that rank 0 selects, so that all processes resume from the same
+    step; 0 for a new run."""
     step = checkpoints.newest()
     if group.topology.rank == 0:
         checkpoints.drop_after(step)
@@ -194,14 +194,14 @@ def _agree_on_checkpoint(checkpoints: Checkpoints, group: ProcessGroup) -> int:
 
 
 def open_device(plan: RunPlan) -> Device:
-    """Chooses and prepares the device of this process."""
+    """Selects and prepares the device of this process."""
     device = select(plan.backend, int(os.environ.get("LOCAL_RANK", "0")))
     device.prepare(plan.layout.threads, plan.config.deterministic)
     return device
 
 
 def _loaders(topology: Topology) -> int:
-    """Processes of stage 0 on this machine."""
+    """Number of processes on this machine that run stage 0."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", topology.layout.world_size))
     return topology.loaders(int(os.environ.get("LOCAL_RANK", topology.rank)), local)
 
@@ -220,7 +220,7 @@ def _collect(trainer: Trainer, run_dir: RunDir, summary: Summary) -> Collector:
 
 
 def _write_workers(group: ProcessGroup, run_dir: RunDir) -> None:
-    """Writes `workers.json`: which process runs which stages where."""
+    """Writes `workers.json`: rank, stages, replica, process ID and host of every process."""
     topology = group.topology
     own = {
         "rank": topology.rank,

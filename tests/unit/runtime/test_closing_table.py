@@ -43,14 +43,14 @@ SLOW = {**STAGE, "loading_fraction": 0.31, "wait_output_fraction": 0.01}
 @pytest.mark.parametrize(
     ("decoders", "stages", "help_"),
     [
-        (1, 1, "feeds all: raise data.workers (1 now)\n"),
-        (0, 1, "feeds all: raise data.workers (0 now)\n"),
-        (2, 1, "feeds all: its 2 processes (data.workers) have all cores of this machine\n"),
-        (None, 2, "feeds all, by its process: give stage 0 fewer segments (pipeline.split)\n"),
-        (None, 1, "feeds all, by its process\n"),
+        (1, 1, ": raise data.workers (1 now)\n"),
+        (0, 1, ": raise data.workers (0 now)\n"),
+        (2, 1, ": 2 processes (data.workers) already use all cores of this machine\n"),
+        (None, 2, ", in its own process: give stage 0 fewer segments (pipeline.split)\n"),
+        (None, 1, ", in its own process\n"),
     ],
 )
-def test_loading_that_holds_up_the_chain_is_told(
+def test_slow_loading_is_reported_with_a_remedy(
     decoders, stages, help_, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(closing_table_module, "cores", lambda: 2)
@@ -60,7 +60,7 @@ def test_loading_that_holds_up_the_chain_is_told(
         summary["test"]["accuracy"] *= 2
     closing_table(summary, tmp_path, decoders)
     text = capsys.readouterr().out
-    assert f"loading images took 31% of the time of stage 0, which {help_}" in text
+    assert f"loading images took 31% of the time of stage 0, which feeds all stages{help_}" in text
     assert "image_size" not in text, "another size is another problem"
 
 
@@ -72,7 +72,7 @@ def test_loading_that_holds_up_the_chain_is_told(
         {"loading_fraction": 0.15, "wait_output_fraction": 0.5},
     ],
 )
-def test_loading_that_holds_up_nothing_is_not_told(changes, capsys, tmp_path):
+def test_loading_that_is_not_the_bottleneck_is_not_reported(changes, capsys, tmp_path):
     closing_table(summary_of({**SLOW, **changes}), tmp_path)
     assert "loading images" not in capsys.readouterr().out
 

@@ -5,9 +5,9 @@ from dglpipe.runtime.config_consistency import code_version, compare, flatten
 
 
 def test_a_difference_names_key_ranks_and_values():
-    said = [{"seed": 0, "epochs": 2}, {"seed": 1, "epochs": 2}, {"seed": 0, "epochs": 2}]
+    by_rank = [{"seed": 0, "epochs": 2}, {"seed": 1, "epochs": 2}, {"seed": 0, "epochs": 2}]
     with pytest.raises(ConsistencyError) as caught:
-        compare(said)
+        compare(by_rank)
     assert "seed" in str(caught.value)
     assert "ranks [0, 2] have 0" in str(caught.value)
     assert "ranks [1] have 1" in str(caught.value)
