@@ -1,8 +1,8 @@
-"""How stages learn: one file or folder for each method, and the point where a new one plugs in.
+"""Methods of learning: one file or folder per method, and the base class of new methods.
 
-May import: every package but `runtime` and `cli`. Begin with `base` (Method, Runner, RunContext),
-then `dgl` (the default method) on `chain_runner`; `run_plan` is the plan of a run as a value;
-`registry` finds a method by name. A method from outside derives from `Dgl` or `Method`.
+Imports every package except `runtime` and `cli`. Begin with `base` (Method, Runner, RunContext),
+then `dgl` (the default method) and `chain_runner`. `run_plan` defines the plan of a run; `registry`
+finds a method by name. A method from outside the package derives from `Dgl` or `Method`.
 """
 
 from dglpipe.methods.base import Emission, Method, RunContext, Runner

@@ -1,10 +1,10 @@
 """Backprop through all stages: the baseline of every comparison.
 
 One process trains a single stage by plain backprop. Several processes run a pipeline schedule of
-`torch.distributed.pipelining`, which sends activations forward and gradients back. A batch passes
-in equal micro-batches; the gradient is that of the mean loss of the batch. Labels travel from
-process to process over the links. Batch norm sees micro-batches: it takes statistics of
-B / m rows and counts m updates a step.
+`torch.distributed.pipelining`, which sends activations forward and gradients back. A batch is
+divided into m equal micro-batches; the gradient is the gradient of the mean loss of the batch. The
+links carry the labels. Batch norm computes its statistics over micro-batches of B / m rows, and
+updates its running statistics m times per step.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Backprop(Method):
     settings: BackpropConfig
 
     def placement(self, pipeline: PipelineConfig, given: int | None) -> Placement:
-        """One process with one stage, or a pipeline of stages as its schedule places them."""
+        """One process with one stage, or a pipeline with the placement of its schedule."""
         method = self.settings
         several = method.schedule is not None or (pipeline.processes or given or 1) > 1
         schedule = method.schedule or "1f1b"
@@ -71,13 +71,13 @@ class Backprop(Method):
             return Placement(1, pipeline.processes or given or 1)
         processes = pipeline.processes or given or max(1, stages // each)
         if pipeline.replicas > 1:
-            hint = "Replicas of a whole network have pipeline.stages=1"
+            hint = "Replicas require pipeline.stages=1"
             raise ConfigError("pipeline.replicas", pipeline.replicas, "1 for a pipeline", hint)
         same = stages % processes == 0 and stages > processes
         fits, rule = {
-            "line": (stages == processes, "one stage a process"),
-            "v": (stages == 2 * processes, "two stages a process"),
-            "loop": (same, "the same number of stages a process, two or more"),
+            "line": (stages == processes, "one stage per process"),
+            "v": (stages == 2 * processes, "two stages per process"),
+            "loop": (same, "the same number of stages per process, two or more"),
         }[kind]
         if processes == 1 or not fits:
             got = f"{stages} stages on {processes} process" + "es" * (processes > 1)
@@ -86,7 +86,7 @@ class Backprop(Method):
         return Placement(stages, processes, kind)
 
     def check(self, config: Config, layout: Layout, schedule: BatchSchedule) -> None:
-        """Refuses micro-batches that the batch or the pipeline schedule does not allow."""
+        """Raises ConfigError for micro-batches that do not fit the batch or the schedule."""
         if not layout.is_pipelined:
             return
         m, key = self.settings.microbatches, "method.microbatches"
@@ -111,22 +111,22 @@ class Backprop(Method):
         return {}
 
     def messages(self, link: int, spec: PipelineSpec) -> tuple[Field, ...]:
-        """Labels alone: torch.distributed.pipelining sends activations and gradients."""
+        """Labels only: torch.distributed.pipelining sends activations and gradients."""
         del link, spec
         labels = contiguous_field(LABELS, torch.int64, ())
         return labels, contiguous_field(ACTIVATIONS, torch.uint8, (0,))
 
     def activation_share(self, stage: int, stages: int) -> Fraction:
-        """1F1B: a stage has as many micro-batches in flight as stages follow it, and its own."""
+        """1F1B: stage j of K keeps the activations of min(m, K - j) of m micro-batches."""
         settings = self.settings
         if stages == 1 or settings.schedule not in (None, "1f1b"):
             return Fraction(1)
         return Fraction(min(settings.microbatches, stages - stage), settings.microbatches)
 
     def utilization(self, layout: Layout) -> float:
-        """GPipe and 1F1B: m / (m + P - 1) (Huang et al., 2019). With v stages a process,
-        interleaved: m / (m + (P - 1) / v) (Narayanan et al., 2021). ZBV has no bubbles where
-        forward and both parts of backward take the same time (Qi et al., 2024).
+        """GPipe and 1F1B: m / (m + P - 1) (Huang et al., 2019). Interleaved, with v stages per
+        process: m / (m + (P - 1) / v) (Narayanan et al., 2021). ZBV has no bubbles if forward and
+        both parts of backward take the same time (Qi et al., 2024).
         """
         if not layout.is_pipelined:
             return 1.0
@@ -140,7 +140,7 @@ class Backprop(Method):
 
 
 def fits(schedule: str, m: int, layout: Layout) -> bool:
-    """Whether a schedule of `torch.distributed.pipelining` takes `m` micro-batches."""
+    """Whether a schedule of `torch.distributed.pipelining` supports `m` micro-batches."""
     if schedule == "1f1b":
         return m >= layout.stages
     if schedule == "interleaved_1f1b":
@@ -169,7 +169,7 @@ class PipelineRunner(ChainRunner):
         self._holds_last = stages[-1].index == self._layout.stages - 1
 
     def train(self, arrival: Arrival) -> None:
-        """One step of all stages on the batch."""
+        """Makes one step of all stages of the pipeline on the batch."""
         item = arrival.item
         self._send_labels(arrival)
         self._lap(Kind.WAIT_OUTPUT, "send")
@@ -178,8 +178,8 @@ class PipelineRunner(ChainRunner):
         images = (arrival.batch,) if self._holds_first else ()
         labels = arrival.labels if self._holds_last else None
         schedule.step(*images, target=labels, return_outputs=False)
-        # Sends follow the last backward. Within a step the library waits for both neighbours in
-        # one call, which counts as waiting for input.
+        # The library sends the last gradients after the last backward. Within a step it waits for
+        # both neighbours in one call, which counts as waiting for input.
         self._lap(Kind.WAIT_OUTPUT, "send")
         norm = None
         if self._clips:
@@ -200,7 +200,7 @@ class PipelineRunner(ChainRunner):
             logits = schedule.eval(*images)
             if self._holds_last:
                 self.stages[-1].test_loss(logits, arrival.labels)
-                self.exits.count_ensemble(logits, arrival.labels)  # of one exit
+                self.exits.count_ensemble(logits, arrival.labels)  # there is only one exit
 
     def _send_labels(self, arrival: Arrival) -> None:
         if self.sender is not None:
@@ -211,7 +211,7 @@ class PipelineRunner(ChainRunner):
         self.timer.lap(self.stages[0].index, kind, what)
 
     def _schedule(self, learns: bool, rows: int) -> Schedule:
-        """The schedule of a batch of `rows`. Static buffers need one schedule for each size."""
+        """The schedule for a batch of `rows`. Buffers are static, so each size has a schedule."""
         key = learns, rows
         if key in self._schedules:
             return self._schedules[key]
@@ -219,8 +219,8 @@ class PipelineRunner(ChainRunner):
         wanted = range(min(self._settings.microbatches, rows), 0, -1)
         equal = [m for m in wanted if rows % m == 0]
         fitting = [m for m in equal if fits(name, m, self._layout)]
-        # An uneven last batch may not divide into them. GPipe takes any number of micro-batches,
-        # and the sum of the gradients is the same.
+        # An uneven last batch may not be divisible by m. GPipe supports any number of
+        # micro-batches, and the sum of the gradients is the same.
         m = (fitting or equal)[0]
         kind = SCHEDULES[name]
         if self._layout.placement == "line" and (not learns or not fitting):
@@ -236,7 +236,7 @@ class PipelineRunner(ChainRunner):
         last = self.stages[-1]
 
         def loss(logits: Tensor, labels: Tensor) -> Tensor:
-            """The share of a micro-batch in the mean loss of the batch."""
+            """The contribution of a micro-batch to the mean loss of the batch."""
             value = last.loss(logits, labels) / m
             self.timer.lap(last.index, Kind.BUSY, "forward")
             return value
@@ -245,24 +245,26 @@ class PipelineRunner(ChainRunner):
 
     def _stage(self, part: _Part, rows: int, learns: bool) -> PipelineStage:
         first, last = part.index == 0, part.index == self._layout.stages - 1
-        came = torch.empty(rows, *self._image) if first else part.came.example(rows)
-        made = torch.empty(rows, self._classes) if last else part.made.example(rows)
-        came.requires_grad_(learns and not first)
-        made.requires_grad_(learns)
+        example_input = torch.empty(rows, *self._image) if first else part.input_wire.example(rows)
+        example_output = (
+            torch.empty(rows, self._classes) if last else part.output_wire.example(rows)
+        )
+        example_input.requires_grad_(learns and not first)
+        example_output.requires_grad_(learns)
         assert self._group.pipeline is not None
         return _TimedStage(
             part,
             self._layout.stages,
             self._device.torch_device,
-            came,
-            made,
+            example_input,
+            example_output,
             self._group.pipeline,
             self.timer if learns else None,
         )
 
 
 class _Wire:
-    """A field as the library carries it: contiguous, its dimensions in the order of memory."""
+    """Converts a field to the contiguous tensors that the library sends, and back."""
 
     def __init__(self, field: Field) -> None:
         order = sorted(range(len(field.shape)), key=lambda at: -field.strides[at])
@@ -277,8 +279,8 @@ class _Wire:
     def pack(self, features: Tensor, owned: bool) -> Tensor:
         """
         Args:
-            owned: copy into memory of its own. A zero-bubble schedule detaches its tensors in
-                place, which a view does not allow.
+            owned: return a copy instead of a view. A zero-bubble schedule detaches its tensors in
+                place, which is an error for a view.
         """
         turned = features.to(self._dtype).permute(self._there)
         return turned.clone(memory_format=torch.contiguous_format) if owned else turned.contiguous()
@@ -288,7 +290,7 @@ class _Wire:
 
 
 class _Part(nn.Module):
-    """The segments of a stage, from wire to wire."""
+    """The segments of a stage, with inputs and outputs in the format of `_Wire`."""
 
     def __init__(
         self, stage: Stage, spec: PipelineSpec, device: Device, settings: BackpropConfig
@@ -301,27 +303,29 @@ class _Part(nn.Module):
         self._splits_backward = settings.schedule == "zbv"
         self._has_below, self._has_above = j > 0, j < len(spec.fields)
         if self._has_below:
-            self.came = _Wire(spec.fields[j - 1])
+            self.input_wire = _Wire(spec.fields[j - 1])
         if self._has_above:
-            self.made = _Wire(spec.fields[j])
+            self.output_wire = _Wire(spec.fields[j])
 
     def forward(self, batch: Tensor) -> Tensor:
         if self._has_below:
-            batch = self.came.unpack(batch)
+            batch = self.input_wire.unpack(batch)
         batch = cast_input(batch, self._precision)
         with self._device.autocast(self._precision):
             features: Tensor = self.segments(batch)
-        # Logits become fp32 here, so that their loss is computed in it.
+        # Convert logits to fp32, so that the loss is computed in fp32.
         if not self._has_above:
             return features.float()
-        return self.made.pack(features, owned=self._splits_backward)
+        return self.output_wire.pack(features, owned=self._splits_backward)
 
 
 class _TimedStage(PipelineStage):
-    """Books computation, and waiting for a neighbour.
+    """A stage that measures the time of computation and of waiting for a neighbour.
 
     Args:
-        timer: None: nothing is booked; the loop books all of it as evaluation.
+        example_input: a micro-batch of inputs, for shape and dtype.
+        example_output: a micro-batch of outputs, for shape and dtype.
+        timer: None: no measurement; the runner counts the whole time as evaluation.
     """
 
     def __init__(
@@ -329,16 +333,17 @@ class _TimedStage(PipelineStage):
         part: _Part,
         count: int,
         device: torch.device,
-        came: Tensor,
-        made: Tensor,
+        example_input: Tensor,
+        example_output: Tensor,
         group: TorchGroup,
         timer: Timer | None,
     ) -> None:
-        super().__init__(part, part.index, count, device, came, made, group=group)
+        examples = example_input, example_output
+        super().__init__(part, part.index, count, device, *examples, group=group)
         self._timer = timer
 
-    # torch 2.14 passes gradients from stage to stage of a process (placement v) in a forward-only
-    # run, too. There are none, and it fails.
+    # torch 2.14 passes gradients between the stages of a process (placement v) even in a
+    # forward-only run, and fails because there are none.
 
     def get_local_bwd_output(self, mb_index: int) -> Any:
         if not self.has_backward:

@@ -1,8 +1,8 @@
-"""The extension point: what a method of learning declares, and what a run gives to it.
+"""The interface of methods: `Method`, `Runner`, and the `RunContext` that a runner receives.
 
-A method is one class. Before a run it says which process runs which stage, builds the auxiliary
-modules of a stage, declares the messages between stages and the buffers of the links. In each
-process it makes a `Runner`, which trains and evaluates the stages of that process:
+A method is one class. Before a run, the method places the stages on processes, builds the auxiliary
+modules of a stage, and declares the messages between stages and the buffers of the links. In each
+process, the method creates a `Runner`, which trains and evaluates the stages of that process:
 
     settings ── build_method ──▶ Method ── runner(RunContext) ──▶ Runner ── run() ──▶ Trainer
 """
@@ -38,7 +38,7 @@ from dglpipe.pipeline.topology import Layout, Topology
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How many stages a method runs on how many processes, and which stage runs where.
+    """Number of stages and processes, and the assignment of stages to processes.
 
     Attributes:
         stages: K.
@@ -53,14 +53,14 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """What a stage knows when it sends a training batch on.
+    """The data of one training batch from which a stage fills the extra tensors of its message.
 
     Attributes:
-        stage: j.
-        inputs: (B, ...), as they arrived; the images in stage 0.
-        features: (B, ...), detached.
+        stage: index j of the stage.
+        inputs: inputs of the stage, (B, ...); the images in stage 0.
+        features: output of the stage, (B, ...), detached.
         labels: (B,), int64.
-        extras: the extras of the message that arrived; empty in stage 0.
+        extras: extra tensors of the received message by name; empty in stage 0.
     """
 
     stage: int
@@ -71,32 +71,32 @@ class Emission:
 
 
 class Update(NamedTuple):
-    """Some stages of a process have made an optimizer step."""
+    """Event: some stages of a process have made an optimizer step."""
 
     step: int
-    """Of these stages, from 1."""
+    """Step number of these stages, from 1."""
     epoch: int
     stages: Sequence[Stage]
     """The stages that made the step."""
     schedule_step: int
-    """The step that determines the learning rate."""
+    """Step of the learning rate schedule, from 1."""
     rows: int
-    """Rows that passed the last stage of the process; 0 if another stage made the step."""
+    """Rows that the last stage of the process trained on; 0 if another stage made the step."""
     ends_pass: bool
-    """Whether the batch is the last of its epoch."""
+    """Whether the batch is the last batch of its epoch."""
     saved: Sequence[Stage]
-    """The stages whose state belongs to a checkpoint of this step."""
+    """The stages to save if a checkpoint is due after this step."""
     is_lockstep: bool = True
-    """Whether the stages of the process share one count of steps."""
+    """Whether all stages of the process have the same step number."""
 
 
 class Evaluation(NamedTuple):
-    """An evaluation has passed all stages of a process."""
+    """Event: all stages of a process have finished an evaluation."""
 
     step: int
     epoch: int
     hits: int | None
-    """Hits of the ensemble, in the process of the last stage."""
+    """Correct predictions of the ensemble; None except in the process of the last stage."""
 
 
 Event = Update | Evaluation
@@ -104,18 +104,18 @@ Event = Update | Evaluation
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a runner gets.
+    """The plan, data and resources of one process, for its runner.
 
     Attributes:
         plan: the plan of the run.
         method: the method of the run.
-        source: the data set.
-        device: where the process computes.
-        group: the other processes.
-        timer: books the time of the process.
+        source: the data set, not yet loaded.
+        device: the device of the process.
+        group: communication with the other processes.
+        timer: measures the time of the process by stage and kind of activity.
         stages: the stages of the process, in order, with the state of the checkpoint.
-        done: training steps before the checkpoint from which the run resumes; 0: none.
-        restored: what the runner saved with each stage; empty where nothing was saved.
+        done: step of the checkpoint from which the run resumes; 0 for a new run.
+        restored: stage -> state from `Runner.state` in the checkpoint; empty for a new run.
     """
 
     plan: RunPlan
@@ -130,17 +130,17 @@ class RunContext:
 
     @property
     def topology(self) -> Topology:
-        """The place of the process among the others."""
+        """Stages, replica and neighbours of the process."""
         return self.group.topology
 
     @property
     def link_below(self) -> int:
-        """The link through which the process receives."""
+        """Index of the link from which the process receives."""
         return self.link_above - len(self.stages) if self._is_chain else self.link_above - 1
 
     @property
     def link_above(self) -> int:
-        """The link through which the process sends."""
+        """Index of the link to which the process sends."""
         return self.stages[-1].index if self._is_chain else self.topology.process
 
     @property
@@ -149,12 +149,12 @@ class RunContext:
         return not self.topology.layout.is_pipelined
 
     def open_data(self, items: Iterable[BatchItem]) -> DataInputs:
-        """Loads the data set for the batches `items`."""
+        """Loads the data set and returns an iterator over the batches `items`."""
         size, seed = self.plan.data.train, self.plan.config.seed
         return DataInputs(self.source.load(), size, items, seed, self.device)
 
     def open_inputs(self, items: Iterator[BatchItem]) -> Inputs:
-        """The batches `items` from the data set, or from the process below."""
+        """The batches `items`: from the data set in stage 0, otherwise from the process below."""
         if self.group.previous is None:
             return self.open_data(items)
         link = self.link_below
@@ -176,7 +176,7 @@ class RunContext:
         return Sender(self.group.following, formats, self.device.torch_device)
 
     def extras(self, emission: Emission) -> dict[str, Tensor]:
-        """The extras of the message that a stage sends, in the dtype and strides of the link."""
+        """The extra tensors of a message, in the dtype and strides of the link."""
         fields = self.plan.extras(emission.stage)
         if not fields:
             return {}
@@ -191,7 +191,7 @@ class RunContext:
 
 
 class Runner(Protocol):
-    """What one process does with its stages."""
+    """Trains and evaluates the stages of one process."""
 
     @property
     def stages(self) -> Sequence[Stage]:
@@ -200,32 +200,33 @@ class Runner(Protocol):
 
     @property
     def step(self) -> int:
-        """The training step under way, for errors; 0 before the first."""
+        """The training step in progress, for error messages; 0 before the first."""
         ...
 
     @property
     def done_by_stage(self) -> Mapping[int, int]:
-        """Steps that single stages had made before, where they differ from `RunContext.done`."""
+        """Stage -> steps before the run was resumed, for stages that differ from
+        `RunContext.done`."""
         ...
 
     @property
     def decoders(self) -> int | None:
-        """Processes that decode images for this process; None where there are none."""
+        """Number of processes that decode images for this process; None: no such processes."""
         ...
 
     def run(self) -> Iterator[Event]:
-        """Trains and evaluates to the end of the run."""
+        """Trains and evaluates to the end of the run; yields after every update and evaluation."""
         ...
 
     def check(self) -> None:
-        """Raises LinkError if a message was not the scheduled one; waits for the device."""
+        """Raises LinkError if a message differs from the batch schedule; waits for the device."""
 
     def close(self) -> None:
-        """Ends loading, after the last event."""
+        """Stops loading of data; called after the last event."""
 
     def state(self, stages: Sequence[Stage]) -> Mapping[int, Any] | None:
-        """What a checkpoint keeps of each stage besides weights, optimizer and loss scaler:
-        tensors, numbers, dicts and lists. None: nothing."""
+        """Further state for a checkpoint by stage, besides weights, optimizer and loss scaler:
+        tensors, numbers, dicts and lists. None: no further state."""
 
     def report(self, stage: Stage) -> Mapping[str, Any]:
         """Further entries of `stage` in the final report."""
@@ -235,78 +236,78 @@ class Runner(Protocol):
 class Method(ABC):
     """How the stages of a chain learn.
 
-    The defaults describe decoupled greedy learning: every stage has a head and learns from
-    its own loss in every step. A method of its own derives from `dglpipe.methods.Dgl` to change
-    modules, messages or the local objective, or from this class to change the runner too.
+    The defaults describe decoupled greedy learning: every stage has a head and learns from its own
+    loss in every step. To change modules, messages or the local objective, derive a new method from
+    `dglpipe.methods.Dgl`. To change the runner as well, derive the method from this class.
 
     Args:
         settings: the group `method` of the configuration.
     """
 
     flows_back: ClassVar[bool] = False
-    """Whether the stages above stage 0 compute the gradient of their input."""
+    """Whether gradients flow back, so that stages above stage 0 compute an input gradient."""
     trains_in_rounds: ClassVar[bool] = False
-    """Whether round r trains stage r alone, with the stages below it frozen."""
+    """Whether round r trains only stage r, with the stages below frozen."""
 
     def __init__(self, settings: MethodConfig) -> None:
         self.settings = settings
 
     @property
     def name(self) -> str:
-        """The name that errors and the summary give."""
+        """The name in error messages and in the summary."""
         return self.settings.name
 
     def placement(self, pipeline: PipelineConfig, given: int | None) -> Placement:
         """The number of stages and processes, and the kind of their placement.
 
         Args:
-            given: world size / R of an outside launcher; None: there is none.
+            given: world size / R of an outside launcher; None: no outside launcher.
 
         Raises:
-            ConfigError: numbers that do not fit the method.
+            ConfigError: the method does not support the numbers.
         """
         stages = pipeline.stages or given or 2
         return Placement(stages, pipeline.processes or given or stages)
 
     def rounds(self, stages: int) -> int:
-        """How often a run of `stages` stages goes through its epochs."""
+        """Number of passes through all epochs in a run of `stages` stages."""
         return stages if self.trains_in_rounds else 1
 
     def check(self, config: Config, layout: Layout, schedule: BatchSchedule) -> None:
-        """Refuses settings that do not fit each other, before anything starts.
+        """Checks that the settings fit each other, before any process starts.
 
         Raises:
-            ConfigError: with the key, what was given, what is allowed.
+            ConfigError: the settings do not fit.
         """
         del config, layout, schedule
 
     def auxiliary(self, boundary: Boundary) -> Mapping[str, Callable[[], nn.Module]]:
         """Builders of the auxiliary modules of the stage below `boundary`, by name.
 
-        The module `head` takes features to logits (B, N). Every other module takes the features
-        as its first argument. Names are prefixes in the stage's file. The package seeds each
-        module by (seed, name, boundary), so that its weights do not depend on K or P. The last
-        stage has none: it ends in the network's own classifier.
+        The module `head` maps features to logits (B, N). Every other module takes the features
+        as its first argument. The names are key prefixes in the stage's file of weights. The
+        package seeds each module by (seed, name, boundary), so that its weights do not depend on
+        K or P. The last stage has no auxiliary modules: it ends in the network's own classifier.
         """
         return {HEAD: lambda: head_on(boundary.head, boundary.features, boundary.classes)}
 
     @property
     def objective(self) -> Objective | None:
-        """The local objective of a stage; None: the loss of its logits (`method.loss`)."""
+        """The local objective of a stage; None: `method.loss` of the logits."""
         return None
 
     def learning(self, label_smoothing: float) -> Learning:
         """Loss and local objective of one stage.
 
         Raises:
-            ConfigError: a loss that cannot be built.
+            ConfigError: the loss cannot be built.
         """
         return Learning(build_loss(self.settings.loss, label_smoothing), self.objective)
 
     def messages(self, link: int, spec: PipelineSpec) -> tuple[Field, ...]:
         """The tensors of the messages between stage `link` and stage `link + 1`, in order.
 
-        A method that needs more tensors adds fields to this list and fills them in
+        A method that needs further tensors adds fields to this list and fills the tensors in
         `outgoing`. Each field has a name, dtype, row shape, direction and phases.
         """
         labels = contiguous_field(LABELS, torch.int64, ())
@@ -314,7 +315,7 @@ class Method(ABC):
         return labels, exits, spec.fields[link]
 
     def outgoing(self, emission: Emission) -> Mapping[str, Tensor]:
-        """Fills the declared extras of a training message, by name, (B, ...) each."""
+        """The declared extra tensors of a training message, by name, each (B, ...)."""
         del emission
         return {}
 
@@ -329,14 +330,14 @@ class Method(ABC):
         return LinkBuffers(sender=1, receiver=depth)
 
     def activation_share(self, stage: int, stages: int) -> Fraction:
-        """Share of a batch whose activations `stage` keeps for backward at a time."""
+        """Fraction of a batch whose activations `stage` keeps for backward at the same time."""
         del stage, stages
         return Fraction(1)
 
     def utilization(self, layout: Layout) -> float:
-        """Largest share of a step in which a process can compute if links cost nothing.
+        """Upper bound of the fraction of a step in which a process computes, without link cost.
 
-        Local learning has no bubbles: 1.
+        1 for local learning, which has no pipeline bubbles.
         """
         del layout
         return 1.0

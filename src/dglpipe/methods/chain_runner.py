@@ -1,4 +1,4 @@
-"""The loop over the batch schedule that synchronous methods share, and evaluation."""
+"""The loop of synchronous methods over the batch schedule, and evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dglpipe.pipeline.stage import Stage
 
 
 class InputsRunner:
-    """What all runners of the package do with their inputs."""
+    """Base class of runners with inputs: checks and closes the inputs."""
 
     inputs: Inputs
 
@@ -31,17 +31,17 @@ class InputsRunner:
         self.inputs.close()
 
     def state(self, stages: Sequence[Stage]) -> Mapping[int, Any] | None:
-        """Weights, optimizer and loss scaler are the whole state."""
+        """None: weights, optimizer and loss scaler are the whole state."""
         del stages
         return None
 
 
 class ChainRunner(InputsRunner):
-    """The loop over the batch schedule that synchronous methods share.
+    """The loop of synchronous methods over the batch schedule.
 
-    A method implements `train`. P = K is the pipeline: one stage a process. P = 1 is the loop of
-    the paper: all stages in one process. What a stage hands to a neighbour in the same process is
-    the very tensor that a link would have carried.
+    A subclass implements `train`. P = K is the pipeline: one stage per process. P = 1 is the loop
+    of the paper: all stages in one process. A stage passes to the next stage of the same process
+    exactly the tensor that a link would carry.
     """
 
     def __init__(self, context: RunContext) -> None:
@@ -56,14 +56,14 @@ class ChainRunner(InputsRunner):
         self.exits = ExitEvaluator(self.stages, self.fields, self.sender, count)
         replica, done = context.topology.replica, context.done
         self._items, ahead = itertools.tee(context.plan.schedule.items(replica, done))
-        # A replica has no rows in a last test batch that is too small.
+        # A replica may have no rows in the last test batch.
         self.inputs = context.open_inputs(item for item in ahead if item.rows)
         self._evaluation = EvaluationPass(context, self.eval_mode)
         self._arriving = Kind.LOADING if context.topology.is_first else Kind.WAIT_INPUT
         mark_phases(self.stages, self.timer)
 
     def run(self) -> Iterator[Event]:
-        """Every item of the schedule, in order."""
+        """Trains and evaluates every item of the schedule, in order."""
         first = self.stages[0].index
         for item in self._items:
             if item.phase is Phase.TEST:
@@ -88,11 +88,11 @@ class ChainRunner(InputsRunner):
             self.sender.wait()
 
     def train(self, arrival: Arrival) -> None:
-        """Trains the stages on one batch and sends their output on."""
+        """Trains the stages on one batch and sends their output to the next process."""
         raise NotImplementedError
 
     def evaluate(self, arrival: Arrival) -> None:
-        """Evaluates the stages on one batch and sends their output on."""
+        """Evaluates the stages on one batch and sends their output to the next process."""
         self.exits.evaluate(arrival)
 
     def learners(self, item: BatchItem) -> Sequence[Stage]:
@@ -111,10 +111,10 @@ class ChainRunner(InputsRunner):
 
 
 class EvaluationPass:
-    """One evaluation: the stages in evaluation mode, from its first batch to its last.
+    """Keeps the stages in evaluation mode from the first to the last batch of an evaluation.
 
     Args:
-        eval_mode: switches the stages of the process to evaluation or back.
+        eval_mode: switches the stages of the process to evaluation mode or back.
     """
 
     def __init__(self, context: RunContext, eval_mode: Callable[[bool], None]) -> None:
@@ -148,7 +148,7 @@ class EvaluationPass:
 
 
 def mark_phases(stages: Sequence[Stage], timer: Timer) -> None:
-    """Books every phase of a step, where a timeline is wanted."""
+    """Makes `timer` record every phase of a step, if a timeline is requested."""
     if timer.is_tracing:
         for stage in stages:
             stage.mark = functools.partial(timer.lap, stage.index, Kind.BUSY)

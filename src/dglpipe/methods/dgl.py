@@ -1,7 +1,7 @@
 """Decoupled greedy learning: every stage learns in every step, from its own head.
 
-Algorithm 1 of Belilovsky et al., ICML 2020. A stage sends its output before it learns, so what
-crosses a link is computed with the weights before the step.
+Algorithm 1 of Belilovsky et al., ICML 2020. A stage sends its output before its own update, so the
+output is computed with the weights before the step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class DglRunner(ChainRunner):
         self._next: Arrival | None = None
 
     def train(self, arrival: Arrival) -> None:
-        """Every stage learns from the batch. Each sends its output on before it learns."""
+        """Trains every stage on the batch. A stage sends its output before its own update."""
         item = arrival.item
         total = item.total if item.total != item.rows else None
         for stage in self.stages:
@@ -42,7 +42,7 @@ class DglRunner(ChainRunner):
                 arrival, self._next = self._next, None
 
     def _emit(self, stage: Stage, arrival: Arrival) -> Emit | None:
-        """What happens to the features of `stage`: the next stage of the process gets them, or
+        """A function that passes the features of `stage` to the next stage of the process or to
         the link."""
         field = self.fields.get(stage.index)
         if field is None:

@@ -1,4 +1,4 @@
-"""Methods by name: from the settings of a run to its method."""
+"""Builds the method of a run from its settings."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ BUILDERS = {
 def build_method(settings: MethodConfig) -> Method:
     """The method that `settings` name.
 
-    The target of a custom method is called with its arguments and, where its signature names it,
-    with `settings`.
+    The target of a custom method is called with `method.args` and, if its signature names the
+    parameter, with `settings`.
 
     Raises:
-        ConfigError: a custom target that cannot be loaded, or that returns something else than
-            a `Method`.
+        ConfigError: a custom target cannot be loaded, or does not return a `Method`.
     """
     if isinstance(settings, CustomMethodConfig):
         plugin = PluginConfig(target=settings.target, args=settings.args or {})

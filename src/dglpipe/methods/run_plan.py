@@ -1,4 +1,4 @@
-"""The plan of a run: everything that is known before the run starts, as one frozen value."""
+"""The plan of a run: everything that is known before the run starts, in one frozen dataclass."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ from dglpipe.pipeline.message import (
 from dglpipe.pipeline.topology import Layout
 
 OWN_FIELDS = (LABELS, ENSEMBLE, ACTIVATIONS)
-"""Names of the tensors that a runner fills itself. The others are extras of the method."""
+"""Names of the tensors that a runner fills. All other tensors are extras, filled by the method."""
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Everything about a run that is known before it starts. A value: it is made once, passed
-    down and never changed.
+    """Everything that is known about a run before the run starts. Built once and never modified.
 
     Attributes:
         config: the resolved configuration.
@@ -35,9 +34,9 @@ class RunPlan:
         layout: stages, processes, replicas and threads.
         schedule: the order of the batches.
         backend: `gloo` or `nccl`.
-        spec: the cut of the network, and what crosses it.
-        messages: the declared tensors of each link, by the stage below.
-        flops: forward and backward of every stage with its auxiliary modules, for one sample.
+        spec: the cut of the network, and the tensors that cross it.
+        messages: entry j: the declared tensors of the link from stage j to stage j + 1.
+        flops: FLOPs per sample of forward and backward, by stage, with auxiliary modules.
     """
 
     config: Config
@@ -55,7 +54,7 @@ class RunPlan:
         return message_formats(self.messages[link], rows, direction)
 
     def extras(self, link: int, direction: Direction = Direction.UP) -> tuple[Field, ...]:
-        """The declared tensors of a link that the method fills itself; none above the last."""
+        """The tensors of a link that the method fills; empty above the last stage."""
         return self._extras.get((link, direction), ())
 
     @cached_property
@@ -69,10 +68,10 @@ class RunPlan:
         }
 
     def activations(self) -> dict[int, Field]:
-        """The activations that each stage but the last sends, by stage."""
+        """Stage -> activations that the stage sends, for every stage except the last."""
         return dict(enumerate(self.spec.fields))
 
     def row_bytes(self, stage: int) -> int:
-        """Bytes of one row that `stage` sends in training, without the label; 0 for the last."""
+        """Bytes per row that `stage` sends in training, without labels; 0 for the last stage."""
         extras = (one for one in self.extras(stage) if Phase.TRAIN in one.phases)
         return self.spec.row_bytes(stage) + sum(one.row_bytes for one in extras)

@@ -1,7 +1,7 @@
 """Sequential learning: one stage after the other, with the stages below frozen.
 
 In round r (`BatchItem.round`) stage r learns. The stages below are in evaluation mode and only
-compute their output. The stages above get messages without rows, so that every process stays at
+compute their output. The stages above receive messages without rows, so that every process is at
 the same step. The paper compares DGL with this layer-wise training.
 """
 
@@ -20,7 +20,7 @@ from dglpipe.pipeline.stage import Stage
 
 
 class Sequential(Dgl):
-    """Every stage for `epochs` epochs, from the first to the last."""
+    """Trains one stage after the other, each for `epochs` epochs."""
 
     trains_in_rounds = True
 
@@ -29,7 +29,7 @@ class Sequential(Dgl):
 
 
 class SequentialRunner(ChainRunner):
-    """Runs a batch up to the stage that learns in this round."""
+    """Runs each batch through the stages up to the stage that learns in this round."""
 
     _round = 0
 
@@ -57,7 +57,7 @@ class SequentialRunner(ChainRunner):
         self._send(arrival)
 
     def _send(self, arrival: Arrival) -> None:
-        """Sends the batch if the stages above need it, else a message without rows."""
+        """Sends the batch, or a message without rows if no stage above learns in this round."""
         if self.sender is None:
             return
         last, item = self.stages[-1].index, arrival.item

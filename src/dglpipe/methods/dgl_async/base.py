@@ -1,4 +1,4 @@
-"""What the simulated and the distributed runner of asynchronous learning share."""
+"""Base class of the simulated and the distributed runner of asynchronous learning."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dglpipe.pipeline.stage import Stage
 
 
 class AsyncRunner(InputsRunner):
-    """Stages that count their own updates.
+    """A runner whose stages have separate update counts.
 
     Args:
-        sender: the link to the next process; None where there is none.
-        done_by_stage: updates that each stage had made when the run was resumed.
+        sender: the link to the next process; None: no next process.
+        done_by_stage: stage -> updates before the run was resumed.
     """
 
     def __init__(
@@ -54,16 +54,21 @@ class AsyncRunner(InputsRunner):
         mark_phases(self.stages, self.timer)
 
     def evaluate(self, item: BatchItem) -> Iterator[Evaluation]:
-        """One test batch; yields after the last batch of an evaluation."""
+        """Evaluates one test batch; yields after the last batch of an evaluation."""
         return self.evaluation.step(item, self.inputs, self.exits.evaluate, self.exits)
 
     def eval_mode(self, on: bool) -> None:
-        """Switches all stages to evaluation, or back to the mode of their updates."""
+        """Switches all stages to evaluation mode, or back; see `StageUpdates.eval_mode`."""
         for one in self.updates:
             one.eval_mode(on)
 
     def update(self, made: StageUpdates, rows: int, saved: Sequence[Stage]) -> Update:
-        """The event of an update from so many rows."""
+        """The event of the latest update in `made`.
+
+        Args:
+            rows: rows of the batch.
+            saved: the stages to save if a checkpoint is due.
+        """
         step = made.count
         return Update(
             step=step,
@@ -77,7 +82,7 @@ class AsyncRunner(InputsRunner):
         )
 
     def extras(self, stage: int, batch: Batch, features: Tensor) -> dict[str, Tensor]:
-        """The extras of the message that `stage` sends for `batch`."""
+        """The extra tensors of the message that `stage` sends for `batch`."""
         emission = Emission(stage, batch.features, features.detach(), batch.labels, batch.extras)
         return self.context.extras(emission)
 
@@ -86,5 +91,5 @@ class AsyncRunner(InputsRunner):
         return {"staleness": self.staleness(stage)}
 
     def staleness(self, stage: Stage) -> dict[str, Any]:
-        """What `stage` read from its buffer."""
+        """Statistics of the batches that `stage` read from its buffer."""
         raise NotImplementedError

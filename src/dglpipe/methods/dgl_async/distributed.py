@@ -1,8 +1,8 @@
-"""Asynchronous learning on several processes: every stage in its own process, at its own pace.
+"""Asynchronous learning on several processes: every stage in its own process, at its own speed.
 
-A stage learns from what its buffer holds. It waits only where the buffer has nothing to read, or
-for its previous transfer. Evaluations travel with the batches: a stage takes part in one when its
-first test batch arrives, with the weights that the stage has then.
+A stage learns from the batches in its replay buffer. It waits only if the buffer has no batch that
+may be read, or for its previous transfer. Test batches follow the training batches on the links: a
+stage starts an evaluation when the first test batch arrives, with its weights of that moment.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from dglpipe.pipeline.transport import Header
 
 
 class TestBatches:
-    """The test batches of a stage. It reads its training batches from the receiver.
+    """The test batches of a stage; its training batches come from `AsyncReceiver.read`.
 
     Args:
         items: the test batches, in order.
@@ -57,7 +57,7 @@ class TestBatches:
         return arrival(item, self._receiver.test(item), ())
 
     def check(self) -> None:
-        """The receiver checks every message when it arrives."""
+        """Does nothing: the receiver checks every message on arrival."""
 
     def close(self) -> None:
         self._receiver.close()
@@ -74,7 +74,7 @@ class DistributedRunner(AsyncRunner):
         (self._own,) = self.updates
         self._done = context.done
         self._outputs = self._waits = 0
-        # Times at which each output was made and each batch was read, by the clock of the machine.
+        # System time in ns at which each output was computed and each batch was read.
         self._made, self._read = array("q"), array("q")
         self._has_announced = False
         self._receiver: AsyncReceiver | None = None
@@ -112,7 +112,7 @@ class DistributedRunner(AsyncRunner):
             context.plan.formats(link),
             context.device.torch_device,
             self._replay,
-            # Batches that are not converted stay in their message slots.
+            # Stored batches that need no conversion stay in their message slots.
             buffers.receiver + (0 if storage.converts else buffers.stored),
             storage,
             self.schedule.last_test,
@@ -124,8 +124,9 @@ class DistributedRunner(AsyncRunner):
     def _items(self) -> Iterator[BatchItem]:
         """The batches of the process, in order.
 
-        Stage 0 has all batches, and more while other stages are not done; then the last
-        evaluation. Other stages have the test batches: their training batches are not scheduled.
+        For stage 0: all batches of the schedule, further training batches until the other stages
+        are done, then the last evaluation. For other stages: only the test batches, because their
+        training batches are not scheduled.
         """
         schedule, done = self.schedule, self._done
         if self._index:
@@ -145,7 +146,7 @@ class DistributedRunner(AsyncRunner):
                 yield from schedule.tests_after(number)
 
     def run(self) -> Iterator[Event]:
-        """Updates and evaluations of the stage, as batches arrive."""
+        """Trains and evaluates the stage as batches arrive."""
         self._announce_done()
         if self._receiver is None:
             yield from self._run_first()
@@ -171,10 +172,10 @@ class DistributedRunner(AsyncRunner):
         """The loop of a stage above stage 0."""
         own, since = self._own, time.monotonic()
         for item in self._order:
-            # Between two evaluations, and not inside one.
+            # Train between two evaluations, not during an evaluation.
             while not self.evaluation.is_open and not receiver.has_test:
                 self.timer.lap(self._index, Kind.OTHER)
-                # Batches left in a link that blocks would stop the stage below.
+                # With policy=block, unread batches would stop the stage below.
                 idle = own.is_done and self._sender is None and self._replay.keeps
                 if self._bounds_age:
                     outputs = self.context.group.store.add(_outputs(self._index - 1), 0)
@@ -182,7 +183,7 @@ class DistributedRunner(AsyncRunner):
                 batch = None if idle else receiver.read(learns=not own.is_done)
                 if batch is None:
                     self._waits += not own.is_done
-                    if not self._replay.usage.written:  # the stage below has not begun
+                    if not self._replay.usage.written:  # no batch has arrived yet
                         since = time.monotonic()
                     self._refuse_to_starve(since)
                     receiver.wait()
@@ -193,10 +194,14 @@ class DistributedRunner(AsyncRunner):
                     yield from self._learn(batch)
                     since = time.monotonic()
             yield from self.evaluate(item)
-            since = time.monotonic()  # the time of an evaluation does not count
+            since = time.monotonic()  # exclude the time of the evaluation
 
     def _refuse_to_starve(self, since: float) -> None:
-        """Raises LinkError if no batch of the allowed age has arrived for too long."""
+        """Raises LinkError if no batch of the allowed age has arrived within `timeout_s`.
+
+        Args:
+            since: time of the last read batch, in seconds of `time.monotonic`.
+        """
         limit, done = self.context.plan.config.timeout_s, self._own.is_done
         if self._bounds_age and not done and time.monotonic() - since > limit:
             raise LinkError(
@@ -210,7 +215,7 @@ class DistributedRunner(AsyncRunner):
         return self.settings.max_age is not None
 
     def _learn(self, batch: Batch) -> Iterator[Update]:
-        """The stage computes its output from `batch`, and learns if updates are left."""
+        """Computes and sends the output for `batch`, and learns unless the stage is done."""
         own, sender = self._own, self._sender
         learns = not own.is_done
         self.step = own.count + learns
@@ -224,7 +229,7 @@ class DistributedRunner(AsyncRunner):
             before = time.perf_counter()
             self._outputs += 1
             self._made.append(time.time_ns())
-            if self._bounds_age:  # a message to the store takes tenths of a millisecond
+            if self._bounds_age:  # a request to the store takes some tenths of a millisecond
                 self.context.group.store.add(_outputs(self._index), 1)
             header = Header(Phase.TRAIN, self._outputs, len(batch.labels))
             parts = {LABELS: batch.labels, ACTIVATIONS: features.detach()}
@@ -243,7 +248,7 @@ class DistributedRunner(AsyncRunner):
             self._announce_done()
 
     def _announce_done(self) -> None:
-        """Tells the other processes, once, that the stage has made its updates."""
+        """Announces in the store, once, that the stage has made all of its updates."""
         if self._own.is_done and not self._has_announced:
             self.context.group.store.set(_done(self.context.topology.rank), "")
             self._has_announced = True
@@ -253,7 +258,7 @@ class DistributedRunner(AsyncRunner):
         if self._receiver is None:
             return summarize(None, self._own.count, self._outputs, dropped)
         replay, link = self._replay, stage.index - 1
-        if not self._bounds_age:  # with a bound the buffer counts ages as it reads
+        if not self._bounds_age:  # with max_age, the buffer has counted the ages
             made = array("q", b64decode(self.context.group.store.get(_made(link))))
             replay.usage.ages = ages(made, self._read, replay.usage.numbers)
         plan, field = self.context.plan, self.fields[link]

@@ -1,8 +1,8 @@
-"""The order of a simulation of asynchronous learning. Pure.
+"""The order of events in a simulation of asynchronous learning, without tensors.
 
-The simulation of the paper draws a stage. Stage 0 reads the next batch, any other stage an entry of
-its buffer; the output replaces the oldest entry of the next buffer (Algorithm 2). All draws follow
-from the seed, so the order of a whole run is known before anything is computed.
+In each draw, the simulation of the paper selects a stage. Stage 0 reads the next batch of the data
+set; any other stage reads an entry of its buffer. The output replaces the oldest entry of the next
+buffer (Algorithm 2). The seed determines all draws, so the order of a run is known in advance.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ class Draw(NamedTuple):
 
     stage: int
     read: int
-    """Number of the batch of the data set in stage 0; of the output of the stage below, from 1,
-    in other stages."""
+    """Number of the batch that the stage reads, from 1: batch of the data set in stage 0, output of
+    the stage below in other stages."""
     written: int
-    """Number of the output of the stage, from 1."""
-    gone: int | None
+    """Number of the output that the stage writes, from 1."""
+    replaced: int | None
     """Number of the output that the new output replaces; None: the buffer was not full."""
 
 
 class DrawOrder:
-    """The order of a simulation.
+    """The order of events in a simulation.
 
     Args:
-        seed: of the draws.
-        after: draws before the run was resumed.
+        seed: seed of the draws.
+        after: number of draws before the run was resumed.
 
     Attributes:
-        replays: the buffer in front of every stage but stage 0; they hold numbers of outputs.
-        skipped: draws of every stage in which it had nothing to read.
+        replays: entry j: the buffer of stage j + 1, which holds output numbers of stage j.
+        skipped: entry j: draws of stage j in which its buffer had no batch that may be read.
     """
 
     def __init__(
@@ -60,7 +60,8 @@ class DrawOrder:
         self._generator = random.Random(derive(seed, "turns"))
 
     def __iter__(self) -> Iterator[Draw | BatchItem]:
-        """Every draw of the run, and an evaluation whenever all stages have reached one.
+        """Yields the draws of the run, and the test batches of an evaluation when all stages have
+        reached its step.
 
         A stage that has made its updates is still drawn, to feed the next stage. A resumed run
         continues after its last draw.
@@ -108,12 +109,12 @@ class DrawOrder:
                 return None
             source = read.value
         self._written[stage] += 1
-        written, gone = self._written[stage], None
+        written, replaced = self._written[stage], None
         if stage < len(self.replays):
-            gone = self.replays[stage].write(written)
-        return Draw(stage, source, written, gone)
+            replaced = self.replays[stage].write(written)
+        return Draw(stage, source, written, replaced)
 
 
 def draw_weights(method: AsyncConfig, stages: int) -> Sequence[float]:
-    """Weight of the draw of each stage: 1/S for a stage that is S times slower."""
+    """Relative probability of drawing each stage: 1/S for a stage that is S times slower."""
     return [1 / method.slowdown_of(stage) for stage in range(stages)]

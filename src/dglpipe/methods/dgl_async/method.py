@@ -1,4 +1,4 @@
-"""Asynchronous decoupled greedy learning (Algorithm 2 of the paper): settings become a method."""
+"""The method `dgl_async`: asynchronous decoupled greedy learning (Algorithm 2 of the paper)."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ from dglpipe.pipeline.precision import PRECISIONS
 from dglpipe.pipeline.topology import Layout
 
 SPARE = 2
-"""Message slots besides the M batches of a link that overwrites: one for the message on its way,
-and one for a batch that left the buffer while the stage learns from it."""
+"""Message slots in addition to the M batches, for a link with policy=overwrite: one for the message
+in flight, and one for a batch that left the buffer while the stage learns from it."""
 
 
 class DglAsync(Dgl):
-    """No stage waits for another: each learns from one of the last M batches from below."""
+    """Each stage learns from one of the last M batches of the stage below, without waiting."""
 
     settings: AsyncConfig
 
     def placement(self, pipeline: PipelineConfig, given: int | None) -> Placement:
-        """A process for each stage, or one process that simulates all stages."""
+        """One process per stage, or one process that simulates all stages."""
         settings = self.settings
         stages = pipeline.stages or given or 2
         settings.check_stages(stages)
         if pipeline.replicas > 1:
-            hint = "Replicas average gradients in every step, and these stages share no step"
+            hint = "Replicas average gradients in every step, but these stages have no common step"
             got, allowed = pipeline.replicas, "1 with method=dgl_async"
             raise ConfigError("pipeline.replicas", got, allowed, hint)
         wanted = 1 if settings.simulate else stages
         got = pipeline.processes or given or wanted
         if got != wanted:
-            hint = "Every stage learns at its own pace, in its own process"
+            hint = "Every stage learns at its own speed, in its own process"
             if settings.simulate:
                 hint = "One process runs all stages of a simulation"
             raise ConfigError("pipeline.processes", got, str(wanted), hint)
         return Placement(stages, wanted)
 
     def check(self, config: Config, layout: Layout, schedule: BatchSchedule) -> None:
-        """Refuses a reset of the optimizer without drops, and test batches of another size."""
+        """Raises ConfigError for `reset_optimizer` with a schedule without drops, and for test
+        batches larger than training batches."""
         if self.settings.reset_optimizer:
             for j in range(layout.stages):
                 require_drops(config.stage(j).schedule, f"schedule of stage {j}")
@@ -54,7 +55,7 @@ class DglAsync(Dgl):
             raise ConfigError("evaluate.batch_size", rows, allowed, hint)
 
     def buffers(self, link: int, depth: int) -> LinkBuffers:
-        """D messages of a link that blocks; of one that overwrites, M stored batches, too."""
+        """D message slots; with policy=overwrite, also M stored batches."""
         settings, precision = self.settings, self.settings.storage_precision
         item_bytes = None if precision is None else PRECISIONS[precision].item_bytes
         if settings.simulate:

@@ -1,8 +1,8 @@
 """Progress engines for asynchronous transfers.
 
-An endpoint of a link names the slot of the next transfer and takes each transfer that has
-completed. A progress engine issues the transfers, one after the other, while the stage computes.
-With gloo completion shows only in `wait`, so a thread waits. On CUDA the process queries an event
+An endpoint of a link supplies the slot of the next transfer and processes completed transfers. A
+progress engine issues the transfers one at a time, while the stage computes. With gloo, completion
+can only be detected by `wait`, so a thread waits. On CUDA, the process queries an event that is
 recorded after the transfer, and no other thread issues work.
 """
 
@@ -17,24 +17,24 @@ import torch
 from dglpipe.pipeline.transport import Slot, Work
 
 Words = tuple[int, int, int]
-"""Phase, number and rows, as they stand in the header of a slot."""
+"""Phase, number and rows: the header of a message."""
 
 
 class Endpoint(Protocol):
-    """One end of a link. The engine holds its lock in every call but `issue`."""
+    """One end of a link. The engine holds its lock during every call except `issue`."""
 
     def next_slot(self) -> Slot | None:
-        """The slot of the next transfer; None: there is none yet."""
+        """The slot of the next transfer; None: no transfer can start yet."""
 
     def issue(self, slot: Slot) -> Work:
         """Issues the transfer of `slot`."""
 
     def completed(self, slot: Slot, words: Words) -> None:
-        """Takes a completed transfer and the header of its message."""
+        """Processes a completed transfer. `words` is the header of the message."""
 
     @property
     def is_over(self) -> bool:
-        """Whether no transfer will follow."""
+        """Whether the last transfer has completed."""
 
 
 class ProgressEngine(Protocol):
@@ -62,7 +62,7 @@ class ThreadProgressEngine:
     """A thread that waits for each transfer.
 
     Args:
-        name: of the thread.
+        name: name of the thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -125,10 +125,10 @@ class ThreadProgressEngine:
 
 
 class EventProgressEngine:
-    """Queries events of a device for completion; the host does not wait for the device.
+    """Queries device events for completion; the host does not wait for the device.
 
-    The header is copied to the host after the transfer, on a side stream, so that reading it does
-    not wait for the computation of the stage.
+    After the transfer, the header is copied to the host on a separate stream, so that reading the
+    header does not wait for the computation of the stage.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -146,14 +146,14 @@ class EventProgressEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """There is no lock."""
+        """Does nothing: there is no lock, because no other thread uses the endpoint."""
 
     def changed(self) -> None:
         self._poll()
 
     def wait_for(self, holds: Callable[[], object]) -> None:
         while not holds():
-            assert self._under_way is not None, "there is nothing to wait for"
+            assert self._under_way is not None, "no transfer is in progress"
             self._under_way[1].synchronize()
             self._poll()
 
@@ -184,7 +184,7 @@ class EventProgressEngine:
         work = self._end.issue(slot)
         event = torch.Event(self._device)
         with self._stream:
-            work.wait()  # orders this stream after the transfer, and no other stream
+            work.wait()  # only this stream waits for the transfer
             words.copy_(slot.words, non_blocking=True)
             event.record()
         return slot, event, words

@@ -36,14 +36,14 @@ Buffer = Replay[Held] | InOrder[Held]
 
 
 class AsyncReceiver:
-    """Receives messages into a buffer, from which the stage reads.
+    """Receives messages into a replay buffer, from which the stage reads.
 
     Args:
         replay: the buffer of training batches.
         slots: number of message slots.
-        storage: how batches are stored.
-        last_test: number of the last test batch. No message follows it.
-        name: `link j -> j+1`, for errors.
+        storage: device and number format of stored batches.
+        last_test: number of the last test batch, which is the last message of the link.
+        name: `link j -> j+1`, for error messages.
         engine: issues the receives.
         extras: names of the declared tensors besides labels and activations.
     """
@@ -85,8 +85,8 @@ class AsyncReceiver:
                 self._replay.produced = produced
 
     def read(self, learns: bool = True) -> Batch | None:
-        """A batch by the rule of the buffer; None: there is none. The batch may be read until
-        the next call.
+        """The batch that the read rule selects; None: no batch may be read. The tensors are valid
+        until the next call.
 
         Args:
             learns: whether the stage learns from the batch. A stage that has made its updates
@@ -105,8 +105,8 @@ class AsyncReceiver:
 
     @property
     def has_test(self) -> bool:
-        """Whether the next batch to take is a test batch. In a buffer that reads every batch
-        once, the training batches that arrived earlier come first."""
+        """Whether a test batch is next. With policy=block, the training batches that arrived before
+        the test batch come first."""
         with self._engine:
             return self._is_test_next()
 
@@ -117,8 +117,8 @@ class AsyncReceiver:
         return usage.reads + usage.handed_on >= self._tests[0][2]
 
     def test(self, item: BatchItem) -> Mapping[str, Tensor]:
-        """The parts of the test batch `item`, after its arrival. They may be read until the next
-        call.
+        """Waits for test batch `item` and returns its parts by name. The tensors are valid until
+        the next call.
 
         Raises:
             LinkError: another test batch arrived.
@@ -147,20 +147,20 @@ class AsyncReceiver:
     def next_slot(self) -> Slot | None:
         """A slot for the next receive.
 
-        In a buffer that reads every batch once, one slot stays free for the batch in use, so
-        that at most D - 1 messages wait here while the process does not wait for one.
+        With policy=block, one slot is reserved for the batch in use, so that the receiver holds at
+        most D - 1 unread messages unless the process waits for a message.
         """
         in_use = self._is_waiting or self._learning is not None or self._testing is not None
         kept = 0 if self._replay.keeps or in_use else 1
         return self._free.popleft() if len(self._free) > kept else None
 
     def issue(self, slot: Slot) -> Work:
-        """Issues a receive. All messages have one size, for the receiver does not know which
-        comes next."""
+        """Issues a receive. All messages of a link have the same size, because the receiver does
+        not know which message comes next."""
         return self._transport.irecv(slot.buffer)
 
     def completed(self, slot: Slot, words: Words) -> None:
-        """Takes a message that has arrived.
+        """Processes a received message.
 
         Raises:
             LinkError: a corrupt header.
@@ -182,11 +182,11 @@ class AsyncReceiver:
         if self._storage.converts and self._replay.keeps:
             held = Held(self._storage.store(held.batch), None)
             self._free.append(slot)
-        gone = self._replay.write(held, header.number)
-        if gone is not None:
-            gone.is_gone = True
-            if gone is not self._learning and gone.slot is not None:
-                self._free.append(gone.slot)
+        replaced = self._replay.write(held, header.number)
+        if replaced is not None:
+            replaced.is_gone = True
+            if replaced is not self._learning and replaced.slot is not None:
+                self._free.append(replaced.slot)
 
     def _wait_for(self, holds: Callable[[], object]) -> None:
         self._is_waiting = True

@@ -1,6 +1,6 @@
-"""What a stage reads in asynchronous learning: the last M batches from below (Algorithm 2).
+"""The replay buffer of asynchronous learning: the last M batches from below (Algorithm 2).
 
-A pure container: it knows nothing of tensors, links or time.
+A generic container, independent of tensors, links and time. The *producer* is the stage below.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ class Entry(Generic[T]):
 
     value: T
     number: int
-    """Of the producer's output, from 1; outputs that were dropped on the way count."""
+    """Number of the producer's output, from 1; dropped outputs count."""
     reads: int = 0
 
 
 class Read(NamedTuple, Generic[T]):
-    """What a read gave."""
+    """The result of a read."""
 
     value: T
     age: int
-    """Outputs of the producer since this one, as far as they are known of."""
+    """Known number of later outputs of the producer."""
     is_repeat: bool
 
 
 @dataclass(slots=True)
 class Usage:
-    """What has become of the batches of a buffer."""
+    """Statistics of the writes and reads of a buffer."""
 
     written: int = 0
     reads: int = 0
-    """To learn from."""
+    """Reads for learning."""
     repeats: int = 0
-    """Of these, of batches that had been read before."""
+    """Reads for learning of batches that had been read before."""
     handed_on: int = 0
-    """Reads of a stage that no longer learns."""
+    """Reads of a stage that has made its updates and only computes outputs."""
     ages: Counter[int] = field(default_factory=Counter)
-    """Number of reads of each age."""
+    """Age -> number of reads for learning."""
     numbers: array[int] = field(default_factory=lambda: array("q"))
-    """What was read to learn from, in order: numbers of the producer's outputs."""
+    """Output numbers of the batches read for learning, in order."""
     reads_of_gone: Counter[int] = field(default_factory=Counter)
-    """How many of the batches that are no longer there were read how often."""
+    """Number of reads -> number of batches, for the batches that have left the buffer."""
 
     def count(self, number: int, age: int, is_repeat: bool, learns: bool) -> None:
-        """Notes a read of output `number`."""
+        """Counts a read of output `number`."""
         if not learns:
             self.handed_on += 1
             return
@@ -64,22 +64,22 @@ class Usage:
 class Replay(Generic[T]):
     """A ring of M batches; a new batch overwrites the oldest.
 
-    Read rules (`method.read_rule`), among the batches that may be read:
+    Read rules (`method.read_rule`) select among the batches that may be read:
 
-    - `paper`: of those read least often, the newest.
-    - `authors`: as their code does. It means the same, but its ring index is wrapped one step
-      late: once the buffer is full, the batch that is next to be overwritten, the oldest, is
-      taken if it is among those read least often (eugenium/DGL, the class of the buffer).
+    - `paper`: the newest of the least-read batches.
+    - `authors`: the rule of the authors' code (eugenium/DGL, buffer class). The code intends the
+      same rule, but wraps its ring index one step late: if the buffer is full and the oldest batch
+      is one of the least-read batches, the code selects the oldest batch.
 
     Args:
         capacity: M, at least 1.
         rule: `paper` or `authors`.
-        max_reuse: how often a batch may be read; None: as often as the rule wants.
-        max_age: the oldest that may be read, in outputs of the producer; None: any.
+        max_reuse: maximum number of reads of a batch; None: no limit.
+        max_age: maximum age of a batch, in later outputs of the producer; None: no limit.
     """
 
     keeps = True
-    """Whether a batch that was read stays."""
+    """Whether a batch stays in the buffer after a read."""
 
     def __init__(
         self,
@@ -91,12 +91,12 @@ class Replay(Generic[T]):
         self.capacity = capacity
         self.usage = Usage()
         self.produced = 0
-        """Outputs of the producer, where it is known better than by what has come."""
+        """Number of outputs of the producer, including dropped outputs; 0 if unknown."""
         self._rule = rule
         self._max_reuse = max_reuse
         self._max_age = max_age
         self._entries: list[Entry[T]] = []
-        """Oldest first."""
+        """Entries, oldest first."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -107,31 +107,31 @@ class Replay(Generic[T]):
         return self._entries[-1].number if self._entries else 0
 
     def write(self, value: T, number: int | None = None) -> T | None:
-        """Puts a batch in; returns the one that had to go, None while there is room.
+        """Adds a batch; returns the batch that it replaces, or None if the buffer was not full.
 
         Args:
-            number: of the producer's output, larger than those before; None: the next one.
+            number: number of the producer's output; None: one more than the newest.
 
         Raises:
-            ValueError: numbers that do not rise.
+            ValueError: `number` is not larger than the number of the newest batch.
         """
         number = self.newest + 1 if number is None else number
         if number <= self.newest:
-            raise ValueError(f"batch {number} came behind batch {self.newest}")
-        gone = self._entries.pop(0) if len(self._entries) == self.capacity else None
+            raise ValueError(f"batch {number} was written after batch {self.newest}")
+        replaced = self._entries.pop(0) if len(self._entries) == self.capacity else None
         self._entries.append(Entry(value, number))
         self.usage.written += 1
-        if gone is None:
+        if replaced is None:
             return None
-        self.usage.reads_of_gone[gone.reads] += 1
-        return gone.value
+        self.usage.reads_of_gone[replaced.reads] += 1
+        return replaced.value
 
     def read(self, fresh: bool = False, learns: bool = True) -> Read[T] | None:
-        """A batch by the read rule; None: there is none that may be read.
+        """The batch that the read rule selects; None: no batch may be read.
 
         Args:
-            fresh: only one that has not been read yet.
-            learns: whether it is learnt from, or only handed on.
+            fresh: select only among batches that have not been read yet.
+            learns: whether the stage learns from the batch, or only computes its output.
         """
         entry = self._choose(1 if fresh else self._max_reuse)
         if entry is None:
@@ -162,20 +162,20 @@ class Replay(Generic[T]):
         return max(self.newest, self.produced) - entry.number
 
     def left(self) -> Counter[int]:
-        """How many of the batches that are still here were read how often."""
+        """Number of reads -> number of batches, for the batches in the buffer."""
         return Counter(entry.reads for entry in self._entries)
 
     def reads_by_entry(self) -> Counter[int]:
-        """How many batches were read how often, gone or here."""
+        """Number of reads -> number of batches, for all batches ever written."""
         return self.usage.reads_of_gone + self.left()
 
     def values(self) -> list[T]:
-        """What is in the buffer, oldest first."""
+        """The batches in the buffer, oldest first."""
         return [entry.value for entry in self._entries]
 
 
 class InOrder(Generic[T]):
-    """Every batch once, in the order in which it came: synchronous learning."""
+    """A queue: every batch is read once, in order of arrival, as in synchronous learning."""
 
     keeps = False
 
@@ -188,14 +188,14 @@ class InOrder(Generic[T]):
         return len(self._waiting)
 
     def write(self, value: T, number: int) -> T | None:
-        """Puts a batch in; none has to go."""
+        """Adds a batch; always returns None, because no batch is replaced."""
         self._waiting.append((value, number))
         self._newest = number
         self.usage.written += 1
         return None
 
     def read(self, fresh: bool = False, learns: bool = True) -> Read[T] | None:
-        """The batch that came first; None: there is none. All are fresh."""
+        """Removes and returns the oldest batch; None: the queue is empty. `fresh` has no effect."""
         del fresh
         if not self._waiting:
             return None
@@ -205,9 +205,9 @@ class InOrder(Generic[T]):
         return Read(value, self._newest - number, False)
 
     def left(self) -> Counter[int]:
-        """Number of batches that were not read yet."""
+        """{0: number of batches in the queue}: none of them has been read."""
         return Counter({0: len(self._waiting)})
 
     def reads_by_entry(self) -> Counter[int]:
-        """How many batches were read how often, gone or here."""
+        """Number of reads -> number of batches, for all batches ever written."""
         return self.usage.reads_of_gone + self.left()

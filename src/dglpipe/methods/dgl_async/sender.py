@@ -23,8 +23,8 @@ class AsyncSender:
                     training message that is not yet sent
 
     Args:
-        slots: number of message slots: D of a link that overwrites, 1 of one that blocks.
-        drops: whether a new training message may replace one that is not yet sent.
+        slots: number of message slots: D with policy=overwrite, 1 with policy=block.
+        drops: whether a new training message may replace a message that is not yet sent.
         engine: issues the sends.
 
     Attributes:
@@ -51,8 +51,8 @@ class AsyncSender:
         engine.start(self)
 
     def send(self, item: BatchItem | Header, parts: Mapping[str, Tensor]) -> None:
-        """Copies `parts`, each (rows, ...), into a slot to be sent. Waits for a free slot where
-        no message may be dropped."""
+        """Copies `parts`, each (rows, ...), into a slot to be sent. Waits for a free slot if no
+        message may be dropped."""
         slot = self._claim_slot(item.phase)
         views = slot.views(item)
         for word, value in zip(slot.header, (item.phase, item.number, item.rows), strict=True):
@@ -78,18 +78,18 @@ class AsyncSender:
         return self._unsent.popleft()[0] if self._unsent else None
 
     def issue(self, slot: Slot) -> Work:
-        """Issues a send. All messages have one size, for the receiver does not know which comes
-        next."""
+        """Issues a send. All messages of a link have the same size, because the receiver does not
+        know which message comes next."""
         return self._transport.isend(slot.buffer)
 
     def completed(self, slot: Slot, words: Words) -> None:
-        """Frees the slot of a message that was sent."""
+        """Frees the slot of a sent message."""
         del words
         self._free.append(slot)
 
     @property
     def is_over(self) -> bool:
-        """Whether no message will follow."""
+        """Whether the link is closed and all messages are sent."""
         return self._closing and len(self._free) == self._count
 
     def _claim_slot(self, phase: Phase) -> Slot:

@@ -1,7 +1,7 @@
-"""Asynchronous learning simulated by one process, in an order that follows from the seed.
+"""Asynchronous learning simulated by one process, in an order determined by the seed.
 
-The experiments of the paper are simulations of this kind. `DrawOrder` says which stage reads
-which batch; `SimulatedRunner` computes it.
+The experiments of the paper are simulations of this kind. `DrawOrder` determines which stage reads
+which batch; `SimulatedRunner` does the computation.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SimulatedRunner(AsyncRunner):
         done = {j: state["updates"] for j, state in restored.items()}
         super().__init__(context, settings, None, done)
         count = len(self.stages)
-        # All stages of a checkpoint are of one moment, which each of their files says.
+        # All stages are saved at the same draw, so every file has the same number of draws.
         self._drawn = restored[0]["turns"] if restored else 0
         seed = context.plan.config.seed
         self._order = DrawOrder(settings, count, self.schedule, seed, self._drawn)
@@ -54,7 +54,7 @@ class SimulatedRunner(AsyncRunner):
         )
 
     def run(self) -> Iterator[Event]:
-        """Every draw, and every evaluation, in order."""
+        """Executes every draw and every evaluation, in order."""
         for event in self._events:
             if isinstance(event, BatchItem):
                 yield from self.evaluate(event)
@@ -62,7 +62,7 @@ class SimulatedRunner(AsyncRunner):
                 yield from self._draw(event)
 
     def _draw(self, draw: Draw) -> Iterator[Update]:
-        """One stage reads a batch, learns from it if updates are left, and writes its output."""
+        """The stage of the draw reads a batch, learns unless it is done, and writes its output."""
         j, updates = draw.stage, self.updates[draw.stage]
         self._drawn += 1
         self.timer.lap(j, Kind.OTHER)
@@ -86,7 +86,7 @@ class SimulatedRunner(AsyncRunner):
         emits = emit if j in self.fields else None
         updates.learn(batch.features, batch.labels, emits, batch.extras)
         for output in made:
-            self._stores[j].put(draw.written, output, draw.gone)
+            self._stores[j].put(draw.written, output, draw.replaced)
         self._outputs[j] = draw.written
         self.timer.lap(j, Kind.BUSY, "step")
         if learns:
@@ -96,7 +96,7 @@ class SimulatedRunner(AsyncRunner):
             yield self.update(updates, len(batch.labels), self.stages if is_complete else [])
 
     def state(self, stages: Sequence[Stage]) -> Mapping[int, Any]:
-        """Draws, updates, outputs and the stored batches of every stage."""
+        """Number of draws, updates and outputs, and the stored batches, of every stage."""
         return {
             stage.index: {
                 "turns": self._drawn,

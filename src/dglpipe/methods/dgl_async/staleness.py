@@ -1,4 +1,4 @@
-"""What asynchronous learning says of its buffers: how old, how often, how many."""
+"""Statistics of the replay buffers: ages of the batches, reads per batch, dropped batches."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from dglpipe.methods.dgl_async.replay import InOrder, Replay
 
 
 def ages(made: Sequence[int], read: Sequence[int], numbers: Sequence[int]) -> Counter[int]:
-    """Number of reads of each age: outputs that the stage below had made since, come or not.
+    """Age -> number of reads. Age: outputs of the stage below since the read output, whether
+    received or dropped.
 
     Args:
-        made: when it made its outputs, rising.
-        read: when each read was, by the same timer.
-        numbers: of the outputs that were read, from 1.
+        made: time of each output of the stage below, in ascending order.
+        read: time of each read, by the same clock.
+        numbers: number of the output of each read, from 1.
     """
     pairs = zip(read, numbers, strict=True)
-    # Clocks of two machines differ: nothing is read before it is made.
+    # Clocks of two machines differ, so a read may seem to precede its output.
     return Counter(max(0, bisect_right(made, when) - number) for when, number in pairs)
 
 
@@ -35,12 +36,12 @@ def summarize(
     """The entry of a stage in `staleness` of `summary.json`.
 
     Args:
-        replay: the buffer that it reads; None: it reads the data set.
-        updates: that it has made.
-        outputs: that it has handed on or dropped.
-        dropped: of those, replaced before they were sent.
-        waits: how often it came to a buffer in which nothing could be read.
-        buffer_bytes: of the batches in the buffer, at most.
+        replay: the buffer of the stage; None: the stage reads the data set.
+        updates: number of updates of the stage.
+        outputs: number of outputs, whether sent or dropped.
+        dropped: number of outputs that were replaced before they were sent.
+        waits: number of times that the buffer had no batch to read.
+        buffer_bytes: maximum size of the batches in the buffer.
     """
     mine = {"updates": updates, "outputs": outputs, "dropped": dropped, "waits": waits}
     if replay is None:
@@ -64,7 +65,7 @@ def summarize(
 
 
 def draw_staleness(entries: Sequence[dict[str, Any] | None], picture: Path) -> None:
-    """Histograms of the age of what each stage read, and of how often a batch was read."""
+    """Draws histograms of the ages of read batches and of the reads per batch, by stage."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""How the batches of a replay buffer are stored: on which device, in which number format."""
+"""Storage of the batches of a replay buffer: device and number format."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dglpipe.pipeline.precision import PRECISIONS
 
 
 class Batch(NamedTuple):
-    """What a stage learns from."""
+    """One training batch of a stage."""
 
     features: Tensor
     """(rows, ...)"""
     labels: Tensor
     """(rows,), int64"""
     extras: Mapping[str, Tensor] = NO_EXTRAS
-    """Further tensors of the message, (rows, ...) each."""
+    """Extra tensors of the message by name, each (rows, ...)."""
 
     @property
     def nbytes(self) -> int:
@@ -35,7 +35,7 @@ class StorageFormat:
     `method.storage_precision`).
 
     Args:
-        dtype: of features as the stage reads them.
+        dtype: dtype of the features that the stage reads.
     """
 
     def __init__(self, method: AsyncConfig, device: Device, dtype: torch.dtype) -> None:
@@ -51,7 +51,7 @@ class StorageFormat:
         return self._on_host or self._stored_dtype != self._dtype
 
     def store(self, batch: Batch) -> Batch:
-        """The batch in storage format; itself where nothing is converted."""
+        """The batch in storage format; `batch` itself if no conversion is necessary."""
         return self.copy(batch) if self.converts else batch
 
     def copy(self, batch: Batch) -> Batch:
@@ -63,7 +63,7 @@ class StorageFormat:
         )
 
     def load(self, batch: Batch) -> Batch:
-        """A stored batch as the stage reads it."""
+        """Converts a stored batch to the dtype and device of the stage."""
         if not self.converts:
             return batch
         features = self._loaded(batch.features).to(self._dtype)
@@ -85,27 +85,27 @@ class StorageFormat:
 
 
 class BatchStore:
-    """The stored batches of a buffer in one process, by number."""
+    """The stored batches of a buffer, by number, in a simulation."""
 
     def __init__(self, storage: StorageFormat) -> None:
         self._storage = storage
         self._batches: dict[int, Batch] = {}
         self.most_bytes = 0
 
-    def put(self, number: int, batch: Batch, gone: int | None) -> None:
-        """Stores a batch in the place of batch `gone`."""
-        if gone is not None:
-            del self._batches[gone]
+    def put(self, number: int, batch: Batch, replaced: int | None) -> None:
+        """Stores a batch and deletes batch `replaced`, if not None."""
+        if replaced is not None:
+            del self._batches[replaced]
         self._batches[number] = self._storage.store(batch)
         size = sum(one.nbytes for one in self._batches.values())
         self.most_bytes = max(self.most_bytes, size)
 
     def take(self, number: int) -> Batch:
-        """Batch `number`, which stays in the store."""
+        """Batch `number`; the batch stays in the store."""
         return self._storage.load(self._batches[number])
 
     def state(self) -> dict[str, Any]:
-        """Batches and numbers, for a checkpoint."""
+        """The stored batches by number, for a checkpoint."""
         batches = {
             number: (batch.features, batch.labels, dict(batch.extras))
             for number, batch in self._batches.items()
@@ -113,7 +113,7 @@ class BatchStore:
         return {"batches": batches, "most_bytes": self.most_bytes}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Loads the result of `state`."""
+        """Restores a result of `state`."""
         self.most_bytes = state["most_bytes"]
         self._batches = {
             number: self._storage.copy(Batch(*batch)) for number, batch in state["batches"].items()

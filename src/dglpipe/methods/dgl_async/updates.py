@@ -1,4 +1,4 @@
-"""A stage that makes a number of updates of its own, at its own pace (Algorithm 2)."""
+"""A stage with its own update count and learning rate schedule (Algorithm 2)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dglpipe.pipeline.stage import Emit, Stage
 
 
 class StageUpdates:
-    """Counts the updates of a stage, whose learning rate follows its own count.
+    """Counts the updates of a stage; the count determines the learning rate.
 
-    A stage that has made all of its updates learns no more. It goes on sending its output, in
-    evaluation mode, so that its final weights do not depend on the pace of the other stages.
+    A stage that has made all of its updates stops learning. It continues to send outputs, in
+    evaluation mode, so that its final weights do not depend on the speed of the other stages.
 
     Args:
-        steps: updates of the stage.
+        steps: number of updates that the stage makes.
         reset: whether the optimizer state is cleared at each drop of the learning rate.
         done: updates before the run was resumed.
 
@@ -39,7 +39,7 @@ class StageUpdates:
         return self.count >= self._steps
 
     def eval_mode(self, on: bool) -> None:
-        """Switches to evaluation, or back; a stage that is done stays in evaluation mode."""
+        """Switches to evaluation mode, or back; a stage that is done stays in evaluation mode."""
         self.stage.eval_mode(on or self.is_done)
 
     def learn(
@@ -52,8 +52,8 @@ class StageUpdates:
         """Learns from `inputs` (B, ...) and `labels` (B,) if updates are left.
 
         Args:
-            emit: takes the features, computed with the weights before the update.
-            extras: further tensors of the message.
+            emit: receives the features, computed with the weights before the update.
+            extras: extra tensors of the message by name.
         """
         if self.is_done:
             if emit is not None:
@@ -71,7 +71,7 @@ class StageUpdates:
 
 
 def require_drops(schedule: ScheduleConfig, key: str = "schedule") -> None:
-    """Raises ConfigError, which names `key`, for a schedule without drops."""
+    """Raises ConfigError for `key` if the learning rate schedule has no drops."""
     if not isinstance(schedule, StepConfig | MultistepConfig):
         hint = "method.reset_optimizer clears the optimizer at each drop of the learning rate"
         raise ConfigError(key, schedule.name, "step or multistep, which have drops", hint)

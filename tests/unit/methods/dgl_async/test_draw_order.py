@@ -38,8 +38,8 @@ def test_what_is_read_has_been_written_and_is_still_there(stages, size, rule, wa
             assert turn.read in held[j - 1]
         if j < stages - 1:
             held[j].append(turn.written)
-            if turn.gone is not None:
-                assert turn.gone == held[j].pop(0)
+            if turn.replaced is not None:
+                assert turn.replaced == held[j].pop(0)
             assert len(held[j]) <= size
         updates[j] += 1
     assert all(updates[j] >= 12 for j in range(stages))

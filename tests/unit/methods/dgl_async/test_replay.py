@@ -109,7 +109,7 @@ def test_age_counts_outputs_that_were_dropped_on_the_way():
     replay.write("b", 5)
     assert replay.read() == ("b", 0, False)
     assert replay.read() == ("a", 4, False)
-    with pytest.raises(ValueError, match="batch 5 came behind batch 5"):
+    with pytest.raises(ValueError, match="batch 5 was written after batch 5"):
         replay.write("c", 5)
 
 
