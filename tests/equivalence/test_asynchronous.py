@@ -274,7 +274,9 @@ def test_the_plan_states_the_buffer_and_the_limit_counts_it():
     limit = max(stage.memory_bytes for stage in stages)
     words = ("method=dgl_async", "pipeline.split=[3]", f"pipeline.memory_limit={limit}")
     assert plan(make_config(*words)).stages == stages
-    with pytest.raises(ConfigError, match=r"Stage 1 .* MiB of it for the buffers of its links"):
+    with pytest.raises(
+        ConfigError, match=r"Stage 1 .* including .* MiB for the buffers of its links"
+    ):
         plan(make_config(*words, "method.buffer=30"))
 
 

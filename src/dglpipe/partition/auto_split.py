@@ -29,7 +29,7 @@ def choose_bounds(problem: CutProblem, rows: int | None) -> list[int]:
     """First segment of every stage, as `config.pipeline` asks for.
 
     Args:
-        rows: of a step on one replica, for `memory_limit`; None: the limit is not checked.
+        rows: rows per step on one replica, for `memory_limit`; None: the limit is not checked.
 
     Raises:
         ConfigError: more stages than segments, a list that does not fit, a stage that needs
@@ -38,7 +38,7 @@ def choose_bounds(problem: CutProblem, rows: int | None) -> list[int]:
     """
     pipeline, stages = problem.config.pipeline, problem.stages
     names = [segment.name for segment in problem.traced.segments]
-    # `even` refuses too many stages for `auto` too.
+    # `even_boundaries` also detects too many stages for `auto`.
     split = "even" if pipeline.split == "auto" else pipeline.split
     bounds = boundaries(split, len(names), stages, names)
     if pipeline.cost == "time" and pipeline.times is not None:
@@ -76,7 +76,7 @@ def _best_bounds(problem: CutProblem, limit: MemoryLimit | None) -> list[int]:
 
     found = balanced(costs, fits)
     if found is None and limit is not None:
-        hint = "No cut comes nearer to the limit: take more stages or a smaller batch"
+        hint = "No cut needs less memory: use more stages or a smaller batch"
         limit.check(limit.nearest(may), hint)
     assert found is not None, "without a limit some cut fits"
     if math.inf in stage_costs(costs, found):
@@ -85,10 +85,10 @@ def _best_bounds(problem: CutProblem, limit: MemoryLimit | None) -> list[int]:
 
 
 def _no_heads(costs: Sequence[SegmentCosts], refused: Mapping[int, ConfigError]) -> ConfigError:
-    """The reason why no cut can have its heads: first that of a head which fits nowhere.
+    """The error if no cut can have its heads; prefers the reason of a head that fits at no cut.
 
     Args:
-        refused: by stage, as `network_costs` fills it.
+        refused: stage -> reason, from `network_costs`.
     """
     nowhere = [j for j, own in enumerate(costs) if set(own.heads) == {math.inf}]
     for j in (*nowhere, *refused):
@@ -101,11 +101,11 @@ def _no_heads(costs: Sequence[SegmentCosts], refused: Mapping[int, ConfigError])
 def network_costs(
     problem: CutProblem, refused: dict[int, ConfigError] | None = None
 ) -> list[SegmentCosts]:
-    """Costs of stage j, with its own settings, for every cut: FLOPs a sample, or seconds a step.
+    """Costs by stage, each with its own settings: FLOPs per sample, or seconds per step.
 
     Args:
-        refused: gets, by stage, the reason why a head cannot be built at some cut; the cost of
-            that cut is infinite.
+        refused: filled with stage -> reason why its head cannot be built at some cut; the cost of
+            such a cut is infinite.
 
     Raises:
         ConfigError: `cost=time` without `times`.
@@ -132,17 +132,17 @@ def network_costs(
 def timed_costs(
     config: Config, method: StageMethod, stages: int, shapes: Sequence[Shape] = ()
 ) -> list[SegmentCosts]:
-    """Seconds a step of stage j, from `pipeline.times`.
+    """Costs by stage in seconds per step, from `pipeline.times`.
 
     Args:
         stages: K.
-        shapes: of a row of the input of every segment, for the bytes on the links.
+        shapes: shape of one input row of every segment, for the bytes on the links.
 
     Raises:
         ConfigError: `pipeline.times` is null.
     """
     if config.pipeline.times is None:
-        allowed = "flops, where nothing can be measured"
+        allowed = "flops, or time with pipeline.times"
         raise ConfigError("pipeline.cost", "time without pipeline.times", allowed)
     result = []
     for j in range(stages):
@@ -153,10 +153,10 @@ def timed_costs(
 
 
 def _check_times(pipeline: PipelineConfig, count: int, stages: int) -> None:
-    """Refuses times for another number of stages, or for a network without `count` segments."""
-    times, hint = pipeline.times, "null: they are measured"
+    """Raises ConfigError if `times` are for another number of stages or segments."""
+    times, hint = pipeline.times, "Use null to measure the times"
     if isinstance(times, list) and len(times) != stages:
-        allowed = f"{stages} entries, one a stage, or one for all"
+        allowed = f"{stages} entries, one per stage, or one for all stages"
         raise ConfigError("pipeline.times", f"{len(times)} entries", allowed, hint)
     wanted = {"segments": count, "input_gradients": count, "heads": count - 1}
     for j in range(stages):
@@ -167,16 +167,16 @@ def _check_times(pipeline: PipelineConfig, count: int, stages: int) -> None:
 
 
 def method_costs(method: StageMethod, costs: SegmentCosts) -> SegmentCosts:
-    """The costs of `method`, derived from `costs` of local learning."""
+    """The costs of `method`, derived from the costs of local learning."""
     return costs.without_heads() if method.flows_back else costs
 
 
 def measured_costs(times: Mapping[str, Sequence[float]], links: Sequence[int] = ()) -> SegmentCosts:
-    """Costs in seconds a step.
+    """Costs in seconds per step.
 
     Args:
-        times: as `pipeline.times` has them.
-        links: bytes of a row that cross each cut.
+        times: lists of seconds in the format of `pipeline.times`.
+        links: bytes per row that cross each cut.
     """
     return SegmentCosts(links=tuple(links), **{key: tuple(one) for key, one in times.items()})
 
@@ -190,15 +190,15 @@ def measure_times(
     rows: int,
     stages: int,
 ) -> list[Times]:
-    """Builds the network of `config` with its weights and times its segments on `device`, for
-    stage j with its own settings. Equal settings are measured once.
+    """Builds the network of `config` and measures its segments on `device`, with the settings of
+    each stage. Equal settings are measured once.
 
     Args:
-        threads: CPU threads.
-        rows: of a step on one replica.
+        threads: number of CPU threads.
+        rows: rows per step on one replica.
         stages: K.
     """
-    keep_freed_memory()  # as the processes of a run do
+    keep_freed_memory()  # as in the processes of a run
     with building(False, derive(config.seed, "network")):
         network = build_network(config.model, data.channels, len(data.classes), data.height)
     problem = CutProblem(config, method, data, trace(network), stages)
@@ -207,7 +207,7 @@ def measure_times(
     with cpu_threads(threads):
         for j in range(stages):
             own, head = config.stage(j), problem.head_of(j)
-            # The duration of a step does not depend on its learning rate; clipping is not measured.
+            # The time of a step does not depend on the learning rate. Clipping is not measured.
             optimizer = dataclasses.replace(own.optimizer, lr=1.0, clip=None)
             kind = f"{'' if method.flows_back else head} {optimizer} {own.precision}"
             if kind not in known:

@@ -1,4 +1,4 @@
-"""The cut whose slowest stage is fastest: exact, by dynamic programming; pure functions.
+"""The cut that minimises the cost of the slowest stage, by dynamic programming; pure functions.
 
 Cost of a stage of segments a..b-1: forward and backward of its segments, minus the gradient of
 the input of segment a, which local learning does not compute, plus the auxiliary modules that
@@ -18,14 +18,14 @@ Fits = Callable[[int, int, int], bool]
 
 @dataclass(frozen=True, slots=True)
 class SegmentCosts:
-    """Costs of the segments of a network: FLOPs a sample, or seconds a step.
+    """Costs of the segments of a network: FLOPs per sample, or seconds per step.
 
     Attributes:
-        segments: forward and backward of every segment, with the gradient of its input.
-        input_gradients: the gradient of the input of every segment alone.
-        heads: the auxiliary modules of the cut in front of every segment but segment 0;
-            infinite where no cut is possible.
-        links: bytes of a row that cross the same cuts.
+        segments: cost of forward and backward by segment, with the gradient of the input.
+        input_gradients: cost of only the gradient of the input, by segment.
+        heads: cost of the auxiliary modules of the cut before segment 1, 2, ...; infinite where
+            no cut is possible.
+        links: bytes per row that cross the same cuts.
     """
 
     segments: tuple[float, ...]
@@ -34,7 +34,7 @@ class SegmentCosts:
     links: tuple[int, ...]
 
     def without_heads(self) -> SegmentCosts:
-        """Costs of backprop: no heads, and every gradient but that of the images."""
+        """Costs of backprop: no heads, and all gradients except the gradient of the images."""
         nothing = (0.0,) * len(self.heads)
         gradients = (self.input_gradients[0], *nothing)
         return SegmentCosts(self.segments, gradients, nothing, self.links)
@@ -45,7 +45,7 @@ class SegmentCosts:
         return math.fsum(self.segments[first:end]) - self.input_gradients[first] + head
 
     def stages(self, bounds: Sequence[int]) -> list[float]:
-        """Costs of all stages of a cut if every stage has these costs."""
+        """Costs of all stages of a cut if all stages have equal settings."""
         return stage_costs([self] * len(bounds), bounds)
 
 
@@ -53,7 +53,7 @@ def stage_costs(costs: Sequence[SegmentCosts], bounds: Sequence[int]) -> list[fl
     """Cost of every stage of a cut.
 
     Args:
-        costs: entry j for stage j.
+        costs: costs by stage.
         bounds: first segment of every stage.
     """
     spans = itertools.pairwise([*bounds, len(costs[0].segments)])
@@ -69,7 +69,7 @@ def balanced(costs: Sequence[SegmentCosts], fits: Fits = _anything) -> list[int]
     fewest bytes on its links wins.
 
     Args:
-        costs: entry j for stage j; at most as many stages as segments.
+        costs: costs by stage; at most as many stages as segments.
         fits: which segments each stage may consist of.
 
     Returns:
@@ -118,7 +118,7 @@ def least(
 
 
 def _spans(count: int, stages: int, fits: Fits) -> list[list[tuple[int, int]]]:
-    """Spans (first, end) that each stage may have."""
+    """Spans (first, end) of segments that each stage may have."""
     spans = list(itertools.combinations(range(count + 1), 2))
     return [[span for span in spans if fits(j, *span)] for j in range(stages)]
 
@@ -128,7 +128,7 @@ def _best(
     count: int,
     join: Callable[[float, float], float],
 ) -> list[tuple[int, int]] | None:
-    """The chain of spans from 0 to `count`, one from each table, with the smallest joined value."""
+    """Consecutive spans from 0 to `count`, one per table, with the smallest joined value."""
     best: dict[int, tuple[float, list[tuple[int, int]]]] = {0: (0, [])}
     for table in tables:
         following: dict[int, tuple[float, list[tuple[int, int]]]] = {}

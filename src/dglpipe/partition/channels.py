@@ -15,7 +15,7 @@ _FIRST = (
     nn.GroupNorm,
     nn.PReLU,
 )
-"""Modules whose weights read dimension 1; all other modules with weights read the last."""
+"""Modules whose weights read dimension 1; the weights of other modules read the last dimension."""
 
 _FIRST_FUNCTIONS = {
     *("conv1d", "conv2d", "conv3d", "batch_norm", "group_norm", "instance_norm", "prelu"),
@@ -28,7 +28,7 @@ _SAME = {
     *("clone", "contiguous", "to", "float"),
     *("relu", "relu_", "gelu", "silu", "hardswish", "sigmoid", "dropout", "stochastic_depth"),
 }
-"""Functions and methods that do not move dimensions."""
+"""Functions and methods that keep the order of the dimensions."""
 
 _SAME_MODULES = (
     nn.Identity,
@@ -45,7 +45,7 @@ _SAME_MODULES = (
 
 
 def channels_at(operations: Operations, at: int, row: Sequence[int]) -> int:
-    """The dimension of a row that holds the channels, for a cut in front of operation `at`.
+    """The dimension of a row that holds the channels, for a cut before operation `at`.
 
     Args:
         row: shape of one row of the tensor that crosses the cut.
@@ -66,10 +66,10 @@ def channels_at(operations: Operations, at: int, row: Sequence[int]) -> int:
 
 
 def _consumed(operations: Operations, node: fx.Node, dims: int) -> int:
-    """The dimension, of `dims`, of its input that the weights of `node` read.
+    """The dimension of an input of `dims` dimensions that the weights of `node` read.
 
-    For a block that is one operation: the dimension that its first module with own weights
-    reads. For weights that are added or multiplied: the dimension without broadcasting.
+    For a block that is one operation: the dimension that its first module with weights reads. For
+    weights that are added or multiplied: the dimension without broadcasting.
     """
     module = operations.module(node)
     if module is not None:
@@ -90,7 +90,7 @@ def _owns(module: nn.Module) -> bool:
 
 
 def _moved(operations: Operations, node: fx.Node, dims: list[int]) -> list[int] | None:
-    """For each dimension of the output of `node`, its place in `dims`; None if unknown."""
+    """`dims` in the order of the dimensions of the output of `node`; None if unknown."""
     module, name = operations.module(node), name_of(node)
     if module is not None:
         return dims if isinstance(module, _SAME_MODULES) else _permuted(module, dims)

@@ -1,4 +1,4 @@
-"""Everything that the choice of a cut depends on: network, settings, method, K."""
+"""The input of the choice of a cut: network, settings, method, K."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class CutProblem:
     """A network to cut into stages.
 
     Attributes:
-        traced: the network of `config`, on meta unless it reads values.
+        traced: the network of `config`, on meta unless its forward reads values of tensors.
         stages: K.
     """
 
@@ -54,7 +54,7 @@ class CutProblem:
 
     @functools.cached_property
     def shapes(self) -> list[Shape]:
-        """Shape of a row of the input of every segment."""
+        """Shape of one input row of every segment."""
         outputs = propagate_shapes(self.traced, (2, *self.image_shape))
         return [self.image_shape, *(shape[1:] for shape in outputs[:-1])]
 
@@ -62,7 +62,7 @@ class CutProblem:
         """Raises ConfigError if the images do not fit the network.
 
         Raises:
-            NeedsValuesError: a segment reads values, and the network is on meta.
+            NeedsValuesError: the network is on meta, and a segment reads values of tensors.
         """
         assert self.shapes
 
@@ -72,12 +72,12 @@ class CutProblem:
         return SegmentFlops(self.traced, self.shapes)
 
     def head_of(self, j: int) -> Head:
-        """Head settings of stage `j`. The last stage has no head; its costs are computed as if
-        it had that of the stage below."""
+        """Head settings of stage `j`. For the last stage, which has no head: the head settings of
+        the stage below."""
         return self.config.stage(min(j, max(self.stages - 2, 0))).head
 
     def item_bytes(self, j: int) -> int:
-        """Bytes of one number of an activation of stage `j`."""
+        """Bytes of one element of the activations of stage `j`."""
         return PRECISIONS[self.config.stage(j).precision.name].item_bytes
 
     def auxiliary_at(
@@ -88,7 +88,7 @@ class CutProblem:
         Args:
             head: head settings of the stage below the cut.
             meta: build the modules on meta.
-            refused: collects why modules cannot be built or do not work.
+            refused: collects the errors of modules that cannot be built or do not run.
         """
         operations, starts = self.traced.operations, self.traced.starts
         known: dict[tuple[Features, tuple[str, ...]], tuple[nn.Module, ...] | None] = {}
@@ -121,10 +121,10 @@ class CutProblem:
         return network_memory(self.traced, self.image_shape)
 
     def memory_needs(self, rows: int) -> list[MemoryNeeds]:
-        """Memory of stage j, for every span of segments that it may consist of.
+        """Memory of each stage as a function of its segments, by stage.
 
         Args:
-            rows: of a step on one replica.
+            rows: rows per step on one replica.
         """
         known: dict[str, Callable[[int], PieceMemory]] = {}
         result = []
@@ -160,7 +160,7 @@ class CutProblem:
 
 
 def _built(build: Callable[[], nn.Module], meta: bool) -> nn.Module:
-    """A module; only its sizes matter."""
+    """Builds a module for its shapes; its weights are arbitrary."""
     with building(meta, 0):
         return build()
 

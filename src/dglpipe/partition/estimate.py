@@ -16,18 +16,19 @@ class StageEstimate:
     """One stage with its auxiliary modules.
 
     Attributes:
-        segments: names.
-        parameters: of the segments.
-        head_parameters: of the auxiliary modules.
-        flops_per_sample: forward and backward, auxiliary modules included; a multiply-add is 2.
-        head_flops_per_sample: the part of the auxiliary modules.
-        output_shape: of a row on the link; None for the last stage.
-        link_bytes_per_sample: bytes of such a row; 0 for the last stage.
-        seconds_per_step: as measured; None where the cost is FLOPs.
+        segments: names of the segments.
+        parameters: number of parameters of the segments.
+        head_parameters: number of parameters of the auxiliary modules.
+        flops_per_sample: FLOPs of forward and backward, with auxiliary modules; a multiply-add is
+            2.
+        head_flops_per_sample: FLOPs of the auxiliary modules only.
+        output_shape: shape of one row on the link; None for the last stage.
+        link_bytes_per_sample: bytes of one row on the link; 0 for the last stage.
+        seconds_per_step: measured time; None if the cost is FLOPs.
         weight_bytes: parameters, their gradients, and buffers of modules.
         optimizer_bytes: state of the optimizer.
         activation_bytes: tensors that a step saves for backward, and buffers of the links.
-        buffer_bytes: buffers of the links alone, stored batches included.
+        buffer_bytes: buffers of the links only, including stored batches.
     """
 
     stage: int
@@ -46,7 +47,7 @@ class StageEstimate:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of the stage; a process needs some hundred megabytes of libraries in addition."""
+        """Bytes of the stage, without the libraries of the process (some hundred megabytes)."""
         return self.weight_bytes + self.optimizer_bytes + self.activation_bytes
 
 
@@ -56,9 +57,9 @@ def estimate(
     """Estimates every stage.
 
     Args:
-        network: built on meta.
-        rows: of a step on one replica.
-        seconds: of a step, by stage, where they were measured.
+        network: the network on meta.
+        rows: rows per step on one replica.
+        seconds: seconds per step by stage; None: not measured.
     """
     needs = network.require_problem().memory_needs(rows)
     return [

@@ -20,8 +20,8 @@ class Flops(NamedTuple):
     """Floating-point operations of forward and backward for one sample; a multiply-add is 2.
 
     Attributes:
-        own: forward and the gradients of the weights.
-        input_gradient: the gradient of the input.
+        own: FLOPs of forward and of the gradients of the weights.
+        input_gradient: FLOPs of the gradient of the input.
     """
 
     own: int
@@ -32,10 +32,10 @@ def count_flops(module: nn.Module, shape: Sequence[int]) -> Flops:
     """Counts matrix products, convolutions and attention, as `torch.utils.flop_counter` does.
 
     Args:
-        module: on meta, unless it reads values; (B, *shape) -> one tensor.
-        shape: of one row.
+        module: (B, *shape) -> one tensor; on meta, unless it reads values of tensors.
+        shape: shape of one row.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # imports a compiler, for seconds
+    from torch.utils.flop_counter import FlopCounterMode  # takes seconds: imports a compiler
 
     weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
     batch = counted_batch(shape, module.parameters(), input_gradient=True)
@@ -69,9 +69,9 @@ def _convolution_backward(
     output_mask: Sequence[bool],
     **_: Any,
 ) -> int:
-    """The gradients of input and weights each cost as much as the forward, for any groups.
+    """FLOPs of the gradients: input and weights each cost as much as forward, for any groups.
 
-    `torch.utils.flop_counter` counts the gradient of grouped weights once for every group.
+    `torch.utils.flop_counter` counts the gradient of grouped weights once per group.
     """
     from torch.utils.flop_counter import conv_flop_count
 
@@ -82,22 +82,22 @@ def _convolution_backward(
 Shape = tuple[int, ...]
 
 AuxiliaryAt = Callable[[int, Shape], tuple[nn.Module, ...] | None]
-"""(segment, shape of a row) -> auxiliary modules of the cut in front of that segment, which read
-features of that shape; None where no cut is possible."""
+"""(segment, row shape) -> auxiliary modules of the cut before the segment, for features of this row
+shape; None if no cut is possible."""
 
 
 class SegmentFlops:
-    """FLOPs a sample, forward and backward. Equal modules are counted once.
+    """FLOPs per sample of forward and backward. The results of equal modules are shared.
 
     Args:
-        traced: on meta, unless the network reads values.
-        shapes: of a row of the input of every segment.
+        traced: the network; on meta, unless it reads values of tensors.
+        shapes: shape of one input row of every segment.
     """
 
     def __init__(self, traced: TracedNetwork, shapes: Sequence[Shape]) -> None:
         self.shapes = tuple(shapes)
         self._traced = traced
-        # Keeps every module alive: a signature may contain its id.
+        # Keeps every module alive, because a signature may contain the id of a module.
         self._known: dict[tuple[str, Shape], tuple[Flops, nn.Module]] = {}
 
     def segment(self, at: int) -> Flops:
@@ -109,7 +109,7 @@ class SegmentFlops:
         """FLOPs of auxiliary modules, with the gradient of their input.
 
         Args:
-            shape: of a row of the features that each of them reads.
+            shape: shape of one row of the features, the input of every module.
         """
         return sum(sum(self._module(one, shape)) for one in modules)
 
@@ -133,11 +133,11 @@ class SegmentFlops:
 
 
 def flop_costs(flops: SegmentFlops, auxiliary_at: AuxiliaryAt, item_bytes: int) -> SegmentCosts:
-    """Costs in FLOPs a sample.
+    """Costs in FLOPs per sample.
 
     Args:
-        auxiliary_at: modules on any device.
-        item_bytes: bytes of one number on a link.
+        auxiliary_at: the auxiliary modules of a cut, on any device.
+        item_bytes: bytes of one element on a link.
     """
 
     def head(at: int, shape: Shape) -> float:
@@ -154,5 +154,5 @@ def flop_costs(flops: SegmentFlops, auxiliary_at: AuxiliaryAt, item_bytes: int) 
 
 
 def link_bytes(shapes: Sequence[Shape], item_bytes: int) -> tuple[int, ...]:
-    """Bytes of a row that cross the cut in front of each segment but the first."""
+    """Bytes per row that cross the cut before each segment except the first."""
     return tuple(math.prod(shape) * item_bytes for shape in shapes[1:])

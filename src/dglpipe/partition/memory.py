@@ -1,4 +1,4 @@
-"""Memory of a stage of any cut, and the limit `pipeline.memory_limit`."""
+"""Memory model of a stage, and the limit `pipeline.memory_limit`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dglpipe.pipeline.link import LinkBuffers
 
 
 class StageMemory(NamedTuple):
-    """Bytes of one stage. A process needs some hundred megabytes of libraries in addition.
+    """Bytes of one stage, without the libraries of the process (some hundred megabytes).
 
     Attributes:
         weights: parameters, their gradients, and buffers of modules.
@@ -44,9 +44,9 @@ class PieceMemory:
     """Bytes of a segment, or of the auxiliary modules of one cut.
 
     Attributes:
-        parameters: in fp32.
-        buffers: of its modules.
-        saved: for backward, a sample.
+        parameters: bytes of the parameters in fp32.
+        buffers: bytes of the buffers of the modules.
+        saved: tensors saved for backward, per sample.
     """
 
     parameters: int
@@ -59,9 +59,10 @@ class NetworkMemory:
     """Bytes of all segments of a network.
 
     Attributes:
-        segments: in order. A parameter that several segments use counts in the first of them.
-        constants: tensors that are not part of the `state_dict` and that several segments use:
-            bytes and segments. Each stage has its own copy.
+        segments: the segments in order. A parameter that several segments use counts for the
+            first of these segments.
+        constants: (bytes, segments) of the tensors outside the `state_dict` that several segments
+            use. Each stage has its own copy.
     """
 
     segments: tuple[PieceMemory, ...]
@@ -70,18 +71,18 @@ class NetworkMemory:
 
 @dataclass(frozen=True)
 class MemoryNeeds:
-    """Memory of stage j, for every span of segments that it may consist of.
+    """Memory of stage j as a function of its segments.
 
     Attributes:
-        network: its segments.
-        auxiliary: the modules of the cut in front of a segment.
-        elements: numbers of a row that crosses the cut in front of each segment but segment 0.
-        optimizer_state: numbers that the optimizer keeps for each weight.
-        rows: of a step on one replica.
-        item_bytes: bytes of one number of an activation, 4 in fp32.
-        below: item bytes and buffers of the link from stage j - 1; None for stage 0.
+        network: memory of all segments of the network.
+        auxiliary: segment -> memory of the auxiliary modules of the cut before the segment.
+        elements: elements per row that cross the cut before each segment except segment 0.
+        optimizer_state: elements of optimizer state per weight.
+        rows: rows per step on one replica.
+        item_bytes: bytes of one element of an activation, 4 in fp32.
+        below: bytes per element and buffers of the link from stage j - 1; None for stage 0.
         above: buffers of the link to stage j + 1; None for the last stage.
-        share: share of a batch whose activations the stage keeps at a time.
+        share: fraction of a batch whose activations the stage keeps at the same time.
     """
 
     network: NetworkMemory
@@ -106,7 +107,7 @@ class MemoryNeeds:
             auxiliary = self.auxiliary(end)
             parameters += auxiliary.parameters
             buffers += auxiliary.buffers
-            # Counted once where both the segment and an auxiliary module save the features.
+            # Features that both the segment and an auxiliary module save count once.
             twice = auxiliary.saved.input if segments[end - 1].saved.output else 0
             saved += auxiliary.saved.own - twice
         return StageMemory(
@@ -129,7 +130,7 @@ class MemoryNeeds:
         return _prefix_sums(one.saved.own for one in self.network.segments)
 
     def link_row_bytes(self, first: int, end: int) -> int:
-        """Bytes a row of the buffers of both links of a stage."""
+        """Bytes per row of the buffers of both links of a stage."""
         total = 0
         if first and self.below is not None:
             item_bytes, buffers = self.below
@@ -149,9 +150,9 @@ class MemoryLimit:
     """`pipeline.memory_limit` for the stages of a run.
 
     Attributes:
-        size: bytes that no stage may exceed.
-        stages: entry j for stage j.
-        per_stage: whether stages have settings of their own.
+        size: the limit in bytes.
+        stages: memory needs by stage.
+        per_stage: whether the settings differ between stages.
     """
 
     size: int
@@ -166,7 +167,7 @@ class MemoryLimit:
         return self.stages[j].stage(first, end).total
 
     def check(self, bounds: Sequence[int], hint: str = "") -> None:
-        """Raises ConfigError, which names the excess, if a stage needs more than the limit."""
+        """Raises ConfigError if a stage needs more than the limit; the message has the excess."""
         count = len(self.stages[0].network.segments)
         spans = list(itertools.pairwise([*bounds, count]))
         needs = [own.stage(*span) for own, span in zip(self.stages, spans, strict=True)]
@@ -175,15 +176,15 @@ class MemoryLimit:
         if need.total <= self.size:
             return
         over = f"{show(need.total - self.size)} more than the limit"
-        links = f"{show(need.buffers)} of it for the buffers of its links"
-        settings = ", as per_stage has it" if self.per_stage else ""
-        who = f"Stage {largest} (segments {first} to {end - 1})"
-        story = f"{who} needs {show(need.total)}{settings}, {links}, {over}. {hint}"
+        links = f"including {show(need.buffers)} for the buffers of its links"
+        settings = " with its settings in per_stage" if self.per_stage else ""
+        stage = f"Stage {largest} (segments {first} to {end - 1})"
+        text = f"{stage} needs {show(need.total)}{settings}, {links}, {over}. {hint}"
         allowed = f"at least {need.total} bytes for this cut"
-        raise ConfigError("pipeline.memory_limit", self.size, allowed, story.strip())
+        raise ConfigError("pipeline.memory_limit", self.size, allowed, text.strip())
 
     def nearest(self, may: Fits) -> list[int]:
-        """The cut whose largest stage is smallest.
+        """The cut that minimises the memory of the largest stage.
 
         Args:
             may: which segments each stage may consist of.
@@ -196,7 +197,7 @@ def network_memory(traced: TracedNetwork, shape: Sequence[int]) -> NetworkMemory
     """Memory of the segments of a network on meta.
 
     Args:
-        shape: of a row of the images.
+        shape: shape of one image.
     """
     pieces = [traced.piece(at) for at in range(len(traced.segments))]
     named = [one for one in tensors_by_key(traced.network).values() if isinstance(one, Tensor)]
@@ -205,7 +206,7 @@ def network_memory(traced: TracedNetwork, shape: Sequence[int]) -> NetworkMemory
     for at, piece in enumerate(pieces):
         for tensor in itertools.chain(piece.parameters(), piece.buffers()):
             users.setdefault(id(tensor), (tensor, set()))[1].add(at)
-    for tensor in named:  # the last stage owns what no segment uses
+    for tensor in named:  # the last stage owns the tensors that no segment uses
         users.setdefault(id(tensor), (tensor, {len(pieces) - 1}))
     parameters, buffers = [0] * len(pieces), [0] * len(pieces)
     constants = []
@@ -225,10 +226,10 @@ def auxiliary_memory(modules: Sequence[nn.Module], shape: Sequence[int]) -> Piec
     """Memory of the auxiliary modules of a cut, on meta.
 
     Args:
-        shape: of a row of the features that each of them reads.
+        shape: shape of one row of the features, the input of every module.
     """
     saved = [saved_bytes([one], shape, input_gradient=True)[0] for one in modules]
-    features = max((one.input for one in saved), default=0)  # all save the same tensor
+    features = max((one.input for one in saved), default=0)  # the modules share their input
     whole = nn.ModuleList(modules)
     return PieceMemory(
         parameters=4 * sum(parameter.numel() for parameter in whole.parameters()),
@@ -238,14 +239,14 @@ def auxiliary_memory(modules: Sequence[nn.Module], shape: Sequence[int]) -> Piec
 
 
 def optimizer_state(config: OptimizerConfig) -> int:
-    """Numbers that the optimizer keeps for each weight."""
+    """Elements of optimizer state per weight."""
     if isinstance(config, SgdConfig):
         return int(config.momentum > 0)
     return 2
 
 
 def show(count: int) -> str:
-    """Bytes with a unit, for messages."""
+    """Formats a number of bytes with a unit, for messages."""
     size, unit = float(count), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if size < 1024:

@@ -1,4 +1,4 @@
-"""Builds the stages of one process, without storing the weights of the other stages."""
+"""Builds the stages of one process without storing the weights of the other stages."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ logger = logging.getLogger("dglpipe")
 def build_own_stages(
     config: Config, method: StageMethod, data: DataInfo, spec: PipelineSpec, own: Sequence[int]
 ) -> dict[int, StageModule]:
-    """Builds stages `own` with the weights that they have in the network built as a whole.
+    """Builds the stages `own` with the same weights as in the network built as a whole.
 
-    Memory holds the parameters of these stages and one other parameter at a time. A network
-    whose builder reads the values of parameters is built as a whole, and the other stages are
+    Only the parameters of these stages and one other parameter at a time are in memory. A network
+    whose builder reads the values of parameters is built as a whole; then the other stages are
     dropped.
 
     Raises:
@@ -41,7 +41,7 @@ def build_own_stages(
     if len(own) < spec.stages:
         try:
             modules = _build_in_part(config, data, spec, own)
-        except Exception as error:  # a builder of the user raises any type
+        except Exception as error:  # a builder of the user may raise any exception
             logger.info("the whole network is built for stages %s: %s", list(own), error)
     if modules is None:
         modules = _build_whole(config, data, spec, own)

@@ -26,9 +26,9 @@ class PipelineSpec:
     Attributes:
         bounds: first segment of every stage.
         segments: names of the segments, by stage.
-        fields: activations that each stage but the last sends.
-        channels_at: dimension of a row of each field that holds the channels.
-        image_shape: (C,H,W).
+        fields: format of the activations that each stage except the last sends.
+        channels_at: for each field, the dimension of a row that holds the channels.
+        image_shape: shape of one image, (C,H,W).
         classes: N.
     """
 
@@ -49,11 +49,11 @@ class PipelineSpec:
         return self.bounds[j], self.bounds[j] + len(self.segments[j])
 
     def features(self, j: int) -> Features:
-        """Output of stage `j`, which is not the last."""
+        """Output of stage `j`; not for the last stage."""
         return Features(self.fields[j].shape, self.channels_at[j])
 
     def boundary(self, j: int, head: HeadConfig | PluginConfig) -> Boundary:
-        """The cut above stage `j`, which is not the last.
+        """The cut above stage `j`; not for the last stage.
 
         Args:
             head: head settings of stage `j`.
@@ -62,16 +62,16 @@ class PipelineSpec:
         return Boundary(self.features(j), self.classes, self.image_shape, head, end)
 
     def input_shape(self, j: int) -> tuple[int, ...]:
-        """Shape of a row of the input of stage `j`."""
+        """Shape of one input row of stage `j`."""
         return self.fields[j - 1].shape if j else self.image_shape
 
     def row_bytes(self, j: int) -> int:
-        """Bytes of a row of activations that stage `j` sends; 0 for the last stage."""
+        """Bytes per row of the activations that stage `j` sends; 0 for the last stage."""
         return self.fields[j].row_bytes if j < len(self.fields) else 0
 
     def label_layouts(self, plan: BatchSchedule) -> dict[Phase, MessageFormat]:
-        """Messages of pipelined backprop, which carry labels alone: its schedule sends the
-        activations."""
+        """Formats of the messages of pipelined backprop, which contain only labels;
+        torch.distributed.pipelining sends the activations."""
         labels = contiguous_field(LABELS, torch.int64, ())
         nothing = contiguous_field(ACTIVATIONS, torch.uint8, (0,))
         return {
@@ -79,7 +79,7 @@ class PipelineSpec:
         }
 
     def layouts(self, j: int, plan: BatchSchedule) -> dict[Phase, MessageFormat]:
-        """Messages from stage `j` to stage `j + 1`."""
+        """Formats of the messages from stage `j` to stage `j + 1`."""
         labels = contiguous_field(LABELS, torch.int64, ())
         ensemble = contiguous_field(ENSEMBLE, torch.float32, (self.classes,))
         activations = self.fields[j]

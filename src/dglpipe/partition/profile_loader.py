@@ -1,4 +1,4 @@
-"""Measures the seconds that the loader needs for a batch."""
+"""Measures the time that the loader needs for a batch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ENOUGH_S = 3.0
 
 
 def loading_seconds(config: Config, data: DataSet, plan: BatchSchedule) -> float:
-    """Measures how long the loader of one replica needs for a batch. Closes `data`.
+    """Measures the seconds per batch of the loader of one replica. Closes `data`.
 
-    Takes batches as fast as they arrive. The first half is not counted, since it includes the
-    start of the decoding processes and batches that were loaded ahead.
+    Takes batches as fast as they arrive. The first half of the batches is not counted, since it
+    includes the start of the decoding processes and batches that were loaded ahead.
     """
     items = (item for item in plan.items() if item.phase is Phase.TRAIN)
     device = Device(torch.device("cpu"), "gloo")

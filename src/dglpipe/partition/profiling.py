@@ -1,4 +1,4 @@
-"""Measures the seconds a step that segments and auxiliary modules take."""
+"""Measures the seconds per step of segments and auxiliary modules."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from dglpipe.pipeline.optim import build_optimizer
 
 ROUNDS = 5
 ENOUGH_S = 30.0
-"""Seconds after which no further round starts."""
+"""Seconds after which no further round of measurements starts."""
 
 NO_CUT = "no cut"
-"""Key of the time of a cut that cannot have its auxiliary modules."""
+"""Key in place of the time of a cut whose auxiliary modules cannot be built."""
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds a step, under the names of `SegmentCosts`."""
+    """Seconds per step, with the field names of `SegmentCosts`."""
 
     segments: tuple[float, ...]
     input_gradients: tuple[float, ...]
@@ -46,20 +46,20 @@ def measure(
     """Measures forward, backward and optimizer step of every segment, with and without the
     gradient of its input, and of the auxiliary modules of every cut. The learning rate is 0.
 
-    Every step has a constant overhead: starting backward, the optimizer, the timer. Each module
-    is measured in a step of its own, whereas a stage makes one step. So the overhead is
-    subtracted from all segments but the last. It remains in the auxiliary modules, which every
-    stage but the last has.
+    Every step has a constant overhead: starting backward, the optimizer, the timer. Each module is
+    measured in a separate step, but a stage has this overhead once. The overhead is therefore
+    subtracted from all segments except the last. It is not subtracted from the auxiliary modules,
+    because every stage except the last has auxiliary modules.
 
-    Modules that do the same work are measured once. The minimum over several rounds counts,
-    since other load on the machine can only lengthen a step.
+    Modules that do the same computation are measured once. The result is the minimum over several
+    rounds, since other load on the machine can only lengthen a step.
 
     Args:
-        traced: with weights, which move to `device`.
-        shape: of one row of the images.
-        auxiliary_at: modules with weights.
+        traced: the network with weights, which move to `device`.
+        shape: shape of one image.
+        auxiliary_at: the auxiliary modules of a cut, with weights.
         settings: optimizer and precision.
-        rows: of a step on one replica.
+        rows: rows per step on one replica.
     """
     place = device.torch_device
     traced.network.to(place).to(memory_format=torch.channels_last)
@@ -100,7 +100,7 @@ def measure(
 
 
 class _Scale(nn.Module):
-    """A module with one weight, whose step takes the overhead alone."""
+    """A module with one weight, to measure the overhead of a step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class _Task:
         if self._optimizer is not None:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
-        output.flatten()[0].item()  # waits for the device
+        output.flatten()[0].item()  # synchronizes with the device
         spent = time.perf_counter() - start
         self._batch.grad = None
         return spent
@@ -161,7 +161,7 @@ def _best_of_rounds(tasks: dict[str, _Task]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Context with `count` CPU threads, as in the processes of the run."""
+    """Context that sets the number of CPU threads, as in the processes of a run."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""Records the activations that each stage sends, in one forward of two rows."""
+"""Records the format of the activations that each stage sends, by a forward of two rows."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ CPU = Device(torch.device("cpu"), "gloo")
 def record_fields(
     config: Config, stages: Sequence[nn.Module], image_shape: Sequence[int]
 ) -> tuple[Field, ...]:
-    """Shape, strides and dtype of what each stage but the last sends.
+    """Shape, strides and dtype of the activations that each stage except the last sends.
 
     Args:
-        stages: with weights, on the CPU.
-        image_shape: (C, H, W).
+        stages: the stages with weights, on the CPU.
+        image_shape: shape of one image, (C, H, W).
     """
     batch, fields = _images(image_shape), []
     for j, stage in enumerate(stages[:-1]):
@@ -46,8 +46,8 @@ def record_fields_on_meta(
 ) -> tuple[Field, ...]:
     """As `record_fields`, for a network on meta.
 
-    Runs real kernels, since strides on meta can differ: every segment is copied, gets zeros as
-    weights, and is dropped after its forward. Equal segments run once.
+    Runs real kernels, since strides on meta can differ: copies each segment with weights of zeros,
+    runs its forward, and deletes the copy. Equal segments run once.
     """
     batch, fields = _images(image_shape), []
     known: dict[tuple[Any, ...], Tensor] = {}

@@ -13,17 +13,17 @@ from torch.overrides import TorchFunctionMode
 from dglpipe.partition.fx.signature import float_type
 
 ROWS = 2
-"""Rows of the batch that is counted: batch norm needs two."""
+"""Rows of the batch: batch norm needs at least two."""
 
 
 @dataclass(frozen=True, slots=True)
 class SavedBytes:
-    """Tensors that one part of a network saves for backward, in bytes a sample in fp32.
+    """Tensors that one part of a network saves for backward, in bytes per sample in fp32.
 
     Attributes:
-        own: tensors that no part before it saves, its input included.
-        input: its input, if it is one of these tensors.
-        output: its output, if this part or one before it saves that tensor.
+        own: tensors that no earlier part saves, including the input.
+        input: the input, if it is in `own`; else 0.
+        output: the output, if this part or an earlier part saves it; else 0.
     """
 
     own: int
@@ -34,16 +34,16 @@ class SavedBytes:
 def saved_bytes(
     parts: Sequence[nn.Module], shape: Sequence[int], input_gradient: bool = False
 ) -> list[SavedBytes]:
-    """What each of `parts`, run one after the other, saves.
+    """Runs `parts` in sequence and counts the tensors that each part saves.
 
     Args:
-        parts: on meta, unless they read values; (B, ...) -> one tensor.
-        shape: of a row of the input of the first part.
-        input_gradient: whether backward computes the gradient of the batch too.
+        parts: (B, ...) -> one tensor; on meta, unless they read values of tensors.
+        shape: shape of one input row of the first part.
+        input_gradient: whether backward also computes the gradient of the batch.
     """
     parameters = [tensor for part in parts for tensor in part.parameters()]
     weights = {tensor.untyped_storage()._cdata for tensor in parameters}
-    # The graph keeps every saved tensor alive, so that no address is used twice.
+    # The graph keeps every saved tensor alive, so that no address is reused.
     saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def saved_bytes(
 
 
 def counted_batch(shape: Sequence[int], weights: Iterable[Tensor], input_gradient: bool) -> Tensor:
-    """A batch with the device and the dtype of `weights`; on meta if there are none."""
+    """A batch with the device and dtype of `weights`; on meta if there are no weights."""
     own = list(weights)
     device = next((tensor.device for tensor in own), torch.device("meta"))
     dtype = float_type(own)
@@ -77,7 +77,7 @@ def counted_batch(shape: Sequence[int], weights: Iterable[Tensor], input_gradien
 class CheapOps(TorchFunctionMode):
     """Replaces batch norm and ReLU by functions that save the same tensors.
 
-    Both operations have no FLOPs that count, and they are slow on meta.
+    Neither operation counts in FLOPs, and both are slow on meta.
     """
 
     def __torch_function__(

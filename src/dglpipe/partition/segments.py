@@ -1,4 +1,4 @@
-"""Where a network can be cut: its operations, grouped into segments.
+"""Segments: groups of the operations of a network, between which it can be cut.
 
     network --trace--> operations, grouped into segments --boundaries, cut--> stages
 
@@ -38,10 +38,10 @@ class Segment:
     """The smallest part of a network that can be a stage.
 
     Attributes:
-        name: path of the module that holds all its weights and none of another segment, else
-            of its first operation with weights; unique.
-        nodes: its operations, in order of execution.
-        output: the node that the next segment reads; the output of the network for the last.
+        name: path of the module with exactly the weights of this segment; if there is none, path
+            of the first operation with weights. Unique.
+        nodes: the operations, in order of execution.
+        output: the node that the next segment reads; in the last segment, the network's output.
     """
 
     name: str
@@ -54,16 +54,16 @@ class TracedNetwork:
     """A network and its segments.
 
     Attributes:
-        network: the argument of `trace`; the stages that `cut` makes share its modules.
-        operations: of the network, in order.
-        segments: in order of execution; at least one.
+        network: the argument of `trace`; stages from `cut` share the modules of the network.
+        operations: the operations of the network, in order.
+        segments: the segments in order of execution; at least one.
     """
 
     network: nn.Module
     operations: Operations
     segments: tuple[Segment, ...]
     outputs: dict[tuple[int, ...], list[tuple[int, ...]]] = field(default_factory=dict)
-    """Result of `propagate_shapes`, by shape of the batch."""
+    """Shape of a batch -> result of `propagate_shapes`."""
     _pieces: dict[int, fx.GraphModule] = field(default_factory=dict)
 
     @property
@@ -90,7 +90,8 @@ class TracedNetwork:
 
     @functools.cached_property
     def joined(self) -> frozenset[int]:
-        """Segments that no cut can precede, since both sides use a tensor."""
+        """Segments before which no cut is possible, because both sides use the same parameter or
+        buffer."""
         first: dict[int, int] = {}
         between: set[int] = set()
         for at, segment in enumerate(self.segments):
@@ -111,14 +112,14 @@ class TracedNetwork:
         return tensors_by_key(self.network)
 
     def piece(self, at: int) -> fx.GraphModule:
-        """Segment `at` as a module, which shares its weights with the network."""
+        """Segment `at` as a module that shares its weights with the network."""
         if at not in self._pieces:
             self._pieces[at] = extract(self, at, at + 1)
         return self._pieces[at]
 
     @functools.cached_property
     def signatures(self) -> list[str]:
-        """Signature of every segment; equal for segments that do the same work on equal inputs."""
+        """Signature of every segment; equal for segments that do the same computation."""
         return [
             operations_signature(self.network, segment.nodes, segment.output)
             for segment in self.segments
@@ -126,13 +127,13 @@ class TracedNetwork:
 
 
 def trace(network: nn.Module) -> TracedNetwork:
-    """Finds the segments of `network`, on any device, meta included, without running it.
+    """Finds the segments of `network` without running it, on any device, including meta.
 
-    Only the first argument of its forward is an input; the others keep their defaults.
+    Only the first argument of the forward is an input; the other arguments keep their defaults.
 
     Raises:
-        ConfigError: the network cannot be traced, runs other operations in training than in
-            evaluation, or has hooks on itself.
+        ConfigError: the network cannot be traced, its operations differ between training and
+            evaluation, or the network itself has hooks.
     """
     validate_network(network)
     operations = Operations(network, symbolic_graph(network))
@@ -185,7 +186,7 @@ def _cuts(operations: Operations, classifier: int) -> list[int]:
 
 
 def _names(owned: Sequence[Sequence[str]]) -> list[str]:
-    """A name a segment, from the paths of its weights."""
+    """The name of every segment, from the paths of its weights."""
     names: list[str] = []
     for at, paths in enumerate(owned):
         block = _common_path(paths)
@@ -193,7 +194,7 @@ def _names(owned: Sequence[Sequence[str]]) -> list[str]:
         alone = block and not any(f"{path}.".startswith(f"{block}.") for path in others)
         names.append(block if alone else next(iter(paths), "network"))
     counts = Counter[str]()
-    for at, name in enumerate(names):  # a module that is called again begins another segment
+    for at, name in enumerate(names):  # a second call of a module begins another segment
         counts[name] += 1
         names[at] = name if counts[name] == 1 else f"{name}#{counts[name]}"
     return names
@@ -205,7 +206,7 @@ def _common_path(paths: Sequence[str]) -> str:
 
 
 def tensors_by_key(module: nn.Module) -> dict[str, Any]:
-    """The tensors of `state_dict` themselves, not detached."""
+    """Like `state_dict`, but with the parameters and buffers themselves, not detached."""
     return module.state_dict(keep_vars=True)
 
 
@@ -218,7 +219,7 @@ def extract(traced: TracedNetwork, first: int, end: int) -> fx.GraphModule:
 
     def copied(node: fx.Node) -> fx.Node:
         if node not in copies:
-            if node in traced.operations.sizes.rows:  # was read from a tensor of another stage
+            if node in traced.operations.sizes.rows:  # read from a tensor of another stage
                 copies[node] = graph.call_method("size", (copies[entry], 0))
             else:  # weights, or a number computed from the number of rows
                 copies[node] = graph.node_copy(node, copied)
@@ -234,10 +235,10 @@ def extract(traced: TracedNetwork, first: int, end: int) -> fx.GraphModule:
 
 
 def _shorten_lookups(graph: fx.Graph) -> None:
-    """Makes the generated code of `graph` look modules up in `_modules`.
+    """Makes the generated code of `graph` access modules through `_modules`.
 
     Attribute access (`self.layers.conv`) searches the classes at every dot, which takes a fifth
-    of the forward of a small network. Code that fx writes in another form does not change.
+    of the forward of a small network. Other code does not change.
     """
     short = {}
     for node in graph.nodes:
@@ -256,13 +257,13 @@ def _shorten_lookups(graph: fx.Graph) -> None:
 
 
 def _dot(owner: str, part: str) -> str:
-    """Attribute access as fx writes it."""
+    """Attribute access in the form that fx generates."""
     return f"{owner}.{part}" if part.isidentifier() else f'getattr({owner}, "{part}")'
 
 
 def _keep_out_of_state(stage: fx.GraphModule, keys: Set[str]) -> None:
-    """Makes buffers non-persistent that are not in `keys`: fx registers every tensor as a
-    persistent buffer."""
+    """Makes buffers outside `keys` non-persistent, since fx registers every tensor as a persistent
+    buffer."""
     for path, module in stage.named_modules():
         for name in module._buffers:
             if f"{path}.{name}".lstrip(".") not in keys:

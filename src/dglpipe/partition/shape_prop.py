@@ -1,4 +1,4 @@
-"""Shapes of the outputs of all segments, computed on meta where that is possible."""
+"""Shapes of the outputs of all segments, computed on the meta device if possible."""
 
 from __future__ import annotations
 
@@ -17,29 +17,28 @@ from dglpipe.partition.segments import TracedNetwork
 def propagate_shapes(
     traced: TracedNetwork, shape: Sequence[int], dtype: torch.dtype = torch.float32
 ) -> list[tuple[int, ...]]:
-    """Sends a batch through the segments on the device of the network; on meta this takes no
-    memory and no arithmetic.
+    """Runs a batch through the segments on the device of the network; on meta, this needs no memory
+    and no arithmetic.
 
     Args:
-        shape: of a batch, (B, C, H, W).
-        dtype: of the batch.
+        shape: shape of the batch, (B, C, H, W).
+        dtype: dtype of the batch.
 
     Returns:
         Shape (B, ...) of the output of every segment. The last output is the logits.
 
     Raises:
-        NeedsValuesError: a segment on meta reads values.
-        ImageSizeError: a segment shrinks the image to nothing, or fails on it.
-        ConfigError: a segment returns something else than one tensor with a row for each row
-            of the batch.
+        NeedsValuesError: a segment on meta reads values of tensors.
+        ImageSizeError: the output of a segment is empty, or a segment fails on its input.
+        ConfigError: a segment does not return one tensor with one row per row of the batch.
     """
     known = traced.outputs.get(tuple(shape))
     if known is not None:
         return known
     shapes = _run(traced, shape, dtype)
     if any(map(traced.operations.counted, traced.starts[1:])):
-        # A stage reads the number of rows from its input. Two batch sizes show that a tensor
-        # has the rows of the batch, and not by chance another size of the same value.
+        # A stage reads the number of rows from its input. Two batch sizes show that dimension 0
+        # is the batch, and not another dimension of equal size.
         _run(traced, (shape[0] + 1, *shape[1:]), dtype)
     traced.outputs[tuple(shape)] = shapes
     return shapes
@@ -59,26 +58,26 @@ def _run(traced: TracedNetwork, shape: Sequence[int], dtype: torch.dtype) -> lis
         try:
             with torch.no_grad(), inspection(traced.device):
                 output = piece(batch)
-        except Exception as error:  # shape errors come as RuntimeError, ValueError, IndexError
+        except Exception as error:  # RuntimeError, ValueError or IndexError for wrong shapes
             if batch.is_meta and "meta tensor" in str(error).lower():
                 raise NeedsValuesError("model", segment.name, "shapes alone", str(error)) from error
             raise _unfit(traced, at, batch, shape, str(error)) from error
         if not isinstance(output, Tensor) or output.shape[:1] != batch.shape[:1]:
             got = f"{type(output).__name__} from segment {at} ({segment.name})"
-            raise ConfigError("model", got, "one tensor with a row for each row of the batch")
+            raise ConfigError("model", got, "one tensor with one row per row of the batch")
         if not output.numel():
-            raise _unfit(traced, at, batch, shape, "Nothing is left of it")
+            raise _unfit(traced, at, batch, shape, "Its output is empty")
         batch = known[key] = output
         shapes.append(tuple(output.shape))
     return shapes
 
 
 class ImageSizeError(ConfigError):
-    """Images of a size that a network cannot work on.
+    """An image size that a network does not support.
 
     Args:
-        reason: segment that fails, and how.
-        advice: configuration that could work; the hint contains both.
+        reason: why the segment fails.
+        advice: a configuration that could work.
     """
 
     def __init__(self, got: object, allowed: str, reason: str, advice: str) -> None:
@@ -87,7 +86,7 @@ class ImageSizeError(ConfigError):
 
 
 _PROXY = re.compile(r"Proxy\([^)]*\)")
-"""Name of a size in the message of an assertion that `torch.fx` traced."""
+"""The name that `torch.fx` gives to a size in the message of a traced assertion."""
 
 
 def _unfit(
@@ -101,14 +100,14 @@ def _unfit(
         hint = f"Call network.to({batch.dtype}). {reason.splitlines()[0]}"
         return ConfigError("model", got, allowed, hint)
     if at == 0 and "channel" in reason:
-        got, wanted = f"images of {shape[1]} channels", "as many channels as the network reads"
+        got, wanted = f"images of {shape[1]} channels", "the number of channels of the network"
         return ConfigError("model", got, wanted, f"Segment 0 ({name}): {reason.splitlines()[0]}")
-    allowed = f"images that segment {at} ({name}) of the network can work on"
+    allowed = f"images that segment {at} ({name}) of the network supports"
     first_line = _PROXY.sub("another", reason.partition("\n")[0])
-    reason = f"It fails on an input of shape {tuple(batch.shape[1:])} a row: {first_line}"
+    reason = f"It fails on rows of shape {tuple(batch.shape[1:])}: {first_line}"
     height, width = shape[-2:]
     if height != width:
         advice = "The images are not square: data.image_size=SIDE makes them square"
         return ImageSizeError(f"images of {height}x{width}", allowed, reason, advice)
-    advice = "Some builders take the size: model.args={image_size:SIDE}"
+    advice = "Some builders have an argument for the size: model.args={image_size:SIDE}"
     return ImageSizeError(width, allowed, reason, advice)

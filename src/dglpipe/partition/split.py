@@ -14,7 +14,7 @@ from dglpipe.partition.segments import TracedNetwork, extract, tensors_by_key
 def even_boundaries(segments: int, stages: int) -> list[int]:
     """First segment of every stage of an even cut: sizes differ by at most 1, larger first.
 
-    10 segments in 4 stages have sizes 3, 3, 2, 2: [0, 3, 6, 8].
+    Example: 10 segments in 4 stages have sizes 3, 3, 2, 2; the result is [0, 3, 6, 8].
     """
     size, larger = divmod(segments, stages)
     return [size * stage + min(stage, larger) for stage in range(stages)]
@@ -29,11 +29,11 @@ def boundaries(
         split: `even`, or the first segment of every stage but the first.
         segments: number of segments.
         stages: K.
-        names: of the segments, for the errors.
+        names: names of the segments, for error messages.
 
     Raises:
-        ConfigError: more stages than segments; a list of the wrong length, out of order or
-            out of range; any other word than `even`.
+        ConfigError: more stages than segments; a list of the wrong length, not increasing or out
+            of range; a string other than `even`.
     """
     hint = f"Segments: {', '.join(f'{at} {name}' for at, name in enumerate(names))}" * bool(names)
     if not 1 <= stages <= segments:
@@ -51,10 +51,10 @@ def boundaries(
 
 
 def check_stages(traced: TracedNetwork, stages: int) -> None:
-    """Refuses more stages than segments.
+    """Checks that there are at least as many segments as stages.
 
     Raises:
-        ConfigError: more stages than segments; the hint names sizes that prevent more cuts.
+        ConfigError: more stages than segments; the hint names sizes that prevent further cuts.
     """
     try:
         boundaries("even", len(traced.segments), stages, [one.name for one in traced.segments])
@@ -70,29 +70,29 @@ def check_stages(traced: TracedNetwork, stages: int) -> None:
 
 
 def _fault(firsts: list[int], segments: int, stages: int) -> str:
-    """What is allowed instead of the list; empty if the list is right."""
+    """Description of an allowed list; empty if `firsts` is allowed."""
     if len(firsts) != stages - 1:
-        return f"{stages - 1} numbers for {stages} stages: the first segment of all but the first"
+        return f"{stages - 1} numbers for {stages} stages: the first segment of all but stage 0"
     if any(later <= earlier for earlier, later in itertools.pairwise(firsts)):
-        return "rising numbers: no stage without a segment"
+        return "increasing numbers: every stage has a segment"
     if any(not 1 <= first < segments for first in firsts):
         return f"numbers from 1 to {segments - 1}, the last segment of this network"
     return ""
 
 
 def cut(traced: TracedNetwork, boundaries: Sequence[int]) -> list[fx.GraphModule]:
-    """The stages. Run one after the other they compute the network bit for bit.
+    """The stages. Run in sequence, they compute the same outputs as the network, bit for bit.
 
     Every stage holds modules, parameters and buffers of the network (shared, not copied) under
-    their `state_dict` keys. Every key is in exactly one stage; tensors that no operation uses
-    are in the last.
+    their `state_dict` keys. Every key is in exactly one stage; tensors that no operation uses are
+    in the last stage.
 
     Args:
-        boundaries: first segment of every stage, as `boundaries()` returns them.
+        boundaries: first segment of every stage, as returned by `boundaries()`.
 
     Raises:
-        ConfigError: two stages would own the same tensor (tied weights); state that is
-            neither parameter nor buffer, outside of modules that are one operation.
+        ConfigError: two stages would own the same tensor (tied weights); a module that is not one
+            operation has state other than parameters and buffers.
     """
     ends = [*boundaries[1:], len(traced.segments)]
     stages = [extract(traced, first, end) for first, end in zip(boundaries, ends, strict=True)]
@@ -127,7 +127,7 @@ def _refuse_ties(stages: Iterable[nn.Module], boundaries: Sequence[int]) -> None
         for key, tensor in tensors_by_key(stage).items():
             other, name = owners.setdefault(id(tensor), (j, key))
             if other != j:
-                what = f"{name} and {key}, one and the same tensor,"
+                what = f"{name} and {key}, which are the same tensor,"
                 if name == key:
                     what = f"all uses of {key}"
                 allowed = f"auto, or cuts that leave {what} in one stage"

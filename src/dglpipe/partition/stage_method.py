@@ -1,4 +1,4 @@
-"""What the partition needs to know of a method."""
+"""The parts of a method that the partition uses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dglpipe.pipeline.topology import Layout
 
 
 class StageMethod(Protocol):
-    """A method, as far as costs, memory and modules of the stages depend on it."""
+    """The properties of a method that determine costs, memory and modules of the stages."""
 
     @property
     def flows_back(self) -> bool:
@@ -23,12 +23,12 @@ class StageMethod(Protocol):
     def auxiliary(self, boundary: Boundary) -> Mapping[str, Callable[[], nn.Module]]:
         """Builders of the auxiliary modules of the stage below `boundary`, by name.
 
-        Every auxiliary module takes the features of the stage. `head` returns logits (B, N);
-        a stage with a `head` is an exit. Not called for the last stage.
+        The input of every auxiliary module is the features of the stage. `head` returns logits
+        (B, N); a stage with a `head` is an exit. Not called for the last stage.
         """
 
     def activation_share(self, stage: int, stages: int) -> Fraction:
-        """Share of a batch whose activations `stage` keeps for backward at a time."""
+        """Fraction of a batch whose activations `stage` keeps for backward at the same time."""
 
     def buffers(self, link: int, depth: int) -> LinkBuffers:
         """Memory of the link from stage `link` to the next stage.
@@ -39,11 +39,11 @@ class StageMethod(Protocol):
 
 
 class ScheduledMethod(Protocol):
-    """A method, as far as the predicted throughput depends on it."""
+    """The properties of a method that determine the predicted throughput."""
 
     @property
     def trains_in_rounds(self) -> bool:
-        """Whether round r trains stage r alone, with the stages below it frozen."""
+        """Whether round r trains only stage r, with the stages below frozen."""
 
     def utilization(self, layout: Layout) -> float:
-        """Largest share of a step in which a process can compute; 1 without a bubble."""
+        """Upper bound of the fraction of a step in which a process computes; 1: no bubbles."""

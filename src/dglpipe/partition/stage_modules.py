@@ -18,7 +18,7 @@ def build_auxiliary(
 ) -> dict[str, nn.Module]:
     """The auxiliary modules of stage `j` by name; none for the last stage.
 
-    Their weights depend on the seed, the name and the place of the cut, not on K.
+    Their weights depend on the seed, the name and the position of the cut, not on K.
     """
     if j == spec.stages - 1:
         return {}

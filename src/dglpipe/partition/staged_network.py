@@ -1,4 +1,4 @@
-"""The network of a run, cut into stages: on meta, or with its weights."""
+"""The network of a run, cut into stages: on the meta device, or with weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class StagedNetwork:
     """A network cut into stages.
 
     Attributes:
-        modules: segments of every stage, under the network's own `state_dict` keys.
+        modules: the segments of every stage, under the network's own `state_dict` keys.
         meta: whether parameters and buffers are on meta.
         problem: costs and memory of the segments; None unless built by `meta=True`.
     """
@@ -60,9 +60,9 @@ class StagedNetwork:
         return self.config.stage(j).precision.name
 
     def flops(self, j: int) -> int:
-        """FLOPs a sample of stage `j`: forward and backward, with auxiliary modules.
+        """FLOPs per sample of stage `j`: forward and backward, with auxiliary modules.
 
-        Only for a network built by `meta=True`, as the two methods below.
+        Like the next two methods, only for a network built with `meta=True`.
         """
         return self.segment_flops(j) + self.auxiliary_flops(j)
 
@@ -84,11 +84,11 @@ class StagedNetwork:
         return self.problem
 
     def check_outputs(self) -> None:
-        """Sends two rows through all auxiliary modules and the last stage.
+        """Runs two rows through all auxiliary modules and the last stage.
 
         Raises:
-            ConfigError: a module fails, an exit returns something else than logits (B, N), or
-                a key of the network is also one of an auxiliary module.
+            ConfigError: a module fails, an exit does not return logits (B, N), or the network and
+                an auxiliary module have the same key.
         """
         for j in range(self.spec.stages):
             where, auxiliary = f" (stage {j})", self.auxiliary(j)
@@ -112,12 +112,12 @@ def build_staged_network(
     meta: bool = False,
     rows: int | None = None,
 ) -> StagedNetwork:
-    """Builds the network of `config`, whose weights depend on the seed alone, and cuts it.
+    """Builds the network of `config` and cuts it. The weights depend only on the seed.
 
     Args:
         stages: K.
-        meta: build without weights, to check a configuration and to count.
-        rows: of a step on one replica, for `pipeline.memory_limit`; only with `meta`.
+        meta: build without weights, to check a configuration and to count costs.
+        rows: rows per step on one replica, for `pipeline.memory_limit`; only with `meta`.
 
     Raises:
         ConfigError: the network cannot be built or cut in this way, or does not fit the images.
@@ -132,10 +132,10 @@ def build_staged_network(
 
 
 def check_per_stage(config: Config, stages: int) -> None:
-    """Raises ConfigError if `per_stage` has another number of entries than K or 0."""
+    """Raises ConfigError unless `per_stage` has 0 or K entries."""
     count = len(config.per_stage)
     if count not in (0, stages):
-        allowed = f"a list of {stages} entries, one a stage, or an empty one"
+        allowed = f"a list of {stages} entries, one per stage, or an empty list"
         raise ConfigError("per_stage", f"{count} entries", allowed)
 
 
@@ -150,7 +150,7 @@ def _build_counted(
     """Builds a network with costs and memory of its segments.
 
     Args:
-        values: build with weights, for a network that reads values.
+        values: build with weights, for a network that reads values of tensors.
     """
     traced = _trace_network(config, data, stages, meta=not values)
     problem = CutProblem(config, method, data, traced, stages)
@@ -219,6 +219,6 @@ def _fields(
             return record_fields(config, modules, shape)
         try:
             return record_fields_on_meta(config, traced, bounds, shape)
-        except Exception:  # a forward that works only with its own weights
+        except Exception:  # the forward needs its real weights
             real = _trace_network(config, data, len(bounds), meta=False)
             return record_fields(config, cut(real, bounds), shape)

@@ -15,14 +15,14 @@ LOADER, CORES = "loader", "cores"
 
 @dataclass(frozen=True, slots=True)
 class LoaderEstimate:
-    """The loader of one replica, as a stage in front of stage 0.
+    """The loader of one replica, as a stage before stage 0.
 
     Attributes:
-        output_shape: of an image.
-        seconds_per_step: time to load a batch, while the loaders of the other replicas work;
-            None where it was not measured.
-        workers: loader processes; 0: the process of stage 0 loads the batches, and computes
-            nothing meanwhile. None where the time was not measured.
+        output_shape: shape of one image.
+        seconds_per_step: time to load a batch while the loaders of the other replicas also work;
+            None: not measured.
+        workers: number of loader processes; 0: the process of stage 0 loads the batches and does
+            not compute at the same time; None: the time was not measured.
     """
 
     output_shape: tuple[int, ...]
@@ -30,10 +30,10 @@ class LoaderEstimate:
     workers: int | None = None
 
     def beside(self, node: Node, replicas: int) -> LoaderEstimate:
-        """This loader, measured alone, on a machine that it shares with all replicas' loaders.
+        """The estimate for this loader, measured alone, if all replicas load on one machine.
 
-        Assumes that loader processes are always busy. A loader without processes slows down
-        its own process only.
+        Assumes that loader processes are always busy. A loader without loader processes slows
+        down only the process of stage 0.
         """
         if not self.seconds_per_step or not self.workers:
             return self
@@ -59,13 +59,13 @@ class Plan:
     """Predicted cost and throughput of a run.
 
     Attributes:
-        rows: of a step on one replica.
-        speed_up: over one process for all stages, with the same number of replicas. In seconds
-            where they were measured; else in FLOPs, with own cores for every process and
-            without the cost of images.
-        samples_per_second: of all replicas; None where seconds were not measured.
-        bottleneck: `stage 1`, `stages 0-2`, `loader`, or `cores` where all processes together
-            compute more than the cores of the machine can.
+        rows: rows per step on one replica.
+        speed_up: speed-up over one process for all stages, with the same number of replicas.
+            Computed from seconds if measured; else from FLOPs, with separate cores for every
+            process and without the cost of images.
+        samples_per_second: rate of all replicas together; None: seconds were not measured.
+        bottleneck: `stage 1`, `stages 0-2`, `loader`, or `cores` if the machine has too few cores
+            for all processes together.
     """
 
     stages: tuple[StageEstimate, ...]
@@ -84,11 +84,11 @@ def predict(
     loader: LoaderEstimate | None = None,
     node: Node | None = None,
 ) -> Plan:
-    """The plan of `stages` on the processes of `layout`.
+    """Predicts the throughput of `stages` on the processes of `layout`.
 
     Args:
-        loader: of one replica, measured alone or not at all.
-        node: the machine; None: every process has its own cores.
+        loader: loader of one replica, measured alone, or not measured.
+        node: the machine; None: every process has separate cores.
     """
     loader = loader or LoaderEstimate(())
     timed = stages[0].seconds_per_step is not None
@@ -115,7 +115,7 @@ def _longest(limits: Sequence[tuple[float, str]]) -> tuple[float, str]:
 
 
 def _rounds(stages: Sequence[StageEstimate], method: ScheduledMethod) -> list[list[float]]:
-    """Work of every stage in a step, in seconds or FLOPs, for each round of the method."""
+    """Cost per step by round and stage, in seconds or FLOPs."""
     work = [stage.seconds_per_step or float(stage.flops_per_sample) for stage in stages]
     if not method.trains_in_rounds:
         return [work]
@@ -127,8 +127,8 @@ def _rounds(stages: Sequence[StageEstimate], method: ScheduledMethod) -> list[li
 
 
 def _forward(stage: StageEstimate) -> float:
-    """Share of a step that the forward without auxiliary modules takes: the gradients of
-    weights and of inputs each cost as much as the forward."""
+    """Fraction of a step that the forward without auxiliary modules takes. The gradients of weights
+    and of inputs each cost as much as the forward."""
     own = stage.flops_per_sample - stage.head_flops_per_sample
     return own / 3 / max(stage.flops_per_sample, 1)
 
@@ -146,7 +146,7 @@ def _limits(
     for process in range(layout.processes):
         own = layout.at(process).stages
         learning = sum(work[j] for j in own) / method.utilization(layout)
-        # Without workers the process of stage 0 loads a batch, then trains on it.
+        # Without loader processes, the process of stage 0 loads a batch, then trains on it.
         loading_here = loading if 0 in own and not workers else 0.0
         limits.append((loading_here + learning, LOADER if loading_here > learning else _name(own)))
     if workers:
@@ -157,7 +157,7 @@ def _limits(
 
 
 def _core_seconds(work: float, layout: Layout, loader: LoaderEstimate, node: Node) -> float:
-    """Seconds of a step if all cores of the machine were always busy."""
+    """Lower bound of the seconds per step: all cores of the machine are always busy."""
     loading, workers = loader.seconds_per_step or 0.0, loader.workers or 0
     threads = min(layout.threads, node.cores)
     busy = (work + (0.0 if workers else loading)) * threads if node.computes else 0.0

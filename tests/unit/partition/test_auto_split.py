@@ -177,7 +177,9 @@ def test_settings_of_a_single_stage_count_for_the_limit():
         f"pipeline.memory_limit={plain}",
         "per_stage=[{optimizer:{momentum:0.9}},{optimizer:{momentum:0.9}}]",
     )
-    with pytest.raises(ConfigError, match=r"^pipeline\.memory_limit: .* as per_stage has it"):
+    with pytest.raises(
+        ConfigError, match=r"^pipeline\.memory_limit: .* with its settings in per_stage"
+    ):
         plan(config)
 
 
@@ -193,7 +195,7 @@ def test_a_limit_that_stages_with_their_own_heads_meet(split):
     largest = max(stage.memory_bytes for stage in free)
     limited = plan(make_config(*words, f"pipeline.memory_limit={largest}")).stages
     assert [one.segments for one in limited] == [one.segments for one in free]
-    with pytest.raises(ConfigError, match="MiB, as per_stage has it"):
+    with pytest.raises(ConfigError, match="MiB with its settings in per_stage"):
         plan(make_config(*words, "pipeline.memory_limit=1KB"))
     config, data, _ = on_paper(*words)
     config.per_stage, config.pipeline.memory_limit = [], largest

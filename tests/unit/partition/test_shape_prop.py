@@ -83,4 +83,4 @@ def test_outputs_without_a_row_for_each_row_are_refused(spoil):
     traced = trace(Net(lambda net, x: spoil(net.b(net.a(x))), a=conv(), b=conv()))
     text = error(lambda: propagate_shapes(traced, (2, 3, 4, 4)), "model")
     assert "from segment 1 (b)" in text
-    assert "one tensor with a row for each row of the batch" in text
+    assert "one tensor with one row per row of the batch" in text

@@ -116,7 +116,7 @@ def test_tied_weights_in_two_stages_are_refused():
     traced = trace(network)
     text = error(lambda: cut(traced, [0, 1]), "pipeline.split")
     assert "got 'stages that begin at segments [0, 1]'" in text
-    assert "0.weight and 2.weight, one and the same tensor, in one stage" in text
+    assert "0.weight and 2.weight, which are the same tensor, in one stage" in text
     assert "stages 0 and 1 would each train their own copy" in text
 
 
@@ -168,8 +168,8 @@ def test_boundaries():
         ("even", 0, "stages", "got 0; allowed: 1 to 3"),
         ("auto", 2, "split", "got 'auto'; allowed: even, or a list"),
         ([1], 3, "split", "got [1]; allowed: 2 numbers for 3 stages"),
-        ([2, 1], 3, "split", "got [2, 1]; allowed: rising numbers"),
-        ([1, 1], 3, "split", "got [1, 1]; allowed: rising numbers: no stage without a segment"),
+        ([2, 1], 3, "split", "got [2, 1]; allowed: increasing numbers"),
+        ([1, 1], 3, "split", "got [1, 1]; allowed: increasing numbers: every stage has a segment"),
         ([1, 3], 3, "split", "got [1, 3]; allowed: numbers from 1 to 2"),
         ([0, 1], 3, "split", "got [0, 1]; allowed: numbers from 1 to 2"),
     ],

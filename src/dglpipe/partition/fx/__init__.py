@@ -1,5 +1,5 @@
-"""A network as a graph of operations, and what has to be known of each operation.
+"""A network as a graph of operations, and the properties of the operations.
 
-Imports `torch.fx` and `errors` alone. Begin with `tracing.py`, which makes the graph, and
-`graph.py`, which says where the graph can be cut.
+Imports only `torch.fx` and `errors`. Begin with `tracing.py`, which creates the graph, and
+`graph.py`, which finds the possible cuts of the graph.
 """

@@ -1,10 +1,10 @@
-"""Which tensors have the rows of the batch, and which operations compute the number of rows.
+"""Finds the tensors with the rows of the batch, and the operations on the number of rows.
 
 A forward often begins with `b, c, h, w = x.shape` and ends with `x.reshape(b, -1)`. A tensor that
-crosses a cut between the two has b rows, so the stage above the cut reads b from that tensor.
-Most rules have one form: if the first input has the rows of the batch in dimension 0, the output
-has them too. An operation without a rule only prevents a cut. Other sizes depend on the image;
-a cut between the read of such a size and its use is not possible.
+crosses a cut between these lines has b rows, so the stage above the cut reads b from the tensor.
+Most rules have the same form: if dimension 0 of the first input is the batch, so is dimension 0 of
+the output. An operation without a rule only prevents a cut. Other sizes depend on the image; a cut
+between the line that reads such a size and the line that uses it is not possible.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ _RULES: dict[str, Callable[..., bool]] = {
     "permute": _first_stays,
     "getitem": _all_rows,
 }
-"""By name: whether the output has the rows of the first tensor, given the other arguments."""
+"""Name -> whether the output has the rows of the first tensor, given the other arguments."""
 _MODULES = {
     *("activation", "batchnorm", "channelshuffle", "conv", "dropout", "instancenorm", "linear"),
     *("normalization", "padding", "pixelshuffle", "pooling", "upsampling"),
 }
-"""Files of torch.nn whose modules work on every row by itself."""
+"""Files of torch.nn whose modules process every row independently."""
 
 
 def _keeps_rows(module: nn.Module) -> bool:
@@ -106,15 +106,15 @@ _OPERATIONS = ("torch", "torchvision", "_operator", "dglpipe")
 
 
 def reads_shape(node: fx.Node) -> bool:
-    """Whether `node` reads sizes of a tensor: all of them, or that of one dimension."""
+    """Whether `node` reads the shape of a tensor, or the size of one dimension."""
     if node.op == "call_function":
         return node.target is getattr and node.args[1] in ("shape", "ndim")
     return node.op == "call_method" and node.target in ("size", "dim", "numel")
 
 
 def read_rows_early(graph: fx.Graph) -> None:
-    """Replaces `x.shape[0]` by `x.size(0)` at the place where the shape is read, so that the
-    shape, which contains sizes of the image, is not alive at a cut."""
+    """Replaces `x.shape[0]` by `x.size(0)` where the shape is read, so that the shape, which
+    contains sizes of the image, is not alive at a cut."""
     for node in list(graph.nodes):
         index = node.args[1] if node.target is operator.getitem and len(node.args) == 2 else None
         shape = node.args[0] if index == 0 and type(index) is int else None
@@ -158,14 +158,14 @@ class Sizes:
     """The operations of a network that concern sizes.
 
     Args:
-        network: owns the weights.
-        graph: of its operations; its input has the rows of the batch in dimension 0.
+        network: the module that owns the weights.
+        graph: graph of the operations; dimension 0 of its input is the batch.
 
     Attributes:
-        tensors: operations whose output has a row for each row of the batch.
+        tensors: operations whose output has one row per row of the batch.
         rows: operations that read the number of rows.
-        counts: `rows`, and operations that compute numbers from these alone.
-        all: operations that read sizes, or compute numbers from sizes alone.
+        counts: `rows`, and operations that compute numbers only from the number of rows.
+        all: operations that read sizes, or compute numbers only from sizes.
     """
 
     def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
@@ -178,7 +178,7 @@ class Sizes:
             self._add(node)
 
     def read_at(self, size: fx.Node) -> str:
-        """The source line that reads `size`, or the first size from which it is computed."""
+        """The source line that reads `size`, or the first size from which `size` is computed."""
         return str(_origin(size).meta.get(READ_AT) or name_of(_origin(size)))
 
     def _add(self, node: fx.Node) -> None:
@@ -220,12 +220,12 @@ class Sizes:
         return _keeps_rows(self._network.get_submodule(str(node.target)))
 
     def _is_rows(self, node: fx.Node) -> bool:
-        """Whether `node` shapes a tensor to the rows of the batch."""
+        """Whether `node` reshapes a tensor to the rows of the batch."""
         sizes = node.args[1] if len(node.args) > 1 else node.kwargs.get("shape")
         return (sizes[0] if isinstance(sizes, list | tuple) and sizes else sizes) in self.rows
 
     def _fits(self, node: fx.Node) -> bool:
-        """Whether a tensor with rows plus `node` has the same rows."""
+        """Whether a tensor with rows keeps its rows when `node` is added."""
         if node.op == "get_attr":
             value: Any = self._network
             for part in str(node.target).split("."):

@@ -1,4 +1,4 @@
-"""Modes of torch under which an operation runs, which `torch.fx` does not record."""
+"""Modes of torch, such as `no_grad` and autocast, which `torch.fx` does not record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 def modes() -> tuple[bool, bool, int]:
     """(gradients enabled, inference mode enabled, depth of nested autocast contexts)
 
-    An autocast context without effect counts too."""
+    An autocast context without effect is counted as well."""
     depth = torch.autocast_increment_nesting()
     torch.autocast_decrement_nesting()
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), depth
@@ -25,7 +25,7 @@ def gradients() -> Iterator[None]:
 
 
 class ModesError(Exception):
-    """An operation runs under another mode than its network."""
+    """An operation runs in another mode than its network."""
 
     ALLOWED = "a network whose operations all run in the mode in which it is called"
     HINT = (
@@ -33,5 +33,5 @@ class ModesError(Exception):
         "torch.autograd.Function change the mode, which torch.fx does not record. Put these "
         "operations into a module with less than half of the weights, hide them in a function "
         "under torch.fx.wrap, or give the boundaries by hand: a builder (model=custom) of an "
-        "nn.Sequential, whose parts may be anything"
+        "nn.Sequential, whose parts may be any modules"
     )

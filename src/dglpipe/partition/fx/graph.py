@@ -17,7 +17,7 @@ _NORMS = (
     nn.LayerNorm,
     nn.GroupNorm,
     nn.RMSNorm,
-    nn.PReLU,  # no norm, but belongs to the operation before it in the same way
+    nn.PReLU,  # not a norm, but also belongs to the operation before it
 )
 _NORM_FUNCTIONS = {
     *("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"),
@@ -44,30 +44,30 @@ def _is_pair(*sizes: Any, shape: Any = (), **_: Any) -> bool:
 
 _FLATTENING: dict[str, Callable[..., bool]] = {
     "flatten": lambda start_dim=0, end_dim=-1, **_: (start_dim, end_dim) == (1, -1),
-    # The global average pool of networks that have no other flattening.
+    # Global average pooling, in networks without another flattening.
     "mean": lambda dim=(), keepdim=False, **_: not keepdim and dim in _MAP_DIMENSIONS,
     "reshape": _is_pair,
     "view": _is_pair,
 }
-"""By name: whether the arguments after the tensor turn (B, C, H, W) into (B, features)."""
+"""Name -> whether these arguments after the tensor convert (B, C, H, W) to (B, features)."""
 
 
 class Operations:
     """The operations of a network, in order.
 
     Args:
-        network: owns the weights.
-        graph: of its operations.
+        network: the module that owns the weights.
+        graph: graph of the operations.
 
     Attributes:
         entry: node of the network's input.
         nodes: the operations, in order of execution.
-        output: of the network.
+        output: output of the network.
         sizes: the operations that read or compute sizes.
     """
 
     def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
-        # A reference to weights is no operation: every stage has its own.
+        # A reference to weights is not an operation: every stage has its own references.
         self.entry: fx.Node
         self.entry, *nodes, end = (node for node in graph.nodes if node.op != "get_attr")
         self.nodes: list[fx.Node] = nodes
@@ -103,7 +103,7 @@ class Operations:
         return name_of(node) in _NORM_FUNCTIONS if module is None else isinstance(module, _NORMS)
 
     def flattens(self, node: fx.Node) -> bool:
-        """Whether `node` turns (B, C, H, W) into (B, features)."""
+        """Whether `node` converts (B, C, H, W) to (B, features)."""
         module = self.module(node)
         if module is not None:
             return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
@@ -113,22 +113,22 @@ class Operations:
     def alive(self, at: int) -> list[fx.Node]:
         """Values computed before operation `at` that `at` or a later operation reads.
 
-        Without the number of rows, and numbers computed from it: these can be read from any
-        tensor with rows."""
+        Excludes the number of rows and numbers computed from it, which can be read from any tensor
+        with rows."""
         return [node for node in self._alive(at) if node not in self.sizes.counts]
 
     def counted(self, at: int) -> bool:
-        """Whether `at` or a later operation uses a number of rows that was read before."""
+        """Whether `at` or a later operation uses a number of rows that was read before `at`."""
         return not self.sizes.counts.isdisjoint(self._alive(at))
 
     def can_cut(self, at: int) -> bool:
-        """Whether a cut may lie in front of operation `at`."""
+        """Whether a cut before operation `at` is possible."""
         alive = self.alive(at)
         known = not self.counted(at) or self.sizes.tensors.issuperset(alive)
         return len(alive) == 1 and known and not self._overwritten(alive[0], at)
 
     def in_the_way(self, at: int) -> list[str]:
-        """Source lines that read the sizes which prevent a cut in front of operation `at`."""
+        """Source lines that read the sizes which prevent a cut before operation `at`."""
         alive = self._alive(at)
         tensors = [node for node in alive if node not in self.sizes.all]
         if len(tensors) != 1 or self.can_cut(at) or self._overwritten(tensors[0], at):

@@ -1,9 +1,9 @@
 """In-place arithmetic (`x += y`) as operations of a traced graph.
 
-`torch.fx` traces `x += y` as `x = x + y`. The result differs where another name or a view reads
-the memory of x, and in dtype. The functions here have the same names as in `operator`. The
-functions of `operator` themselves do not work: fx writes them as statements, which change a
-number that another operation reads.
+`torch.fx` traces `x += y` as `x = x + y`. The result differs in dtype, and if another name or a
+view reads the memory of x. The functions of this module have the same names as in `operator`. The
+functions of `operator` do not work: fx generates statements, which would change a number that
+another operation reads.
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ class InPlaceProxy(fx.Proxy):
     __ixor__ = _recorded(ixor)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _OWN:  # fx does not record x.data = y
+        if name not in _OWN:  # fx does not record `x.data = y`
             raise TypeError(f"the attribute {name!r} of a tensor is set in a forward")
         super().__setattr__(name, value)
 
 
 _OWN = frozenset(vars(fx.Proxy(fx.Graph().placeholder("x"))))
-"""Attributes of the proxy itself."""
+"""Attributes of the proxy, in contrast to attributes of the traced tensor."""

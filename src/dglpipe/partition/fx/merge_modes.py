@@ -25,11 +25,11 @@ class Trace:
 
 
 def merged(learning: Trace, testing: Trace) -> fx.Graph:
-    """The graph of `testing`, in which arguments that are True in training and False in
-    evaluation read the mode of the module that runs the graph.
+    """The graph of `testing`. Arguments that are True in training and False in evaluation are
+    replaced by the mode of the module that runs the graph.
 
     Raises:
-        UntraceableError: the graphs differ otherwise.
+        UntraceableError: the graphs differ in another way.
     """
     graph = testing.graph
     modes = _Modes(graph)
@@ -48,7 +48,7 @@ def merged(learning: Trace, testing: Trace) -> fx.Graph:
 
 
 def _is_same(one: fx.Node, other: fx.Node, learning: Trace, testing: Trace) -> bool:
-    """Whether two nodes are the same operation; their arguments may differ."""
+    """Whether two nodes are the same operation; ignores their arguments."""
     values = [
         trace.constants.get(str(node.target)) for trace, node in ((learning, one), (testing, other))
     ]
@@ -65,10 +65,10 @@ class _DifferenceError(Exception):
 
 
 class _Modes:
-    """Makes arguments read the mode of the module that runs the graph.
+    """Replaces arguments by the mode of the module that runs the graph.
 
     Args:
-        graph: a node that reads `training` is inserted if an argument needs it.
+        graph: receives a node that reads `training` if an argument needs the mode.
     """
 
     def __init__(self, graph: fx.Graph) -> None:
@@ -76,11 +76,11 @@ class _Modes:
         self._node: fx.Node | None = None
 
     def blend(self, learning: Argument, testing: Argument, same: Mapping[fx.Node, fx.Node]) -> Any:
-        """`testing`, with the mode in place of values that are True in `learning` and False in
-        `testing`.
+        """The argument `testing`, with values that are True in `learning` and False in `testing`
+        replaced by the mode.
 
         Args:
-            same: nodes of the training graph, with the equal nodes of the evaluation graph.
+            same: node of the training graph -> equal node of the evaluation graph.
         """
         values: list[Any] = []
         map_aggregate(learning, values.append)

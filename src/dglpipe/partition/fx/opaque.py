@@ -1,4 +1,4 @@
-"""Modules that are one operation each, because their forward cannot be traced."""
+"""Selection of modules that become single operations, because they cannot be traced."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class UntraceableError(Exception):
     """A part of the network cannot be traced.
 
     Args:
-        path: of the innermost module that contains the part; empty for the network itself.
-        mistake: the error to raise if no module can be one operation instead.
+        path: path of the innermost module that contains the part; empty for the network itself.
+        mistake: the error to raise if no enclosing module can be a single operation.
     """
 
     def __init__(self, path: str, mistake: ConfigError) -> None:
@@ -26,14 +26,15 @@ class UntraceableError(Exception):
 def opaque_part(
     network: nn.Module, path: str, whole: Set[type[nn.Module] | str]
 ) -> type[nn.Module] | str | None:
-    """What to trace as one operation: the class of the module at `path`, or of the innermost
-    module around it that is small enough; or the path of a child of an `nn.Sequential`.
+    """Selects a module to trace as one operation.
 
     Args:
+        path: path of the module that cannot be traced.
         whole: results of earlier calls.
 
     Returns:
-        None if the network cannot be traced.
+        The class of the module at `path` or of the innermost enclosing module that is small
+        enough; or the path of a child of an `nn.Sequential`; None: the network cannot be traced.
     """
     while path:
         kind = type(network.get_submodule(path))

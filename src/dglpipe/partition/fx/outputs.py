@@ -14,26 +14,26 @@ from dglpipe.partition.fx.signature import name_of
 
 def keep_logits(graph: fx.Graph, name: str) -> None:
     """Reduces an output of several values to the first computed value, and removes operations
-    that only other values need.
+    that only the other values need.
 
     Args:
-        name: of the network, for the error.
+        name: name of the network, for the error.
 
     Raises:
-        ConfigError: no value of the output is computed.
+        ConfigError: the output contains no computed value.
     """
     end = next(node for node in reversed(graph.nodes) if node.op == "output")
     others = _needed(end.all_input_nodes)
     value: Any = end.args[0]
     while parts := _parts(value):
-        # {"loss": None, "logits": ...}: None is no output.
+        # {"loss": None, "logits": ...}: skip None.
         value = next((part for part in parts if _computed(part)), None)
     if not isinstance(value, fx.Node):
         got, allowed = f"{name}, which returns no tensor", "a network that returns its logits"
         raise ConfigError("model", got, allowed)
     end.args = (value,)
     needed = _needed(end.all_input_nodes)
-    # An operation that writes into a tensor of the logits changes them.
+    # Keep operations that write in place into a tensor that the logits depend on.
     spare = others - _needed([*needed, *(node for node in others if _written(node) in needed)])
     for node in reversed(graph.nodes):
         if node in spare and not node.users and node.op != "placeholder":
@@ -41,7 +41,7 @@ def keep_logits(graph: fx.Graph, name: str) -> None:
 
 
 def _written(node: fx.Node) -> fx.Node | None:
-    """The tensor into which a function or a method writes, according to its name."""
+    """The tensor that a function or method changes in place, by its name; else None."""
     name = name_of(node)
     writes = name in _ARITHMETIC or (name.endswith("_") and not name.endswith("__"))
     called = node.op in ("call_function", "call_method") and bool(node.all_input_nodes)

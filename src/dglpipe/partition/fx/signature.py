@@ -1,4 +1,4 @@
-"""Signatures: equal for modules, or operations, that do the same work."""
+"""Signatures: equal strings for modules or operations that do the same computation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Argument, map_arg
 
 _DESCRIBED = ("torch.", "torchvision.")
-"""Packages whose modules describe themselves completely in their `repr`."""
+"""Packages whose modules have a complete `repr`."""
 
 
 def module_signature(module: nn.Module) -> str:
-    """Equal for modules that do the same work on inputs of equal shape; weights may differ.
+    """Equal for modules that do the same computation on equal shapes; weights may differ.
 
     The signature of a module whose `repr` may be incomplete contains its id."""
     shapes = [tuple(tensor.shape) for tensor in module.parameters()]
@@ -26,8 +26,8 @@ def operations_signature(network: nn.Module, nodes: Iterable[fx.Node], output: A
     """Signature of operations of a traced network.
 
     Args:
-        nodes: in order of execution.
-        output: of the operations.
+        nodes: the operations, in order of execution.
+        output: output of the operations.
     """
     numbers: dict[fx.Node, int] = {}
 
@@ -57,7 +57,7 @@ def _described(value: Any) -> Any:
 
 
 def float_type(weights: Iterable[Tensor], default: torch.dtype = torch.float32) -> torch.dtype:
-    """The first floating-point dtype among `weights`: that of the network's activations."""
+    """The first floating-point dtype among `weights`, the dtype of the activations."""
     return next((one.dtype for one in weights if one.is_floating_point()), default)
 
 

@@ -1,7 +1,7 @@
 """A network as a graph of operations, by symbolic tracing (`torch.fx`).
 
-Modules of torch.nn other than Sequential are one operation each. So are convolutions and batch
-norms derived from them, modules that timm declares untraceable, and modules whose trace fails.
+Each module of torch.nn except Sequential is one operation, and so is each subclass of a convolution
+or batch norm, each module that timm declares untraceable, and each module whose trace fails.
 """
 
 from __future__ import annotations
@@ -29,21 +29,20 @@ from dglpipe.partition.fx.validate import has_backward_hooks
 
 
 def symbolic_graph(network: nn.Module) -> fx.Graph:
-    """Traces `network`, on any device, meta included, without running it.
+    """Traces `network` without running it, on any device, including meta.
 
     - Only the first argument of the forward is an input; the others keep their defaults.
-    - Of an output that is a tuple, a list or a dict, the first computed entry is the logits.
+    - If the output is a tuple, a list or a dict, its first computed entry is the logits.
       Operations that only other entries need (auxiliary classifiers) are removed.
-    - An argument that is `self.training` reads the mode of the module that runs the graph.
+    - An argument that is `self.training` becomes the mode of the module that runs the graph.
     - Tensors that the forward creates become plain attributes of the network.
-    - A module that cannot be traced, or that runs other operations in training than in
-      evaluation, is one operation, unless it holds more than half of the weights. A child of a
-      network that is an `nn.Sequential` may hold any share, so that boundaries can be given by
-      hand.
-    - A module that enters `torch.no_grad`, autocast or the like cannot be traced.
+    - A module that cannot be traced, or whose operations differ between training and evaluation,
+      is one operation, unless it holds more than half of the weights. The children of a network
+      that is an `nn.Sequential` have no such limit, so that the user can set the boundaries.
+    - A module that enters `torch.no_grad`, autocast or a similar context cannot be traced.
 
     Raises:
-        ConfigError: the network cannot be traced, or runs other operations in training than in
+        ConfigError: the network cannot be traced, or its operations differ between training and
             evaluation.
     """
     training = [(module, module.training) for module in network.modules()]
@@ -66,17 +65,18 @@ def symbolic_graph(network: nn.Module) -> fx.Graph:
 
 
 _WHOLE = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
-"""Base classes of library modules whose forward reads sizes or counts batches."""
+"""Classes of modules whose subclasses in libraries are also one operation each: their forward reads
+sizes or counts batches."""
 
 
 class _Tracer(fx.Tracer):
-    """Traces the first argument; the others keep their defaults, usually None."""
+    """Traces the first argument of a forward; the other arguments keep their defaults."""
 
-    # Buffers in arithmetic stay references: as constants they would leave the state_dict.
+    # Buffers in arithmetic stay references: constants would not be in the state_dict.
     proxy_buffer_attributes = True
 
     def __init__(self, whole: Set[type[nn.Module] | str]) -> None:
-        # A network of timm can only exist if timm was imported.
+        # If timm is not imported, the network contains no module of timm.
         timm = sys.modules.get("timm.layers")
         super().__init__(autowrap_functions=tuple(timm.get_notrace_functions()) if timm else ())
         kinds = (one for one in whole if not isinstance(one, str))
@@ -104,7 +104,7 @@ class _Tracer(fx.Tracer):
 
     def _check_modes(self) -> None:
         if modes() != self._modes:
-            raise ModesError("torch.fx does not record modes")
+            raise ModesError("torch.fx does not record this mode")
 
     def call_module(
         self,
@@ -113,11 +113,11 @@ class _Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        self._check_modes()  # the caller has changed the mode
+        self._check_modes()  # the caller may have changed the mode
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
-            self.failed = self.failed or m  # the innermost comes first
+            self.failed = self.failed or m  # the innermost module is set first
             raise
 
     def create_args_for_root(
@@ -133,10 +133,11 @@ _CONSTANT = "_tensor_constant"
 def _trace(network: nn.Module, whole: Set[type[nn.Module] | str]) -> Trace:
     """Traces `network` in its current mode.
 
-    Tensors that its forward creates become plain attributes of it, on the device of the weights.
+    Tensors that the forward creates become plain attributes of the network, on the device of the
+    weights.
 
     Args:
-        whole: classes and paths of modules that are one operation each.
+        whole: classes and paths of modules to trace as one operation.
 
     Raises:
         UntraceableError: the network cannot be traced.
@@ -148,7 +149,7 @@ def _trace(network: nn.Module, whole: Set[type[nn.Module] | str]) -> Trace:
         tracer = _Tracer(whole)
         try:
             graph = tracer.trace(network)
-        except Exception as error:  # a forward that gets proxies raises any type
+        except Exception as error:  # a forward that receives proxies may raise any exception
             path = tracer.path_of_module(tracer.failed) if tracer.failed is not None else ""
             raise UntraceableError(path, _mistake(error, network)) from error
     constants = {name: str(value) for name, value in vars(network).items() if _CONSTANT in name}
@@ -160,7 +161,7 @@ def _trace(network: nn.Module, whole: Set[type[nn.Module] | str]) -> Trace:
 
 
 def _mistake(error: Exception, network: nn.Module) -> ConfigError:
-    """The error for the user if tracing `network` raised `error`."""
+    """Converts an `error` from tracing `network` to an error for the user."""
     scene = _scene(error, network)
     if isinstance(error, ModesError):
         return ConfigError("model", scene, error.ALLOWED, error.HINT)
@@ -168,7 +169,7 @@ def _mistake(error: Exception, network: nn.Module) -> ConfigError:
     hint = (
         "Keep Python decisions on values out of forward, hide the operation in a function "
         "under torch.fx.wrap, or give the boundaries by hand: a builder (model=custom) "
-        "of an nn.Sequential, whose parts may be anything. "
+        "of an nn.Sequential, whose parts may be any modules. "
         f"{reason}"
     )
     return ConfigError("model", scene, "a network that torch.fx can trace", hint)

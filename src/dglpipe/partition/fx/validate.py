@@ -18,11 +18,11 @@ _HOOKS = {
 
 
 def validate_network(network: nn.Module) -> None:
-    """Refuses a network that a cut would change.
+    """Checks that cutting a network does not change its behaviour.
 
     Raises:
-        ConfigError: hooks on the network itself, which no stage would run; a member whose name
-            is an attribute of every stage.
+        ConfigError: the network itself has hooks, which no stage would run, or a member with the
+            name of an attribute that every stage has.
     """
     name = type(network).__name__
     for attribute, what in _HOOKS.items():
@@ -49,6 +49,6 @@ def _members(network: nn.Module) -> Iterable[str]:
 
 @functools.cache
 def _reserved() -> frozenset[str]:
-    """Attributes of a graph module that a plain module does not have."""
+    """Attributes of a GraphModule that an nn.Module does not have."""
     own = dir(fx.GraphModule(nn.Module(), fx.Graph()))
     return frozenset(own) - frozenset(dir(nn.Module()))
