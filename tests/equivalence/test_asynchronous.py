@@ -238,7 +238,7 @@ def learnt(run):
         (("method.slowdown=[1.0,1.0,2.0]",), "method.slowdown: .* a list of 2 factors"),
         (("method.max_reuse=2", "method.policy=block"), "method.max_reuse: got 2; allowed: null"),
         (("method.max_age=2", "method.policy=[block]"), "method.max_age: got 2; allowed: null"),
-        (("method.policy=[block,block]",), "method.policy: .* a list of 1, one a link"),
+        (("method.policy=[block,block]",), "method.policy: .* a list of 1, one per link"),
         (("method.policy=drop",), "method.policy: got 'drop'; allowed: overwrite, block"),
         (("method.read_rule=newest",), "method.read_rule: got 'newest'"),
         (("method.order=sequential",), "method.order: .*simulate"),

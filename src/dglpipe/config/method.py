@@ -1,4 +1,4 @@
-"""The method of learning: its settings. `dglpipe.methods` has the methods themselves."""
+"""Settings of the methods of learning. `dglpipe.methods` implements the methods."""
 
 from __future__ import annotations
 
@@ -33,36 +33,36 @@ STORAGES = ("device", "host")
 
 @dataclass(kw_only=True, slots=True)
 class AsyncConfig(MethodConfig):
-    """Asynchronous decoupled greedy learning (Algorithm 2): no stage waits for another. Each
-    learns from one of the last M batches from below."""
+    """Asynchronous decoupled greedy learning (Algorithm 2): each stage learns from one of the last
+    M batches of the stage below, without waiting for other stages."""
 
     name: str = "dgl_async"
     buffer: int = 10
-    """M: batches in the replay buffer of a stage, from 1."""
+    """M, the number of batches in the replay buffer of a stage; from 1."""
     read_rule: str = "paper"
-    """Which batch of the buffer a stage reads: the newest of those read least often (`paper`), or
-    the choice of the authors' code (`authors`)."""
+    """Rule that selects a batch of the buffer: `paper` (the newest of the least-read batches) or
+    `authors` (the rule of the authors' code)."""
     max_reuse: int | None = None
-    """How often a stage may learn from one batch, from 1; null: no limit."""
+    """Maximum number of times that a stage learns from one batch; from 1; null: no limit."""
     max_age: int | None = None
-    """Largest age of a batch, in later outputs of the stage below, from 0; null: no limit."""
+    """Maximum age of a batch, in later outputs of the stage below; from 0; null: no limit."""
     storage: str = "device"
-    """Memory of the buffer: the `device` of the stage, or the `host`."""
+    """Memory of the buffer: `device` (of the stage) or `host`."""
     storage_precision: str | None = None
-    """Number format of the buffer: `fp32`, `bf16`, `fp16`; null: that of the link."""
+    """Number format of the buffer: `fp32`, `bf16` or `fp16`; null: the format of the link."""
     reset_optimizer: bool = False
-    """Whether the optimizer state is cleared at each drop of the learning rate."""
+    """Clear the optimizer state at each drop of the learning rate."""
     policy: Any = "overwrite"
-    """Policy of the links: `overwrite` (a newer batch may replace an older one; no stage waits)
-    or `block` (every batch is read once, in order); one for all links, or a list."""
+    """Policy of the links: `overwrite` (a newer batch may replace an older batch; no stage waits)
+    or `block` (every batch is read once, in order); one for all links, or a list, one per link."""
     slowdown: list[float] = field(default_factory=list)
-    """Factor by which each stage is slowed down, from 1; []: no stage is."""
+    """Factor by which each stage is slowed down, one per stage; from 1; []: no slowdown."""
     simulate: bool = False
-    """Whether one process simulates all stages, in an order drawn from the seed."""
+    """Simulate all stages in one process, in an order determined by the seed."""
     order: str = "random"
-    """Order of a simulation: `random`, or `sequential` (stage after stage, in a cycle)."""
+    """Order of the stages in a simulation: `random`, or `sequential` (0, 1, ..., K - 1, 0, ...)."""
     warmup: bool = True
-    """Whether a simulation begins with two draws of each stage."""
+    """Begin a simulation with two draws of each stage."""
 
     def __post_init__(self) -> None:
         MethodConfig.__post_init__(self)
@@ -82,7 +82,7 @@ class AsyncConfig(MethodConfig):
         for factor in self.slowdown:
             require_number("method.slowdown", factor, 1)
         if not self.simulate:
-            hint = "Only a simulation has an order: method.simulate=true"
+            hint = "Only simulations have an order: give method.simulate=true"
             require(self.order == "random", "method.order", self.order, "random", hint)
             require(self.warmup, "method.warmup", self.warmup, "true", hint)
 
@@ -92,12 +92,12 @@ class AsyncConfig(MethodConfig):
         for policy in policies:
             require_name("method.policy", str(policy), POLICIES)
         if self.simulate and "block" in policies:
-            hint = "A simulation has no links; method.order=sequential keeps the stages in step"
+            hint = "A simulation has no links; use method.order=sequential for synchronous stages"
             require(False, "method.policy", self.policy, "overwrite in a simulation", hint)
         for key in ("max_reuse", "max_age"):
             got = getattr(self, key)
             if got is not None and "block" in policies:
-                hint = "A link that blocks passes every batch once, in order"
+                hint = "With method.policy=block, every batch is read once, in order"
                 require(False, f"method.{key}", got, "null with method.policy=block", hint)
 
     def policy_of(self, link: int) -> str:
@@ -111,16 +111,16 @@ class AsyncConfig(MethodConfig):
     def check_stages(self, stages: int) -> None:
         """Raises ConfigError for lists whose length does not fit `stages`."""
         if self.slowdown and len(self.slowdown) != stages:
-            allowed = f"a list of {stages} factors, one a stage, or an empty one"
+            allowed = f"a list of {stages} factors, one per stage, or an empty list"
             require(False, "method.slowdown", self.slowdown, allowed)
         if isinstance(self.policy, list) and len(self.policy) != stages - 1:
-            allowed = f"one for all links, or a list of {stages - 1}, one a link"
+            allowed = f"one for all links, or a list of {stages - 1}, one per link"
             require(False, "method.policy", self.policy, allowed)
 
 
 @dataclass(kw_only=True, slots=True)
 class SequentialConfig(MethodConfig):
-    """Sequential learning: one stage after the other for `epochs` epochs each, with the stages
+    """Sequential learning: one stage after the other, each for `epochs` epochs, with the stages
     below frozen."""
 
     name: str = "sequential"
@@ -132,13 +132,13 @@ class BackpropConfig(MethodConfig):
 
     name: str = "backprop"
     schedule: str | None = None
-    """Schedule of the micro-batches of more than one stage: `gpipe`, `1f1b`, `interleaved_1f1b`
-    (two or more stages a process) or `zbv` (two stages a process); null: 1f1b."""
+    """Schedule of the micro-batches, for more than one stage: `gpipe`, `1f1b`, `interleaved_1f1b`
+    (two or more stages per process) or `zbv` (two stages per process); null: 1f1b."""
     microbatches: int = 4
-    """m: equal parts of a batch of more than one stage, from 1."""
+    """m, the number of equal parts of a batch, for more than one stage; from 1."""
 
     def __post_init__(self) -> None:
-        # `super()` needs the class as it was before slots were added.
+        # `super()` without arguments fails in a dataclass with slots.
         MethodConfig.__post_init__(self)
         if self.schedule is not None:
             require_name("method.schedule", self.schedule, tuple(PLACEMENTS))

@@ -1,8 +1,9 @@
 """Networks by name, heads, losses and initial weights.
 
-Imports `config` and `errors` alone. Begin with `build_network`. Builders draw weights from the
+Imports only `config` and `errors`. Begin with `build_network`. Builders draw weights from the
 global random state of torch, which the caller seeds (`meta.building`). `heads.py` has the
-auxiliary heads, `meta.py` builds without memory, `partial.py` stores some parameters only.
+auxiliary heads, `meta.py` builds networks without memory, and `partial.py` builds networks of which
+only some parameters are stored.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _COLOUR = VggConfig | ResnetConfig | ResnetCifarConfig | TorchvisionConfig
 
 
 def wanted_channels(config: ModelConfig) -> int | None:
-    """Channels that the images must have; None: any number.
+    """Number of channels that the network requires; None: any number.
 
     The data layer repeats the channel of gray images.
     """
@@ -63,12 +64,13 @@ def build_network(config: ModelConfig, channels: int, classes: int, image_size: 
     named `channels`, `classes` and `image_size` get these values unless the user sets them.
 
     Args:
-        image_size: side of the images in pixels.
+        channels: channels of the images.
+        classes: N.
+        image_size: height and width of the images in pixels.
 
     Raises:
-        ConfigError: images with another number of channels than the network's; a plug-in that
-            cannot be loaded, or that returns something else than an `nn.Module`; weights that
-            do not fit.
+        ConfigError: the network requires another number of channels; a plug-in cannot be loaded or
+            does not return an `nn.Module`; the weights do not fit.
     """
     network = _build(config, channels, classes, image_size)
     if config.weights is not None:

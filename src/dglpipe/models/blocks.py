@@ -8,8 +8,8 @@ from torch import nn
 def average_pool(side: tuple[int, int], most: tuple[int, int]) -> nn.Module:
     """Average pool of maps (B, C, H, W) of `side` (H, W) to at most `most`; never enlarges.
 
-    Uses `AvgPool2d` where all windows have the same size: on CUDA its backward is
-    deterministic, that of `AdaptiveAvgPool2d` is not.
+    Uses `AvgPool2d` if all windows have the same size: on CUDA, the backward of `AvgPool2d` is
+    deterministic, and the backward of `AdaptiveAvgPool2d` is not.
     """
     height, width = (min(have, want) for have, want in zip(side, most, strict=True))
     if (height, width) == tuple(side):

@@ -16,20 +16,20 @@ NETWORKS = {
 MULTIPLES = {"cnn4": (1, 2, 2, 4), "cnn6": (1, 2, 2, 4, 4, 4)}
 """Channels of each layer in units of `width`."""
 POOLS = (1, 3)
-"""Layers, counted from 0, that a 2x2 max-pool precedes."""
+"""Layers, counted from 0, that are preceded by a 2x2 max-pool."""
 
 
 class Cnn(nn.Module):
     """Images (B, channels, H, H) -> logits (B, N).
 
     Args:
-        channels: of the images.
+        channels: channels of the images.
         widths: output channels of every layer.
-        pools: layers with a 2x2 max-pool in front.
+        pools: layers preceded by a 2x2 max-pool.
         dropout: probability that a channel is dropped after a layer.
         classes: N.
-        image_size: H in pixels. An H that the pools shrink to nothing is refused by
-            `partition.propagate_shapes`, which names the segment.
+        image_size: H in pixels. `partition.propagate_shapes` raises an error if H is too small
+            for the pools.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ class Features:
     """One row of the output of a stage.
 
     Attributes:
-        shape: without the batch dimension.
+        shape: shape of one row, without the batch dimension.
         channels_at: dimension of `shape` that holds the channels.
     """
 
@@ -45,13 +45,13 @@ class Features:
         return (rest[0], rest[1]) if len(rest) == 2 else None
 
     def adapter(self) -> nn.Module | None:
-        """Module that converts a batch to (B,C,H,W) or (B,C); None if nothing has to change.
+        """Module that converts a batch to (B,C,H,W) or (B,C); None if no conversion is necessary.
 
         Raises:
-            ConfigError: features of more than three dimensions.
+            ConfigError: a row has more than three dimensions.
         """
         if len(self.shape) > 3:
-            allowed = "cuts that leave (C,H,W), (H,W,C), (T,C) or (C) a row"
+            allowed = "cuts at rows of shape (C,H,W), (H,W,C), (T,C) or (C)"
             raise ConfigError("pipeline.split", f"features {self.shape}", allowed)
         if len(self.shape) == 2:
             return TokenMean(2 - self.channels_at)
@@ -62,7 +62,7 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """The cut above a stage, as a builder of auxiliary modules sees it.
+    """The cut above a stage, as the input of builders of auxiliary modules.
 
     Attributes:
         features: output of the stage below the cut.

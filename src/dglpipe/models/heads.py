@@ -1,8 +1,8 @@
 """Auxiliary heads: features of a stage -> logits, with the layers of the authors' code.
 
 A head reads the tensor that crosses the link: the output of the stage after its last pool.
-The authors' heads read the map before the next pool, which is 4 times larger; `model.pools`
-moves the pools to reproduce their heads.
+The authors' heads read the map before that pool, which is 4 times larger; `model.pools` moves the
+pools to reproduce the authors' heads.
 
 A head must not change its input in place, since the same tensor is sent to the next stage.
 """
@@ -25,20 +25,20 @@ from dglpipe.models.meta import inspection, sample_batch
 HEAD = "head"
 """Name of the auxiliary module that maps features to logits (B, N)."""
 EXITS = (HEAD, "model")
-"""Names of the modules that return logits; `model`: the segments of the last stage."""
+"""Names of the modules that return logits. `model` is the segments of the last stage."""
 
 Side = tuple[int, int]
 """Height and width of a map."""
 
 _SMALL = (2, 2)
-"""Side of the maps on which all built-in heads end; smaller maps keep their side."""
+"""Side in pixels to which all built-in heads reduce their maps; smaller maps are not resized."""
 
 
 def head_on(config: HeadConfig | PluginConfig, features: Features, classes: int) -> nn.Module:
     """The head of a stage with output `features`: features (B, ...) -> logits (B, N).
 
     Raises:
-        ConfigError: as `build_head`; features of more than three dimensions.
+        ConfigError: as `build_head`; a row of features has more than three dimensions.
     """
     adapter = features.adapter()
     head = build_head(config, features.channels, features.side, classes)
@@ -53,26 +53,25 @@ def check_output(
     device: torch.device,
     where: str = "",
 ) -> None:
-    """Sends two rows through a module, and checks that an exit returns logits (2, N).
+    """Runs two rows through a module, and checks that an exit returns logits (2, N).
 
     Args:
-        name: `model` for the segments of the last stage, else of an auxiliary module; `model`
+        name: name of an auxiliary module, or `model` for the segments of the last stage. `model`
             and `head` are exits.
-        shape: of a row of the input.
+        shape: shape of one input row.
         classes: N.
-        device: of the module.
-        where: stage, for the error.
+        device: device of the module.
+        where: description of the stage, for the error.
 
     Raises:
-        ConfigError: the module fails on its input, or an exit returns something else than
-            logits.
+        ConfigError: the module fails on its input, or an exit does not return logits.
     """
     key = name if name in EXITS else "method"
-    place = f"features {tuple(shape)} a row{where}"
+    place = f"features {tuple(shape)} per row{where}"
     try:
         with torch.no_grad(), inspection(device):
             output = module(sample_batch((2, *shape), device))
-    except Exception as error:  # user code raises any type
+    except Exception as error:  # code of the user may raise any exception
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ConfigError(
             key, type(module).__name__, f"one that works on {place}", reason
@@ -99,8 +98,8 @@ def build_head(
         Features -> logits (B, N).
 
     Raises:
-        ConfigError: a head of convolutions for features without height and width; a plug-in
-            that cannot be loaded, or that returns something else than an `nn.Module`.
+        ConfigError: a head with convolutions for features without height and width; a plug-in
+            that cannot be loaded or does not return an `nn.Module`.
     """
     if isinstance(config, PluginConfig):
         offered = {"channels": channels, "side": side, "classes": classes}
@@ -151,9 +150,9 @@ _ON_MAPS: dict[str, Callable[[int, Side, int], nn.Module]] = {
 
 
 def _on_vectors(name: str, channels: int, classes: int) -> nn.Module:
-    """Head on vectors (B, C): the layers of a head that need no map."""
+    """Head for vectors (B, C): the layers of a head that do not need a map."""
     if name == "cnn":
-        hint = "Take mlp or linear, or cut the network earlier"
+        hint = "Use mlp or linear, or cut the network earlier"
         raise ConfigError("head.name", name, "a head for features of shape (B, C)", hint)
     if name == "linear":
         return nn.Linear(channels, classes)

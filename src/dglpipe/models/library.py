@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm by their names in these libraries."""
+"""Networks of torchvision and timm, by their names in these libraries."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NETWORKS = {
         )
     },
 }
-"""Descriptions of the networks with an own configuration, by name."""
+"""Name -> description, for the networks that have their own configuration group."""
 ANY_NETWORK = {
     "torchvision": "any of torchvision's classification networks: model.name, model.args",
     "timm": "any of timm's networks (extra `timm`): model.name, model.args",
@@ -57,7 +57,7 @@ def build_torchvision(config: TorchvisionConfig, classes: int) -> nn.Module:
     """Images (B, 3, H, W) -> logits (B, N).
 
     Raises:
-        ConfigError: unknown network, or its builder refuses the arguments.
+        ConfigError: the network is unknown, or its builder rejects the arguments.
     """
     import torchvision.models as library  # imported here: takes seconds
 
@@ -72,7 +72,7 @@ def build_timm(config: TimmConfig, channels: int, classes: int) -> nn.Module:
     """Images (B, C, H, W) -> logits (B, N).
 
     Raises:
-        ConfigError: timm is not installed, unknown network, or its builder refuses the
+        ConfigError: timm is not installed, the network is unknown, or its builder rejects the
             arguments.
     """
     try:
@@ -93,11 +93,11 @@ def build_timm(config: TimmConfig, channels: int, classes: int) -> nn.Module:
 def _call(builder: Any, given: dict[str, Any], **own: Any) -> nn.Module:
     both = sorted(given.keys() & own.keys())
     if both:
-        allowed = "arguments that the trainer does not set itself"
+        allowed = "arguments that dglpipe does not set itself"
         raise ConfigError(f"model.args.{both[0]}", given[both[0]], allowed)
     try:
         network: nn.Module = builder(**own, **given)
-    except Exception as error:  # builders raise any type; ViT asserts
+    except Exception as error:  # builders may raise any exception, e.g. AssertionError in ViT
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ConfigError("model.args", given, "arguments of the builder", reason) from error
     return network
@@ -105,4 +105,4 @@ def _call(builder: Any, given: dict[str, Any], **own: Any) -> nn.Module:
 
 def _unknown(name: str, allowed: str, names: Sequence[str]) -> ConfigError:
     near = difflib.get_close_matches(name, names, n=3)
-    return ConfigError("model.name", name, allowed, f"Near it: {', '.join(near)}" * bool(near))
+    return ConfigError("model.name", name, allowed, f"Similar: {', '.join(near)}" * bool(near))

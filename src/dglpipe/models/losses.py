@@ -12,7 +12,7 @@ from dglpipe.config.instantiate import build_plug_in
 from dglpipe.errors import ConfigError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Logits (B, N) and labels (B,) of int64 to a scalar."""
+"""Logits (B, N), labels (B,) int64 -> scalar."""
 
 
 def build_loss(loss: str | PluginConfig, label_smoothing: float) -> Loss:
@@ -21,11 +21,11 @@ def build_loss(loss: str | PluginConfig, label_smoothing: float) -> Loss:
     Args:
         loss: `cross_entropy`, or a plug-in whose target returns a function or module that maps
             logits (B, N) and labels (B,) to a scalar.
-        label_smoothing: share of the target that is spread over all classes.
+        label_smoothing: fraction of the target that is spread over all classes.
 
     Raises:
-        ConfigError: an unknown name; a plug-in that returns nothing callable, or that is
-            combined with label smoothing.
+        ConfigError: the name is unknown; a plug-in does not return a callable, or is combined
+            with label smoothing.
     """
     if isinstance(loss, PluginConfig):
         return _plug_in(loss, label_smoothing)
@@ -36,7 +36,7 @@ def build_loss(loss: str | PluginConfig, label_smoothing: float) -> Loss:
 
 def _plug_in(config: PluginConfig, label_smoothing: float) -> Loss:
     if label_smoothing:
-        hint = "Give label smoothing to your loss by method.loss.args"
+        hint = "Pass the label smoothing to your loss in method.loss.args"
         allowed = "0 with a loss from outside the package"
         raise ConfigError("label_smoothing", label_smoothing, allowed, hint)
     built = build_plug_in(config, "method.loss")

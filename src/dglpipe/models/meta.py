@@ -28,7 +28,7 @@ def building(meta: bool, seed: int) -> Iterator[None]:
     Args:
         meta: move parameters and buffers to the meta device when a module registers them,
             before they are filled. Other tensors stay real, since some builders compute with
-            them (RegNet).
+            other tensors (RegNet).
     """
     filling = _SkipFills() if meta else contextlib.nullcontext()
     placing = _registering_on_meta() if meta else contextlib.nullcontext()
@@ -39,10 +39,11 @@ def building(meta: bool, seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def registration_hooks(on_parameter: Any, on_buffer: Any = None) -> Iterator[None]:
-    """Calls (module, name, tensor) -> tensor to keep, or None, at every registration.
+    """Context that calls the hooks at every registration.
 
-    The annotations of torch say that such a hook returns None; its documentation and its code
-    use the returned tensor.
+    A hook maps (module, name, tensor) to the tensor to register, or to None for no change.
+    According to the annotations of torch a hook returns None; the documentation and the code of
+    torch use the returned tensor.
     """
     hooks = [module_hooks.register_module_parameter_registration_hook(on_parameter)]
     if on_buffer is not None:
@@ -55,7 +56,7 @@ def registration_hooks(on_parameter: Any, on_buffer: Any = None) -> Iterator[Non
 
 
 def _registering_on_meta() -> contextlib.AbstractContextManager[None]:
-    known = WeakTensorKeyDictionary()  # a tied parameter stays tied
+    known = WeakTensorKeyDictionary()  # keeps tied parameters tied
 
     def on_parameter(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> Any:
         if parameter is None or parameter.is_meta:
@@ -87,21 +88,21 @@ class _SkipFills(TorchFunctionMode):
 
 
 class NeedsValuesError(ConfigError):
-    """A network that reads values of tensors cannot run on the meta device."""
+    """A network reads values of tensors, so it cannot run on the meta device."""
 
 
 def sample_batch(
     shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """A batch on `device`: empty on meta, elsewhere the same random numbers at every call."""
+    """A batch on `device`: random numbers, the same in every call; without values on meta."""
     if device.type == "meta":
         return torch.empty(*shape, device=device, dtype=dtype)
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
 def inspection(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Context for a forward on `device` that serves to read shapes: fast on meta, elsewhere
-    without an effect on the random state."""
+    """Context for a forward that determines shapes: fast on meta; on other devices it restores the
+    random state."""
     if device.type == "meta":
         return ShapesOnly()
     return torch.random.fork_rng(devices=[])
@@ -117,11 +118,10 @@ _SAME_SHAPE = (
 
 
 class ShapesOnly(TorchFunctionMode):
-    """Replaces the commonest operations by the shape of their output.
+    """Replaces the most common operations by an empty tensor with the shape of their output.
 
-    On the meta device torch decomposes these operations in Python. The decomposition takes
-    most of the time of a forward, and the first call imports `torch._dynamo`, which takes
-    seconds.
+    On the meta device, torch decomposes these operations in Python. The decomposition takes most
+    of the time of a forward, and the first call imports `torch._dynamo`, which takes seconds.
     """
 
     def __torch_function__(
@@ -140,10 +140,10 @@ class ShapesOnly(TorchFunctionMode):
 
 
 def meta_copy(network: nn.Module, values: bool = False) -> nn.Module:
-    """A copy of `network` to run, since a forward may change its modules.
+    """A copy of `network` for a forward, which may change its modules.
 
     Args:
-        values: copy the weights; otherwise parameters and buffers of the copy are on meta.
+        values: whether to copy the weights; False: parameters and buffers of the copy are on meta.
     """
     if values:
         return copy.deepcopy(network)

@@ -1,9 +1,9 @@
 """Building a network and storing only some of its parameters.
 
-All parameters are initialised in the order of construction, so that the stored ones get the
-values that they have in a network built as a whole. The other parameters are on the meta
-device. Operations on them run on a temporary tensor, which is dropped as soon as another
-parameter that is not stored is registered or initialised.
+All parameters are initialised in the order of construction, so that the stored parameters have the
+same values as in a network built as a whole. The other parameters are on the meta device.
+Operations on such a parameter run on a temporary tensor, which is dropped when the next parameter
+that is not stored is registered or initialised.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dglpipe.models.meta import building, meta_parameter, registration_hooks
 
 
 class PartialBuildError(Exception):
-    """The network cannot be built in part; it has to be built as a whole."""
+    """The network cannot be built in part and must be built as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Registrations:
     """The parameters that modules registered while a network was built, in order.
 
     Attributes:
-        kinds: class of the module, name, shape and dtype.
-        parameters: on meta.
+        kinds: (class of the module, name, shape, dtype) of each parameter.
+        parameters: the parameters, on meta.
     """
 
     kinds: list[tuple[Any, ...]] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Registrations:
 
 @contextlib.contextmanager
 def recording(seed: int) -> Iterator[Registrations]:
-    """Context in which modules are built on meta, as `building(True, seed)`."""
+    """Context in which modules are built on meta, as in `building(True, seed)`."""
     found = Registrations()
 
     def on_parameter(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -57,12 +57,12 @@ def recording(seed: int) -> Iterator[Registrations]:
 def building_stored(
     seed: int, kinds: Sequence[tuple[Any, ...]], stored: Sequence[bool]
 ) -> Iterator[None]:
-    """Context in which modules are built, as `building(False, seed)`, with the parameters that
-    are not `stored` on meta. Buffers are real.
+    """Context in which modules are built as in `building(False, seed)`, with the parameters that
+    are not `stored` on meta. Buffers are real tensors.
 
     Args:
-        kinds: what `recording` found in a build of the same network.
-        stored: whether to store the parameter of each registration.
+        kinds: `Registrations.kinds` of a recorded build of the same network.
+        stored: for each registration, whether to store the parameter.
 
     Raises:
         PartialBuildError: this build registers other parameters than `kinds`, or reads a
@@ -95,20 +95,20 @@ _FILLS = {
     *("aten::bernoulli_", "aten::exponential_", "aten::cauchy_", "aten::log_normal_"),
     *("aten::geometric_", "aten::copy_"),
 }
-"""Operations that write every value of their first argument and read none of them."""
+"""Operations that write all values of their first argument and read none of its values."""
 _FACTORIES = {
     *("aten::new_empty", "aten::new_zeros", "aten::new_ones", "aten::new_full"),
     *("aten::empty_like", "aten::zeros_like", "aten::ones_like", "aten::full_like"),
     *("aten::rand_like", "aten::randn_like", "aten::randint_like", "aten::new_empty_strided"),
 }
-"""Operations that read the shape of their first argument alone."""
+"""Operations that read only the shape of their first argument."""
 
 
 class _TemporaryValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs operations on parameters that are not stored, as long as their values are there.
+    """Runs operations on parameters that are not stored, on temporary values.
 
-    Values of one parameter exist at a time: of the one that was registered or filled last. They
-    lie in one buffer for all parameters, since the allocator would not reuse the memory of each.
+    Only the parameter that was registered or filled last has values. All parameters share one
+    buffer for their values, since the allocator would not reuse the memory of separate buffers.
     """
 
     @classmethod
@@ -122,14 +122,14 @@ class _TemporaryValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._buffer = torch.empty(0, dtype=torch.uint8)
 
     def replace(self, parameter: nn.Parameter) -> nn.Parameter:
-        """A parameter on meta that has the values of `parameter`."""
+        """A parameter on meta with the values of `parameter` as temporary values."""
         empty = meta_parameter(parameter)
         self._own(empty.detach())
         self._view(empty.detach()).copy_(parameter.detach())
         return empty
 
     def _own(self, owner: Tensor) -> None:
-        """Makes the buffer that of `owner`, which is on meta; drops the values in it."""
+        """Assigns the buffer to `owner`, which is on meta, and drops the previous values."""
         self._owner = owner
         size = owner.untyped_storage().nbytes()
         if size > self._buffer.numel():
@@ -187,7 +187,7 @@ _DEVICE, _IS_META = _TENSOR.device.__get__, _TENSOR.is_meta.__get__
 
 
 class _SeemsReal(TorchFunctionMode):
-    """Hides from a builder that a parameter is on meta: some skip the initialisation then."""
+    """Hides the meta device from builders, because some skip the initialisation on meta."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

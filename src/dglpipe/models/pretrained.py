@@ -20,16 +20,16 @@ _SHOWN = 5
 
 
 def initialise(network: nn.Module, weights: str) -> None:
-    """Loads `weights` into `network`. For a network on meta, checks only that they fit.
+    """Loads `weights` into `network`. For a network on meta, only checks that the weights fit.
 
     Args:
-        weights: a file of safetensors; a file of torch with a dictionary of tensors, at the top
-            or under `state_dict` or `model`; or a member of an enum of torchvision whose file
-            is in the cache of torch.
+        weights: a safetensors file; a file of `torch.save` with a dictionary of tensors, at the
+            top level or under `state_dict` or `model`; or a member of a weights enum of
+            torchvision whose file is in the cache of torch.
 
     Raises:
-        ConfigError: the file does not exist or cannot be read; keys that are missing,
-            unexpected, of another shape or of another kind of number, by name.
+        ConfigError: the file does not exist or cannot be read, or keys are missing, unexpected,
+            or have another shape or kind of number; the message names the keys.
     """
     tensors = _read(_find(weights))
     own = network.state_dict()
@@ -46,7 +46,7 @@ def _find(weights: str) -> Path:
     family, mark, _ = weights.partition("_Weights.")
     if not mark or not family.isidentifier():
         allowed = "a file, or a member of torchvision's enums such as ResNet18_Weights.DEFAULT"
-        raise ConfigError(KEY, weights, allowed, "There is no such file")
+        raise ConfigError(KEY, weights, allowed, "The file does not exist")
     url = _url(weights, family + "_Weights")
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if not cached.is_file():
@@ -72,51 +72,51 @@ _WRAPPED = ("state_dict", "model")
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    allowed = "a file of safetensors, or one of torch with nothing but tensors"
+    allowed = "a safetensors file, or a file of torch.save that contains only tensors"
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        zipped = zipfile.is_zipfile(path)  # as torch has written them since 1.6
+        zipped = zipfile.is_zipfile(path)  # the format of torch.save since torch 1.6
         tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # each format raises its own type
+    except Exception as error:  # each format raises its own exception
         raise ConfigError(KEY, str(path), allowed, _why(path, error)) from error
     for name in _WRAPPED:
         if isinstance(tree, Mapping) and isinstance(tree.get(name), Mapping):
             tree = tree[name]
     if not isinstance(tree, Mapping):
-        raise ConfigError(KEY, str(path), allowed, f"It holds a {type(tree).__name__}")
+        raise ConfigError(KEY, str(path), allowed, f"It contains a {type(tree).__name__}")
     for key, value in tree.items():
         if not isinstance(value, Tensor):
-            hint = f"Under {key!r} it holds {type(value).__name__}; the dictionary of tensors "
+            hint = f"Key {key!r} contains {type(value).__name__}; the dictionary of tensors "
             hint += f"may be the whole file or under {' or '.join(map(repr, _WRAPPED))}"
             raise ConfigError(KEY, str(path), allowed, hint)
     return dict(tree)
 
 
 _FOREIGN = re.compile(r"(?:GLOBAL|Unsupported class) ([\w.]+)")
-"""How torch reports an object that is no tensor."""
+"""Matches the message of torch about an object that is not a tensor."""
 
 
 def _why(path: Path, error: Exception) -> str:
-    """Why `path` cannot be read, and what to do. The message of torch is not used, since it
-    advises to run code from the file."""
+    """The reason why `path` cannot be read, and the fix. Does not contain the message of torch,
+    which advises to run code from the file."""
     if isinstance(error, OSError):
         return str(error)
     if path.suffix != ".safetensors" and _is_safetensors(path):
-        return "It is a file of safetensors: give it a name that ends in .safetensors"
+        return "It is a safetensors file: give it a name that ends in .safetensors"
     if path.suffix == ".safetensors" and zipfile.is_zipfile(path):
-        return "It is a file of torch: give it a name that ends in .pt"
+        return "It is a file of torch.save: give it a name that ends in .pt"
     foreign = _FOREIGN.search(str(error))
     if foreign or "TorchScript" in str(error):
-        what = f"a {foreign[1]}" if foreign else "a network of TorchScript"
-        return f"It holds {what}: save network.state_dict() in place of the network"
+        what = f"a {foreign[1]}" if foreign else "a TorchScript network"
+        return f"It contains {what}: save network.state_dict() instead of the network"
     if isinstance(error, pickle.UnpicklingError):
         return "The file has neither format, or it is damaged"
     return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether the file begins as one of safetensors; its name does not count."""
+    """Whether the content of the file begins like a safetensors file; ignores the name."""
     with path.open("rb") as file:
         head = file.read(9)
     length = int.from_bytes(head[:8], "little")
@@ -126,11 +126,11 @@ def _is_safetensors(path: Path) -> bool:
 _DENSE = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)")
 """Keys of the published DenseNets of torchvision, which its builders rename on loading."""
 _COUNTER = "num_batches_tracked"
-"""Counter of batch norm since torch 0.4; files of older versions do not have it."""
+"""Batch counter of batch norm since torch 0.4; files of older versions do not have this key."""
 
 
 def _modern(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`given` under the keys of current versions of torch and torchvision."""
+    """Renames the keys of `given` to the keys of current versions of torch and torchvision."""
     if given.keys() - own.keys():
         given = {_DENSE.sub(r"\1\2", key): value for key, value in given.items()}
     if not any(map(_is_counter, given)):

@@ -1,8 +1,8 @@
 """ResNets for 32x32 images (He et al., arXiv 1512.03385, section 4.2).
 
-A 3x3 stem of 16 channels, three groups of blocks with 16, 32 and 64 channels, a global
-average pool and a linear layer. Shortcuts are option A of the paper, without weights: at the
-beginning of a group they take every second pixel and pad with channels of zeros.
+A 3x3 stem of 16 channels, three groups of blocks with 16, 32 and 64 channels, a global average
+pool and a linear layer. Shortcuts are option A of the paper, without weights: at the beginning of a
+group, a shortcut takes every second pixel and pads with channels of zeros.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NETWORKS = {
 class Block(nn.Module):
     """Two 3x3 convolutions with a shortcut: (B, inputs, H, W) -> (B, outputs, H/s, W/s).
 
-    s is 2 where the channels change, else 1.
+    s is 2 if `inputs` and `outputs` differ, else 1.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -55,7 +55,7 @@ class ResnetCifar(nn.Module):
     """Images (B, 3, H, W) -> logits (B, N).
 
     Args:
-        blocks: of each of the three groups.
+        blocks: number of blocks in each of the three groups.
         classes: N.
     """
 
@@ -88,6 +88,6 @@ def _group(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
 
 
 def build(config: ResnetCifarConfig, classes: int) -> ResnetCifar:
-    """Builds the network that `config` names; 6 n + 2 layers are n blocks a group."""
+    """Builds the network that `config` names; 6 n + 2 layers have n blocks per group."""
     layers = int(config.name.removeprefix("resnet").removesuffix("_cifar"))
     return ResnetCifar((layers - 2) // 6, classes)

@@ -1,4 +1,4 @@
-"""Timers: how the time of a process divides over stages and kinds of activity.
+"""Timers: the time of a process by stage and kind of activity.
 
 A process does one thing at a time, so one running timer suffices: `lap` assigns the time since
 the previous lap to a stage and a kind. Time without a lap counts as `other`.

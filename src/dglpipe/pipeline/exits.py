@@ -31,8 +31,8 @@ class ExitEvaluator:
 
     Args:
         stages: the stages of this process, in order.
-        fields: the activations that each stage but the last of the network sends, by stage.
-        sender: the link to the next process; None at the last.
+        fields: stage -> activations that the stage sends, for every stage except the last.
+        sender: the link to the next process; None in the last process.
         count: K.
     """
 
@@ -50,7 +50,7 @@ class ExitEvaluator:
         self._hits = torch.zeros((), dtype=torch.int64)
 
     def evaluate(self, arrival: Arrival) -> None:
-        """Runs a test batch through the stages and sends it on."""
+        """Runs a test batch through the stages and sends it to the next process."""
         batch = arrival.batch
         ensemble = arrival.ensemble
         for stage in self._stages:

@@ -1,4 +1,4 @@
-"""Where the batches of a process come from: the data set, or the link from the stage below."""
+"""Sources of the batches of a process: the data set, or the link from the stage below."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Arrival(NamedTuple):
     ensemble: Tensor | None
     """(rows, N): weighted sum of the exits below; None in training and at stage 0."""
     extras: Mapping[str, Tensor] = NO_EXTRAS
-    """Further tensors of the message, (rows, ...) each, by their declared names."""
+    """Extra tensors of the message by their declared names, each (rows, ...)."""
 
 
 class Inputs(Protocol):
@@ -40,25 +40,25 @@ class Inputs(Protocol):
 
     @property
     def workers(self) -> int | None:
-        """Processes that decode images (`DataSet.workers`); None where there are none."""
+        """Number of processes that decode images (`DataSet.workers`); None: no such processes."""
         ...
 
     def take(self) -> Arrival:
-        """The next arrival. Its tensors may be read until the next call."""
+        """The next arrival. Its tensors are valid until the next call."""
         ...
 
     def check(self) -> None:
-        """Raises LinkError if a message was not the scheduled one."""
+        """Raises LinkError if a message differs from the batch schedule."""
 
     def close(self) -> None:
-        """Ends loading."""
+        """Stops loading."""
 
 
 class DataInputs:
     """Feeds stage 0 with the rows of one replica.
 
     Args:
-        size: images of the training split.
+        size: number of images in the training split.
         items: the batches to load, in order.
     """
 
@@ -90,7 +90,7 @@ class DataInputs:
         return Arrival(item, self._device.put(images), self._device.put(labels), None)
 
     def check(self) -> None:
-        """A data set sends no messages."""
+        """Does nothing: a data set sends no messages."""
 
     def close(self) -> None:
         self._data.close()
@@ -118,10 +118,10 @@ class LinkInputs:
         self._receiver.check()
 
     def close(self) -> None:
-        """The links are closed with the process group."""
+        """Does nothing: the process group closes the links."""
 
 
 def arrival(item: BatchItem, parts: Mapping[str, Tensor], extras: Sequence[str]) -> Arrival:
-    """The arrival that a message with `parts` makes."""
+    """Converts the `parts` of a received message to an arrival."""
     more = {name: parts[name] for name in extras if name in parts} if extras else NO_EXTRAS
     return Arrival(item, parts[ACTIVATIONS], parts[LABELS], parts.get(ENSEMBLE), more)

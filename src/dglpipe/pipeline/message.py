@@ -39,8 +39,8 @@ class Field:
     """One named tensor of a message, with a row for each sample.
 
     Attributes:
-        shape: of one row.
-        strides: of one row, in elements. Rows are dense and contiguous.
+        shape: shape of one row.
+        strides: strides of one row, in elements. Rows are dense and contiguous.
         direction: whether the tensor goes up or down the chain.
         phases: the phases in which the tensor travels.
     """
@@ -91,7 +91,7 @@ def contiguous_field(
     """A field whose rows are contiguous in the order of their dimensions.
 
     Args:
-        shape: of one row.
+        shape: shape of one row.
         phases: the phases in which the tensor travels.
     """
     strides = tuple(math.prod(shape[at + 1 :]) for at in range(len(shape)))
@@ -164,7 +164,7 @@ def message_formats(
     """The formats of the messages that carry `fields` in one direction of a link.
 
     Args:
-        rows: of the largest batch of each phase.
+        rows: phase -> rows of the largest batch.
     """
     own = [field for field in fields if field.direction is direction]
     return {

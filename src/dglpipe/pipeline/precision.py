@@ -12,7 +12,7 @@ class Precision:
     """Number format of forward and backward; weights are fp32.
 
     Attributes:
-        dtype: of the activations on a link.
+        dtype: dtype of the activations on a link.
         autocast: whether forward runs under autocast to `dtype`.
         scaled: whether the loss is scaled, so that small gradients do not become 0.
     """

@@ -1,4 +1,4 @@
-"""A stage: segments, auxiliary modules, local loss and optimizer. It knows nothing of processes.
+"""A stage: segments, auxiliary modules, local loss and optimizer; independent of processes.
 
 One step of stage j on a batch (Algorithm 1 of Belilovsky et al., ICML 2020):
 
@@ -25,7 +25,7 @@ from dglpipe.pipeline.optim import build_optimizer
 from dglpipe.seeds import Seeds
 
 Emit = Callable[[Tensor], None]
-"""Takes the features (B, ...) of a stage as soon as they are computed."""
+"""Receives the features (B, ...) of a stage as soon as they are computed."""
 HEAD = "head"
 """Name of the auxiliary module whose logits are the exit of a stage."""
 
@@ -35,10 +35,10 @@ class StageModule(nn.Module):
 
     Args:
         segments: (B, ...) -> features; in the last stage -> logits (B, N).
-        auxiliary: modules by name. `head` takes features to logits (B, N). The other modules
+        auxiliary: modules by name. `head` maps features to logits (B, N). The other modules
             belong to a local objective. Each name is a prefix of keys in the stage's file.
-        is_exit: whether the module computes logits. It is False below the last stage of
-            backprop, which has no heads.
+        is_exit: whether the module computes logits. False below the last stage of backprop, which
+            has no heads.
     """
 
     def __init__(
@@ -60,28 +60,28 @@ class StageModule(nn.Module):
         return {name: self.get_submodule(name) for name in self.names}
 
     def forward(self, inputs: Tensor, emit: Emit | None = None) -> Tensor:
-        """Logits (B, N) of `inputs` (B, ...). `emit` gets the features before the head runs."""
+        """Logits (B, N) of `inputs` (B, ...). `emit` receives the features before the head runs."""
         features: Tensor = self.segments(inputs)
         if emit is not None:
             emit(features)
         return self.logits(features)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Logits (B, N) of `features` (B, ...). Without a head they are the features."""
+        """Logits (B, N) of `features` (B, ...). Without a head, the features are the logits."""
         head = self._modules.get(HEAD)
         return features if head is None else head(features)
 
 
 @dataclass(frozen=True, slots=True)
 class LocalBatch:
-    """What a local objective sees of one batch.
+    """The data of one batch that a local objective can use.
 
     Attributes:
         inputs: (B, ...), in the dtype that the stage computes with.
         features: (B, ...), output of the segments.
         logits: (B, N).
         labels: (B,), int64.
-        extras: further tensors of the message, by their declared names.
+        extras: extra tensors of the message, by their declared names.
         auxiliary: the auxiliary modules of the stage, by name.
         task_loss: logits and labels -> mean loss (`method.loss`).
     """
@@ -96,20 +96,20 @@ class LocalBatch:
 
 
 Objective = Callable[[LocalBatch], Tensor]
-"""The local objective of a stage: a batch -> a scalar to minimise."""
+"""The local objective of a stage: batch -> scalar to minimise."""
 
 
 class LocalStep(nn.Module):
     """Forward and local objective as one module, so that replicas can average its gradients.
 
     Args:
-        objective: None: the objective is the task loss.
+        objective: the local objective; None: the task loss.
     """
 
     def __init__(self, module: StageModule, loss: Loss, objective: Objective | None) -> None:
         super().__init__()
         self.module = module
-        # Outside of the registered modules: a loss has no part in the stage's state.
+        # In a tuple, so that the loss is not registered: it is not part of the stage's state.
         self._functions = loss, objective
 
     def forward(
@@ -130,7 +130,7 @@ class LocalStep(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class RunLength:
-    """The length of a run, as learning rate schedules need it.
+    """The length of a run, for learning rate schedules.
 
     Attributes:
         steps: optimizer steps of a stage.
@@ -144,8 +144,8 @@ class RunLength:
 def cast_input(batch: Tensor, precision: str) -> Tensor:
     """Casts `batch` to float32 for a stage in full precision.
 
-    Such a stage runs without autocast, which would convert the output of a stage in half
-    precision.
+    A stage in full precision runs without autocast, so the half-precision output of another stage
+    must be cast explicitly.
     """
     return batch.float() if precision == "fp32" else batch
 
@@ -171,7 +171,7 @@ class Copies:
 
 @dataclass(frozen=True, slots=True)
 class Learning:
-    """What a stage learns from.
+    """The loss and the local objective of a stage.
 
     Attributes:
         loss: logits (B, N), labels (B,) -> mean loss. Also the loss of evaluations.
@@ -191,8 +191,8 @@ class Stage:
         settings: optimizer, schedule and precision of this stage.
         learning: loss and local objective.
         length: steps of the run, for the learning rate.
-        seed: of the run.
-        copies: the data-parallel copies of the stage; None: there is one.
+        seed: seed of the run.
+        copies: the data-parallel copies of the stage; None: one copy.
     """
 
     def __init__(
@@ -245,9 +245,9 @@ class Stage:
 
         Args:
             step: from 1; determines random state and learning rate.
-            emit: takes the features, computed with the weights before the step.
+            emit: receives the features, computed with the weights before the step.
             total: rows of the batch over all replicas; None: this replica has all rows.
-            extras: further tensors of the message, (B, ...) each, for the local objective.
+            extras: extra tensors of the message, each (B, ...), for the local objective.
         """
         self.seed(step)
         inputs = cast_input(inputs, self.settings.precision.name)

@@ -5,7 +5,7 @@ ranks, and with them neighbouring devices of a node.
 
 | placement | stages of process p | for |
 |---|---|---|
-| chain | its share of consecutive ones | local learning, backprop in one process |
+| chain | consecutive stages | local learning, backprop in one process |
 | line | p | pipelined backprop by gpipe, 1f1b |
 | loop | p, p + P, p + 2P, ... | interleaved_1f1b |
 | v | p, 2P - 1 - p | zbv |
@@ -21,7 +21,7 @@ from dglpipe.data.batch_schedule import spread
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The numbers that hold for every process of a run."""
+    """The numbers of stages, processes, replicas and threads of a run."""
 
     stages: int
     processes: int
@@ -39,7 +39,7 @@ class Layout:
         return self.processes * self.replicas
 
     def at(self, rank: int) -> Topology:
-        """The place of `rank` in the layout."""
+        """Stages, replica and neighbours of `rank`."""
         return Topology(self, rank)
 
 
@@ -61,7 +61,7 @@ class Topology:
 
     @property
     def stages(self) -> Sequence[int]:
-        """The stages of this process, rising."""
+        """The stages of this process, in ascending order."""
         count, processes = self.layout.stages, self.layout.processes
         if self.layout.placement == "v":
             return self.process, count - 1 - self.process
@@ -80,19 +80,23 @@ class Topology:
         return self.process == self.layout.processes - 1
 
     def loaders(self, local_rank: int, local: int) -> int:
-        """Number of processes of stage 0 among the `local` processes of this machine; at least
-        1. This process has the number `local_rank` there."""
+        """Number of processes that run stage 0 on this machine; at least 1.
+
+        Args:
+            local_rank: number of this process on this machine.
+            local: number of processes on this machine.
+        """
         first = self.rank - local_rank
         ranks = range(first, first + local)
         return max(1, sum(self.layout.at(rank).is_first for rank in ranks))
 
     def peers(self) -> list[int]:
-        """The ranks that run the same stages in the other replicas, and this one."""
+        """The ranks that run the same stages in all replicas, including this rank."""
         step = self.layout.processes
         return [replica * step + self.process for replica in range(self.layout.replicas)]
 
     def name(self) -> str:
-        """How logs and errors speak of this process."""
+        """The name of this process in logs and error messages: rank, stages, replica."""
         stages = self.stages
         span = f"stage {stages[0]}"
         if len(stages) > 1:

@@ -117,7 +117,7 @@ def refusal(path):
 def test_a_whole_network_is_told_from_its_weights(tmp_path):
     torch.save(network(), tmp_path / "whole.pt")
     said = refusal(tmp_path / "whole.pt")
-    assert said.startswith("It holds a dglpipe.models.cnn.Cnn: save network.state_dict() in pl")
+    assert said.startswith("It contains a dglpipe.models.cnn.Cnn: save network.state_dict() i")
     (tmp_path / "text.pt").write_text("no tensors in here")
     assert refusal(tmp_path / "text.pt") == "The file has neither format, or it is damaged"
 
@@ -132,7 +132,7 @@ def test_a_file_under_the_name_of_another_format_is_told(tmp_path):
 def test_what_is_no_tensor_is_named(tmp_path):
     tree = {"model_state_dict": network().state_dict(), "epoch": 3}
     said = refusal(written(tmp_path / "trainer.pt", tree))
-    assert said.startswith("Under 'model_state_dict' it holds OrderedDict; the dictionary of ten")
+    assert said.startswith("Key 'model_state_dict' contains OrderedDict; the dictionary of ten")
 
 
 @pytest.mark.parametrize("name", ["broken.safetensors", "broken.pt"])
@@ -144,7 +144,7 @@ def test_what_is_no_such_file(tmp_path, name):
 
 
 def test_a_file_that_is_missing(tmp_path):
-    with pytest.raises(ConfigError, match="There is no such file"):
+    with pytest.raises(ConfigError, match="The file does not exist"):
         initialise(network(), str(tmp_path / "missing.pt"))
 
 

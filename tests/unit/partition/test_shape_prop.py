@@ -53,7 +53,7 @@ def test_an_image_that_shrinks_to_nothing_is_refused():
     traced = trace(on_meta(VggConfig(name="vgg19_bn"), 8))
     text = error(lambda: propagate_shapes(traced, (2, 3, 8, 8)), "data.image_size")
     assert "got 8; allowed: images that segment 11 (features.36) of the network" in text
-    assert "fails on an input of shape (512, 1, 1) a row" in text
+    assert "fails on rows of shape (512, 1, 1)" in text
     assert "Output size is too small" in text
 
 
