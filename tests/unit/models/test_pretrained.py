@@ -99,7 +99,7 @@ class Harmful:
 def test_a_file_cannot_run_code(tmp_path, capsys):
     path = tmp_path / "harmful.pt"
     path.write_bytes(pickle.dumps({"weight": Harmful()}))
-    with pytest.raises(ConfigError, match=r"^model\.weights: got .*nothing but tensors"):
+    with pytest.raises(ConfigError, match=r"^model\.weights: got .*contains only tensors"):
         initialise(network(), str(path))
     assert capsys.readouterr().out == ""
 
@@ -139,7 +139,7 @@ def test_what_is_no_tensor_is_named(tmp_path):
 def test_what_is_no_such_file(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(b"no tensors in here")
-    with pytest.raises(ConfigError, match=r"^model\.weights: got .*nothing but tensors"):
+    with pytest.raises(ConfigError, match=r"^model\.weights: got .*contains only tensors"):
         initialise(network(), str(path))
 
 
