@@ -275,7 +275,7 @@ def test_world_of_more_processes_than_segments(cli, under_torchrun):
     assert "pipeline.stages: got 7; allowed: 1 to 6" in cli.refuse("run_dir=run")
 
 
-def test_other_ranks_say_the_same_a_little_later(cli, under_torchrun, monkeypatch):
+def test_other_ranks_print_the_same_error_later(cli, under_torchrun, monkeypatch):
     pauses = []
     monkeypatch.setattr("dglpipe.cli.train.time.sleep", pauses.append)
     under_torchrun(3, rank=1)
@@ -361,7 +361,7 @@ def test_fp16_without_cuda(cli, where, key):
     assert f"{key}: got 'fp16'; allowed: fp32, bf16" in message
 
 
-def test_a_timeline_is_wanted_or_not(cli):
+def test_a_timeline_is_true_or_false(cli):
     assert "timeline: got 'maybe'; allowed: true or false" in cli.refuse("timeline=maybe")
 
 

@@ -46,7 +46,7 @@ def test_models_lists_every_choice(capsys):
         assert name in out
 
 
-def test_config_is_printed_and_nothing_started(capsys):
+def test_config_is_printed_without_training(capsys):
     assert run(["train", "--cfg", "job", "model.width=7"]) == 0
     out = capsys.readouterr().out
     assert "width: 7" in out

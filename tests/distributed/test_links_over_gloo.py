@@ -156,7 +156,7 @@ def wrong_plan(group, sent, expected):
         ((2, 4, Phase.TEST), (2, 4), "test batch 2 of 4 rows", "train batch 2 of 4 rows"),
     ],
 )
-def test_a_message_out_of_plan_is_named(sent, expected, got, wanted):
+def test_an_unexpected_message_is_named(sent, expected, got, wanted):
     right = (1, 4)
     _, text = run_world(layout(2), wrong_plan, [right, sent], [right, expected])
     assert "link 0 -> 1" in text
@@ -182,7 +182,7 @@ def train_with_liar(group, config, run_dir):
     trainer.run()
 
 
-def test_a_worker_notices_before_the_next_checkpoint_is_whole(run_dir):
+def test_a_worker_notices_before_the_next_checkpoint_is_complete(run_dir):
     """Checkpoints at steps 3 and 6; the header of the message of step 6 is wrong."""
     config = make_config("checkpoint.every=3", "checkpoint.keep=9", "log_every=100")
     with pytest.raises(WorldError) as caught:
@@ -213,7 +213,7 @@ def leave_early(group, leaver):
 
 
 @pytest.mark.parametrize("leaver", [0, 1])
-def test_the_loss_of_a_neighbour_is_told_as_such(leaver):
+def test_the_loss_of_a_neighbour_raises_peer_lost_error(leaver):
     with pytest.raises(WorldError) as caught:
         run_world(layout(2), leave_early, leaver)
     first, second = caught.value.failures
@@ -235,7 +235,7 @@ def replica_dies(group, config):
     trainer.run()
 
 
-def test_the_loss_of_a_replica_is_told_as_such():
+def test_the_loss_of_a_replica_raises_peer_lost_error():
     """Rank 2 is stage 0 of replica 1: stage 1 misses its messages, replica 0 its gradients."""
     with pytest.raises(WorldError) as caught:
         run_world(layout(2, 2, 2), replica_dies, make_config("pipeline.replicas=2"))

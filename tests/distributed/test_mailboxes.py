@@ -98,7 +98,7 @@ def busy_reader(group, count, capacity, **settings):
 
 
 @pytest.mark.parametrize("settings", [{}, {"storage_precision": "bf16", "buffer": 3}])
-def test_a_reader_that_is_busy_does_not_hold_up_the_sender(settings):
+def test_a_busy_reader_does_not_block_the_sender(settings):
     dropped, (found, written) = run_world(layout(2), busy_reader, 50, 3)
     assert written == 50 - dropped
     assert len(found) == min(3, written) > 1
@@ -136,7 +136,7 @@ def numbers_of(transport):
     return [int(tensor[8:16].view(torch.int64)) for tensor in transport.sent]
 
 
-def test_the_oldest_unsent_message_gives_way_and_tests_do_not():
+def test_the_oldest_unsent_training_message_is_replaced():
     transport = Stuck()
     box = AsyncSender(
         transport, layouts(), torch.device("cpu"), 3, True, ThreadProgressEngine("outbox")
@@ -157,7 +157,7 @@ def test_the_oldest_unsent_message_gives_way_and_tests_do_not():
     assert box.dropped == 2
 
 
-def test_with_one_place_a_sender_waits_for_the_transfer_and_no_longer():
+def test_with_one_slot_a_sender_waits_only_for_the_transfer():
     transport = Stuck()
     transport.open = True
     box = AsyncSender(
@@ -219,7 +219,7 @@ def lost_writer(group):
 
 
 @pytest.mark.parametrize("function", [lost_reader, lost_writer])
-def test_the_loss_of_a_neighbour_is_raised_where_the_process_comes_by(function):
+def test_the_loss_of_a_neighbour_is_raised_when_the_process_polls(function):
     with pytest.raises(WorldError) as caught:
         run_world(layout(2), _leave, function)
     kinds = {failure.kind for failure in caught.value.failures}
@@ -250,7 +250,7 @@ def wrong_header(group):
         box.wait()
 
 
-def test_a_header_that_says_nothing_is_refused():
+def test_a_corrupt_header_is_refused():
     with pytest.raises(WorldError) as caught:
         run_world(layout(2), wrong_header)
     assert caught.value.failures[0].kind == LinkError.__name__

@@ -92,7 +92,7 @@ def test_by_hand(start_ranks, run_dir, plain):
         ("pipeline.replicas=2", "pipeline.processes", (2, 1)),
     ],
 )
-def test_ranks_that_mean_different_runs(override, key, values, start_ranks, run_dir):
+def test_ranks_with_different_settings(override, key, values, start_ranks, run_dir):
     settings = small(f"run_dir={run_dir}", "pipeline.stages=2")
     runs = start_ranks(settings, [*settings, override])
     assert [run.wait(PROMPT_S) for run in runs] == [1, 1], [run.stderr for run in runs]
@@ -102,7 +102,7 @@ def test_ranks_that_mean_different_runs(override, key, values, start_ranks, run_
     assert not run_dir.exists()
 
 
-def test_a_mistake_is_told_by_one_rank(start_ranks, run_dir):
+def test_an_error_is_reported_by_one_rank(start_ranks, run_dir):
     wrong = small(f"run_dir={run_dir}", "pipeline.stages=99")
     runs = start_ranks(wrong, wrong)
     assert [run.wait(PROMPT_S) for run in runs] == [2, 2]
@@ -166,7 +166,7 @@ def test_a_killed_rank(long_run, run_dir):
     assert (summary["throughput"], summary["per_stage"]) == ({"samples_per_second": None}, [])
 
 
-def test_a_mistake_in_the_data_leaves_nothing_behind(start_ranks, run_dir, tmp_path):
+def test_an_error_in_the_data_leaves_no_run_directory(start_ranks, run_dir, tmp_path):
     """Found by a worker, before its first step."""
     for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -183,7 +183,7 @@ def test_a_mistake_in_the_data_leaves_nothing_behind(start_ranks, run_dir, tmp_p
     assert not run_dir.exists()
 
 
-def test_a_cut_by_time_is_that_of_rank_0(start_ranks, run_dir):
+def test_all_ranks_use_the_timed_cut_of_rank_0(start_ranks, run_dir):
     """Each rank by itself would measure other times."""
     settings = small("pipeline.split=auto", "pipeline.cost=time", f"run_dir={run_dir}")
     runs = start_ranks(settings, settings)

@@ -14,7 +14,7 @@ STEPS = ("max_steps=12", "epochs=3", "evaluate.every=0")
 
 
 @pytest.mark.parametrize("method", ["dgl", "dgl_async"])
-def test_what_is_learnt_does_not_depend_on_the_speed_of_a_link(method, start, run_dir):
+def test_weights_do_not_depend_on_the_speed_of_a_link(method, start, run_dir):
     words = [f"method={method}", *STEPS]
     if method == "dgl_async":
         words.append("method.policy=block")

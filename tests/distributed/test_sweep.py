@@ -23,7 +23,7 @@ def test_a_failing_job_does_not_stop_the_others(start, run_dir):
     assert RunDir(run_dir / "1").status() is None
 
 
-def test_a_wrong_value_anywhere_in_a_list_is_told_before_anything_starts(start, run_dir):
+def test_a_wrong_value_in_a_list_is_reported_before_a_sweep(start, run_dir):
     run = start("train", "-m", *small(f"run_dir={run_dir}", "model=cnn6,cnn5"))
     assert run.wait(60) == 2
     assert "model: got 'cnn5'" in run.stderr

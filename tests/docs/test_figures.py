@@ -37,7 +37,7 @@ def test_a_baseline_that_underperforms_gives_no_ratio():
     assert figures.told(row, "DGL / as planned") == "not measured"
 
 
-def test_a_seed_that_does_not_come_to_the_accuracy_is_seen():
+def test_a_seed_that_does_not_reach_the_accuracy_is_reported():
     runs = [{"rate": 0.1, "seconds": one} for one in (2.0, None, 1.0)]
     row = {"rate": 0.1, "runs": [*runs, {"rate": 0.2, "seconds": 9.0}]}
     assert figures.spread(figures.seconds(row)) == "2.00 (1.00-inf)"

@@ -133,7 +133,7 @@ def test_library_is_known_to_its_owners_only(library, known_to):
 
 
 @pytest.mark.parametrize("module", sorted(modules()))
-def test_nothing_prints(module):
+def test_the_package_does_not_print(module):
     tree = ast.parse(modules()[module].read_text())
     calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "print"]

@@ -80,7 +80,7 @@ def checkout(tmp_path):
     return Checkout(tmp_path / "one", tmp_path / "shared")
 
 
-def test_second_call_installs_nothing(checkout):
+def test_second_call_does_not_install(checkout):
     assert checkout.make("test").returncode == 0
     assert checkout.asked("pip install") == ["-m pip install --editable .[test]"]
     assert checkout.asked("-m venv")
@@ -105,7 +105,7 @@ def test_changed_requirements_are_installed(checkout, name):
     assert len(checkout.asked("pip install")) == 1
 
 
-def test_interrupted_installation_is_done_again(checkout):
+def test_interrupted_installation_is_repeated(checkout):
     assert checkout.make("test", NO_INSTALL="1").returncode == 2
     assert checkout.make("test").returncode == 0
     assert checkout.asked("pip install")

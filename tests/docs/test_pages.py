@@ -30,7 +30,7 @@ def test_commands(page: Path, folder, environment):
 
 
 @pytest.mark.parametrize("block", LAUNCH, ids=str)
-def test_launch_commands_are_those_of_the_scripts(block: Block):
+def test_launch_commands_match_the_scripts(block: Block):
     """`test_launch.py` runs the scripts; several machines are not available."""
     (line,) = block.text.splitlines()
     (script,) = [word for word in line.split() if word.startswith("launch/")]

@@ -101,7 +101,7 @@ def test_every_public_name_is_on_the_page_of_the_api():
     assert documented() >= public()
 
 
-def test_what_the_page_of_the_api_names_exists():
+def test_names_on_the_page_of_the_api_exist():
     for name in documented():
         home, _, own = name.rpartition(".")
         assert name == "dglpipe.errors" or hasattr(importlib.import_module(home), own), name

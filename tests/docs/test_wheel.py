@@ -73,7 +73,7 @@ def test_every_file_that_is_needed_is_in_the_wheel(wheel):
     assert len([name for name in names if name.endswith(".yaml")]) > 30
 
 
-def test_nothing_else_is_in_the_wheel(wheel):
+def test_the_wheel_has_no_other_files(wheel):
     tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert {top.split("-")[0] for top in tops} == {"dglpipe"}
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if "test" in name]

@@ -34,7 +34,7 @@ def precise(*overrides):
 
 
 @pytest.mark.parametrize("stages", [2, 3, 6])
-def test_a_simulation_in_step_is_synchronous_learning(stages):
+def test_a_sequential_simulation_is_synchronous_learning(stages):
     alone = layout(stages, 1)
     assert hash_all(precise(*IN_STEP), alone) == hash_all(precise(), alone)
 
@@ -47,7 +47,7 @@ def test_links_that_block_are_synchronous_learning(stages, depth):
 
 
 @pytest.mark.parametrize("overrides", [IN_STEP, (*REAL, "method.policy=block")])
-def test_in_step_it_is_logged_and_tested_as_synchronous_learning(overrides):
+def test_in_lockstep_it_is_logged_and_tested_as_synchronous_learning(overrides):
     whole = train_world(make_config(*TINY, "log_every=2"), layout(3, 1))
     config = make_config(*TINY, "log_every=2", *overrides)
     run = train_world(config, layout(3, 1 if config.method.simulate else 3))
@@ -146,7 +146,7 @@ def test_a_stage_that_is_done_keeps_its_weights():
     assert staleness(runs[1])[0]["outputs"] > 6
 
 
-def test_what_is_kept_in_half_precision_is_another_number():
+def test_values_stored_in_half_precision_differ():
     whole, half = (
         make_config(*TINY, *IN_STEP, f"method.storage_precision={name}")
         for name in ("fp32", "bf16")
@@ -196,7 +196,7 @@ def simulate_and_die(group, config, run_dir, dies_before):
 
 
 @pytest.mark.parametrize("keeping", [(), ("method.storage_precision=bf16",)])
-def test_a_simulation_that_is_killed_goes_on_to_the_same_weights(keeping, tmp_path):
+def test_a_killed_simulation_resumes_to_the_same_weights(keeping, tmp_path):
     config = make_config(*KILLED, *keeping)
     alone = layout(3, 1)
     whole = train_world(config, alone, tmp_path / "whole")
@@ -254,7 +254,7 @@ def test_refuses(overrides, text):
         plan_layout(config.pipeline, config.method, cores=2)
 
 
-def test_the_defaults_are_those_of_the_file():
+def test_the_defaults_equal_the_file():
     assert make_config("method=dgl_async").method == AsyncConfig()
 
 
@@ -280,7 +280,7 @@ def test_the_plan_states_the_buffer_and_the_limit_counts_it():
         plan(make_config(*words, "method.buffer=30"))
 
 
-def test_the_picture_has_a_column_a_buffer(tmp_path):
+def test_the_picture_has_one_column_per_buffer(tmp_path):
     entries = staleness(train_world(make_config(*TINY, *SIMULATED), layout(3, 1)))
     draw_staleness(entries, tmp_path / "staleness.png")
     assert (tmp_path / "staleness.png").stat().st_size > 5000
@@ -301,7 +301,7 @@ def test_tests_between_the_lines_of_training_count_test_images_alone():
 
 
 @pytest.mark.parametrize("most", [0, 40, None])
-def test_a_stage_waits_rather_than_learn_from_what_is_too_old(most, start, run_dir):
+def test_a_stage_waits_instead_of_reading_a_batch_that_is_too_old(most, start, run_dir):
     """Messages are late by several outputs of the stage below; with a bound of 0 none is in time
     while that stage goes on. Without a bound, ages count what was made since, come or not."""
     words = small("method=dgl_async", "max_steps=12", "epochs=3", "evaluate.every=0")
@@ -337,13 +337,13 @@ def evaluate_at_length(group, config):
     return trainer.runner.updates[0].count
 
 
-def test_an_evaluation_may_take_longer_than_the_wait_for_something_young():
+def test_an_evaluation_may_take_longer_than_timeout_s():
     bound = ("method.max_age=0", "method.max_reuse=1", "method.slowdown=[8.0,1.0]", "timeout_s=2")
     config = make_config(*TINY, *REAL, *bound)
     assert run_world(layout(2), evaluate_at_length, config) == [6, 6]
 
 
-def test_a_simulation_resumed_behind_its_last_stage_still_says_where_its_time_goes(tmp_path):
+def test_a_simulation_resumed_after_its_last_stage_reports_time_fractions(tmp_path):
     """Stage 0 is slow: the last stage finishes its updates long before."""
     own = ("epochs=5", "max_steps=20", "method.slowdown=[6.0,1.0]", "checkpoint.every=5")
     config = make_config(*TINY, *SIMULATED, *own)

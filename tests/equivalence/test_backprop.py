@@ -76,7 +76,7 @@ def test_weights_agree_to_rounding(way, reference):
         torch.testing.assert_close(other[key], one[key], rtol=1e-4, atol=1e-5, msg=key)
 
 
-def test_exits_that_are_not_there_are_not_told():
+def test_missing_exits_are_left_out():
     """Only the last stage has an exit; all stages log the same learning rate and speed."""
     run = train(*WAYS["zbv"].split())
     last = [line for line in run.lines if line.step == 5]
@@ -104,7 +104,7 @@ def test_the_gradient_of_the_whole_network_is_clipped(way):
 
 
 @pytest.mark.parametrize("way", ["gpipe", "1f1b_3", "interleaved", "zbv"])
-def test_real_networks_go_through_in_low_precision(way):
+def test_real_networks_run_in_low_precision(way):
     """Batch norm, dropout, bf16 and channels last on the wire."""
     config = make_config(
         *("method=backprop", "model.dropout=0.1", "precision=bf16", "batch_size=240"),

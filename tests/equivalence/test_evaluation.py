@@ -66,7 +66,7 @@ def plain_evaluation(config, tensors):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_exits_and_ensemble_are_those_of_the_final_weights(case, runs):
+def test_exits_and_ensemble_use_the_final_weights(case, runs):
     precision, rows, _ = case
     exits, ensemble = plain_evaluation(config_of(precision, rows), runs[case].tensors)
     lines = {line.stage: line for line in runs[case].tests()}

@@ -126,7 +126,7 @@ def test_boundaries_of_other_types_and_shapes():
 
 
 @pytest.mark.parametrize("changed", [1, 2])
-def test_what_a_stage_does_never_changes_those_below(changed):
+def test_a_stage_never_changes_the_stages_below(changed):
     own = ["{}", "{}", "{}"]
     own[changed] = "{optimizer:{lr:0.01}}"
     settings = (*TINY, "pipeline.stages=3")

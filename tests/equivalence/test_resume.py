@@ -71,7 +71,7 @@ def test_killed_and_resumed(before, dies_before, after, resumed_at, whole, run_d
     assert resumed.hashes == whole.hashes
 
 
-def test_what_a_killed_run_began_completes_no_checkpoint(run_dir):
+def test_files_of_a_killed_run_do_not_complete_a_checkpoint(run_dir):
     """Files of step 6 from the killed run do not count for the resumed run."""
     config = make_config(*SETTINGS, *CHECKPOINTS)
     with pytest.raises(WorldError):
@@ -88,7 +88,7 @@ def test_what_a_killed_run_began_completes_no_checkpoint(run_dir):
     assert not left.exists()
 
 
-def test_without_resume_a_run_begins_anew(whole, run_dir):
+def test_without_resume_a_run_starts_from_the_beginning(whole, run_dir):
     config = make_config(*SETTINGS, *CHECKPOINTS)
     with pytest.raises(WorldError):
         run_world(layout(STAGES), train_and_die, config, run_dir, {2: 5})

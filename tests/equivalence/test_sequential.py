@@ -16,7 +16,7 @@ SEQUENTIAL = "method=sequential"
 
 
 @pytest.mark.parametrize("stages", [2, 3, 6])
-def test_weights_are_those_of_a_plain_loop_on_any_number_of_processes(stages):
+def test_weights_equal_a_plain_loop_on_any_number_of_processes(stages):
     configs = [
         make_config(*TINY, SEQUENTIAL, f"precision={precision}") for precision in ("fp32", "bf16")
     ]

@@ -85,7 +85,7 @@ def whole():
 
 
 @pytest.mark.parametrize(("how", "rank"), [("raise", 1), ("kill", 0)])
-def test_a_failed_run_tells_the_cause_and_goes_on(how, rank, start, run_dir, tmp_path, whole):
+def test_a_failed_run_reports_the_cause_and_resumes(how, rank, start, run_dir, tmp_path, whole):
     settings = small(
         trouble(how, rank, tmp_path),
         f"run_dir={run_dir}",
@@ -151,7 +151,7 @@ def test_under_torchrun_the_first_traceback_is_the_cause(start, run_dir, tmp_pat
 
 
 @pytest.mark.parametrize(("how", "rank"), [("raise", 1), ("raise", 2), ("kill", 0)])
-def test_a_failed_asynchronous_run_tells_the_cause(how, rank, start, run_dir, tmp_path):
+def test_a_failed_asynchronous_run_reports_the_cause(how, rank, start, run_dir, tmp_path):
     """Threads that wait for a neighbour do not hide the cause and do not keep a process alive."""
     words = small("method=dgl_async", "pipeline.stages=3", trouble(how, rank, tmp_path))
     run = start("train", *words, f"run_dir={run_dir}", "epochs=4")

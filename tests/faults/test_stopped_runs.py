@@ -61,7 +61,7 @@ def test_interrupted(interrupt, start, run_dir):
 
 
 @pytest.mark.slow
-def test_a_killed_launcher_takes_its_workers_along(start, run_dir):
+def test_workers_exit_when_their_launcher_is_killed(start, run_dir):
     """Even while they log nothing: an epoch of 718 steps, logged at its end."""
     settings = small(*LONG, "log_every=100000", "batch_size=2", f"run_dir={run_dir}")
     run = start(*DGLPIPE, "train", *settings)

@@ -107,7 +107,7 @@ class TestModel:
         group.advance()
         assert target.tolist() == [0, 1, 2, 3]
 
-    def test_transfer_starts_behind_what_the_stream_had_to_do(self):
+    def test_a_transfer_starts_after_the_work_of_the_stream(self):
         group, compute = PairGroup("g"), Stream("c")
         transport = ModelTransport(compute, group)
         buffer, target = torch.zeros(2, dtype=torch.uint8), torch.zeros(2, dtype=torch.uint8)

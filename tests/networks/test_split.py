@@ -110,7 +110,7 @@ def test_sizes_that_forbid_a_cut_are_named():
         build_stages(config, open_images(config).info, 2, meta=True)
 
 
-def test_a_network_that_looks_at_values_is_drawn_and_trained():
+def test_a_network_that_reads_values_is_built_with_weights():
     overrides = ("model=custom", "max_steps=3", "pipeline.split=[2]")
     config = make_config(*overrides)
     config.model.target = f"{__name__}:choosing_network"
@@ -159,18 +159,18 @@ def test_no_cut_divides_a_tensor():
         ((2, (1, 8, 8), [2]), "^at: got .*; allowed: cuts that leave"),
     ],
 )
-def test_mistakes_are_told_in_the_words_of_the_function(arguments, text):
+def test_errors_name_the_arguments_of_the_function(arguments, text):
     with pytest.raises(ConfigError, match=text) as caught:
         dglpipe.split(Twice(), *arguments)
     assert not re.search(r"data\.|model\.|pipeline\.|auto", str(caught.value))
 
 
-def test_what_is_split_is_a_module():
+def test_split_requires_a_module():
     with pytest.raises(ConfigError, match=r"^network: got 'list'; allowed: a torch\.nn\.Module"):
         dglpipe.split([Twice()], 2, (1, 8, 8))
 
 
-def test_numbers_may_be_those_of_numpy():
+def test_numbers_of_numpy_are_accepted():
     parts = dglpipe.split(Twice(), numpy.int64(2), numpy.array([1, 8, 8]), numpy.array([1]))
     assert len(parts) == 2
     dense = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))

@@ -49,7 +49,7 @@ def images(config):
 
 
 @torch.no_grad()
-def test_exits_are_those_of_the_run(finished):
+def test_exits_equal_the_exits_of_the_run(finished):
     path, config = finished
     network = dglpipe.load(path)
     batch, labels = images(config)
@@ -201,7 +201,7 @@ def with_exits():
     return torch.nn.Sequential(OrderedDict(body=torch.nn.Sequential(*body), exits=exits))
 
 
-def test_an_export_keeps_exits_and_keys_like_theirs_apart(tmp_path):
+def test_an_export_refuses_keys_that_look_like_exits(tmp_path):
     words = ("model=custom", f"model.target={__name__}:with_exits", "max_steps=1")
     words += ("pipeline.processes=1", "run_dir=run")
     run = Command(("train", *SMALL, *words), tmp_path, {"PYTHONPATH": str(Path(__file__).parent)})
@@ -212,7 +212,7 @@ def test_an_export_keeps_exits_and_keys_like_theirs_apart(tmp_path):
     assert export_run(tmp_path / "run", output) == 6
 
 
-def test_a_plan_that_cannot_be_written_is_not_made(tmp_path, monkeypatch):
+def test_an_output_that_cannot_be_written_fails_before_planning(tmp_path, monkeypatch):
     monkeypatch.setattr("dglpipe.runtime.plan.plan_run", lambda _: pytest.fail("it was made"))
     for path in (tmp_path / "nowhere" / "plan.json", tmp_path):
         with pytest.raises(
@@ -276,7 +276,7 @@ def test_a_resumed_run_keeps_its_cut(tmp_path, monkeypatch, by_stage):
     assert len(started[0].pipeline.times["segments"]) == 6
 
 
-def test_initial_weights_are_those_of_the_file(finished, tmp_path):
+def test_initial_weights_equal_the_file(finished, tmp_path):
     path, config = finished
     export_run(path, tmp_path / "weights.safetensors")
     config = copy.deepcopy(config)
@@ -292,7 +292,7 @@ def state(module):
     return module.state_dict().items()
 
 
-def test_weights_that_do_not_fit_start_nothing(start, tmp_path):
+def test_weights_that_do_not_fit_end_with_status_2(start, tmp_path):
     torch.save({"fc.weight": torch.zeros(10, 512)}, tmp_path / "part.pt")
     words = ("model=resnet18", f"model.weights={tmp_path / 'part.pt'}", "run_dir=run")
     run = start("train", *words)

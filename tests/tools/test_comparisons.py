@@ -132,7 +132,7 @@ def test_training_split_is_as_long_as_all_steps():
     assert "max_steps=120" in words
 
 
-def test_first_step_is_that_of_the_last_stage(tmp_path):
+def test_first_step_is_the_step_of_the_last_stage(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     assert not has_first_step(metrics, 2)
     line = {"kind": "train", "step": 1, "stage": 0}

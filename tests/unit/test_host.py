@@ -58,7 +58,7 @@ def test_a_step_takes_the_memory_of_the_step_before():
     assert count < without / 4
 
 
-def test_what_the_user_set_stands():
+def test_malloc_settings_of_the_user_are_kept():
     assert faults("keep", MALLOC_ARENA_MAX="2")[1] == "False"
 
 
@@ -74,7 +74,7 @@ print(peak, int(child.stdout))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="macOS has ru_maxrss only")
-def test_a_process_does_not_inherit_the_peak_of_the_one_that_started_it():
+def test_a_process_does_not_inherit_the_peak_of_its_parent():
     run = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, check=True)
     parent, child = map(int, run.stdout.split())
     assert parent > 300 * 2**20
@@ -91,7 +91,7 @@ def test_without_proc_the_peak_is_in_the_units_of_the_platform(
     assert peak * unit <= host.peak_resident_bytes() <= 2 * peak * unit
 
 
-def test_a_status_without_a_peak_is_no_mistake(monkeypatch, tmp_path):
+def test_a_status_without_a_peak_is_no_error(monkeypatch, tmp_path):
     monkeypatch.setattr(host, "STATUS", tmp_path / "status")
     (tmp_path / "status").write_text("Name:\tpython\n")
     assert host.peak_resident_bytes() > 2**20

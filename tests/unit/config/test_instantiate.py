@@ -64,12 +64,12 @@ def test_importing_draws_no_random_numbers_and_makes_no_tensors_on_paper(folder)
     assert torch.equal(drawn, torch.rand(1))
 
 
-def test_names_behind_the_colon_may_have_dots(folder):
+def test_names_after_the_colon_may_have_dots(folder):
     assert load_target("plugged:Builder.make", "model.target")(5) == (5, 1)
 
 
 @pytest.mark.parametrize("target", ["", "plugged", "plugged:", ":build", "a b.c", "plugged:a:b"])
-def test_what_is_no_path_is_refused(folder, target):
+def test_a_target_that_is_not_a_path_is_refused(folder, target):
     assert f"model.target: got {target!r}; allowed: package.module:builder" in str(error(target))
 
 
@@ -105,16 +105,16 @@ def test_a_name_that_is_not_there(folder):
     assert "'plugged' has no 'xyz'" in str(error("plugged.xyz"))
 
 
-def test_what_cannot_be_called(folder):
+def test_a_target_that_is_not_callable(folder):
     assert "a callable. plugged:number is of type int" in str(error("plugged:number"))
 
 
-def test_what_is_offered_is_passed_where_it_is_named(folder):
+def test_offered_arguments_are_passed_if_the_signature_names_them(folder):
     config = PluginConfig(target="plugged:build")
     assert build_plug_in(config, "model", channels=1, classes=2, side=3) == (1, 2, None)
 
 
-def test_what_the_user_gave_comes_first(folder):
+def test_arguments_of_the_user_take_precedence(folder):
     config = PluginConfig(target="plugged:build", args={"classes": 7, "extra": "x"})
     assert build_plug_in(config, "model", channels=1, classes=2) == (1, 7, "x")
 

@@ -51,7 +51,7 @@ def test_a_stage_can_differ():
     assert one.stage(2).optimizer == one.optimizer
 
 
-def test_plug_ins_come_in_either_way():
+def test_plug_ins_have_two_forms():
     one = config("model=custom", "model.target=a.b:C", "+model.args.width=3")
     assert one.model == CustomModelConfig(target="a.b:C", args={"width": 3})
     other = config("+method.loss={_target_: a.b.C, margin: 1}".replace("+", ""))
@@ -96,7 +96,7 @@ def test_plug_ins_come_in_either_way():
         ("per_stage=[7]", "per_stage[0]"),
     ],
 )
-def test_a_value_that_cannot_be_is_named(word, key):
+def test_an_impossible_value_is_named(word, key):
     with pytest.raises(ConfigError) as caught:
         config(word)
     assert caught.value.key == key

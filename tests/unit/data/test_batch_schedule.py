@@ -45,7 +45,7 @@ def test_a_last_batch_of_one_row_is_left_out():
     assert batch_schedule(train=8).left_out == 0
 
 
-def test_training_ends_inside_an_epoch_and_is_evaluated_all_the_same():
+def test_training_that_ends_inside_an_epoch_is_evaluated():
     assert drawn(batch_schedule(max_steps=4))[-3:] == ["T4@0+4", "E3@0+3", "E4@3+2"]
 
 
@@ -56,7 +56,7 @@ def test_evaluation_at_the_end_only():
 
 
 @pytest.mark.parametrize("done", range(7))
-def test_a_resumed_plan_is_the_rest_of_the_whole_one(done):
+def test_a_resumed_schedule_is_the_rest_of_the_whole_schedule(done):
     whole, rest = drawn(batch_schedule()), drawn(batch_schedule(), done=done)
     assert whole[-len(rest) :] == rest
     assert sum(name.startswith("T") for name in rest) == 6 - done
@@ -104,7 +104,7 @@ def test_a_batch_that_does_not_fit(settings):
 
 
 @given(st.integers(4, 30), st.integers(2, 4), st.integers(1, 3), st.none() | st.integers(1, 40))
-def test_what_goes_on_begins_as_planned(train, batch, epochs, most):
+def test_a_resumed_run_begins_as_scheduled(train, batch, epochs, most):
     stream = batch_schedule(train=train, batch_size=batch, epochs=epochs, max_steps=most)
     planned = [item for item in stream.items() if item.phase is Phase.TRAIN]
     assert [stream.fed(item.number) for item in planned] == planned

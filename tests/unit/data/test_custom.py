@@ -151,7 +151,7 @@ _WRONG = {
 
 
 @pytest.mark.parametrize("case", _WRONG)
-def test_what_is_refused(opened, case):
+def test_wrong_splits_are_refused(opened, case):
     train, message = _WRONG[case]
     with pytest.raises(DataError, match="data.target=toys:build: .*" + message):
         source = opened(SimpleNamespace(train=train, test=_pair(3)))

@@ -97,7 +97,7 @@ def test_another_size(small):
 
 
 @pytest.mark.parametrize("settings", [{}, {"image_size": 16}, {"augment": False}])
-def test_streamed_images_equal_those_in_memory(small, settings):
+def test_streamed_images_equal_images_in_memory(small, settings):
     memory = _open(small, **settings).load()
     files = _open(small, memory_limit_mb=0, workers=0, **settings).load()
     assert isinstance(files, Streamed)
@@ -144,7 +144,7 @@ def test_imagenet_is_224_unless_asked(small):
     assert (info.height, info.width) == (224, 224)
 
 
-def test_workers_change_nothing_and_leave_nothing(mixed):
+def test_workers_give_the_same_batches_and_exit(mixed):
     """One test for all: the first worker takes seconds to import torch."""
     requests = _requests([7, 1, 3], [0, 2], [4, 5, 6], epoch=2) + _requests([0], training=False)
     settings = {"transform": "imagenet", "image_size": 16}
@@ -198,7 +198,7 @@ def test_no_workers_leave_the_global_generator_alone(small):
 
 
 @pytest.mark.parametrize(("loaders", "workers"), [(1, 8), (3, 2), (16, 1)])
-def test_workers_are_one_a_core_that_replicas_share(small, monkeypatch, loaders, workers):
+def test_replicas_share_one_worker_per_core(small, monkeypatch, loaders, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
     files = {"root": str(small), "memory_limit_mb": 0}
     assert open_data(ImageFolderConfig(**files), 5, None, loaders).load().workers == workers

@@ -50,7 +50,7 @@ def test_val_goes_before_test(root):
     assert list_folder(str(root)).test.names == ("val/a/5.webp", "val/b/6.webp")
 
 
-def test_what_is_ignored(root):
+def test_ignored_files(root):
     before = list_folder(str(root))
     _fill(root, "train/a/.hidden.png", "train/a/notes.txt", "train/readme.png", ".git/a/1.png")
     _fill(root, "train/.cache/1.png", "train/a/folder.png/deep.png", content=b"")
@@ -75,7 +75,7 @@ def test_fingerprint_follows_names_sizes_and_classes(root):
     assert len(set(prints)) == 4
 
 
-def test_the_folder_itself_does_not_count(root, tmp_path_factory):
+def test_the_path_of_the_folder_does_not_count(root, tmp_path_factory):
     other = tmp_path_factory.mktemp("other") / "moved"
     before = list_folder(str(root)).fingerprint()
     root.rename(other)

@@ -107,7 +107,7 @@ def test_digits_of_another_size_in_colour():
     assert torch.equal(images[:, 0], images[:, 2])
 
 
-def test_a_simple_rule_tells_digits_apart():
+def test_a_simple_rule_classifies_digits():
     data = open_data(DigitsConfig(), seed=0).load()
     train, test = (split.images.flatten(1).float() for split in (data.train, data.test))
     nearest = data.train.labels[torch.cdist(test, train).argmin(1)]
@@ -173,7 +173,7 @@ def test_channels_that_a_network_cannot_take():
         _ = source.info
 
 
-def test_fingerprint_keeps_parts_apart():
+def test_fingerprint_separates_its_parts():
     assert fingerprint("ab", "c") != fingerprint("a", "bc")
     assert fingerprint(("a", 1)) == fingerprint(("a", 1))
     assert fingerprint("\udcff") != fingerprint("\udcfe")

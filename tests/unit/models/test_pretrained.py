@@ -33,7 +33,7 @@ def written(path, tensors):
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt", "wrapped.pth"])
-def test_every_tensor_is_that_of_the_file(tmp_path, name):
+def test_every_tensor_equals_the_file(tmp_path, name):
     source, target = network(seed=1).state_dict(), network(seed=2)
     tree = {"epoch": 3, "state_dict": source} if name.startswith("wrapped") else source
     path = written(tmp_path / name, tree)
@@ -114,7 +114,7 @@ def refusal(path):
     return text.rpartition("tensors. ")[2]
 
 
-def test_a_whole_network_is_told_from_its_weights(tmp_path):
+def test_a_file_with_a_whole_network_is_refused(tmp_path):
     torch.save(network(), tmp_path / "whole.pt")
     said = refusal(tmp_path / "whole.pt")
     assert said.startswith("It contains a dglpipe.models.cnn.Cnn: save network.state_dict() i")
@@ -122,21 +122,21 @@ def test_a_whole_network_is_told_from_its_weights(tmp_path):
     assert refusal(tmp_path / "text.pt") == "The file has neither format, or it is damaged"
 
 
-def test_a_file_under_the_name_of_another_format_is_told(tmp_path):
+def test_a_wrong_file_suffix_is_reported(tmp_path):
     save_file(network().state_dict(), tmp_path / "weights.bin")
     assert "a name that ends in .safetensors" in refusal(tmp_path / "weights.bin")
     torch.save(network().state_dict(), tmp_path / "weights.safetensors")
     assert "a name that ends in .pt" in refusal(tmp_path / "weights.safetensors")
 
 
-def test_what_is_no_tensor_is_named(tmp_path):
+def test_an_entry_that_is_not_a_tensor_is_named(tmp_path):
     tree = {"model_state_dict": network().state_dict(), "epoch": 3}
     said = refusal(written(tmp_path / "trainer.pt", tree))
     assert said.startswith("Key 'model_state_dict' contains OrderedDict; the dictionary of ten")
 
 
 @pytest.mark.parametrize("name", ["broken.safetensors", "broken.pt"])
-def test_what_is_no_such_file(tmp_path, name):
+def test_a_damaged_file(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(b"no tensors in here")
     with pytest.raises(ConfigError, match=r"^model\.weights: got .*contains only tensors"):
@@ -166,7 +166,7 @@ def test_weights_of_torchvision_come_from_the_cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("weights", "given"), [("GoogLeNet_Weights.DEFAULT", True), (None, None)])
-def test_what_published_weights_want_outlives_them(weights, given, tmp_path):
+def test_transform_input_is_kept_without_the_published_weights(weights, given, tmp_path):
     """`load` and `evaluate` build the trained network without its initial weights."""
     config = make_config("model=torchvision")
     tree = to_tree(config)
@@ -184,7 +184,7 @@ def test_an_unknown_member_of_the_enums():
         initialise(network(), "NoNet_Weights.DEFAULT")
 
 
-def test_files_of_older_days_are_read(tmp_path):
+def test_files_of_older_versions_are_read(tmp_path):
     """Without zip and without the counters of batch norm, as torchvision's files of 2017."""
     source = {
         key: value

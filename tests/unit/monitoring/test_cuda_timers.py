@@ -63,7 +63,7 @@ def step(timer, stream, number):
     timer.lap(0, Kind.BUSY, "forward")
 
 
-def test_a_lap_takes_what_the_device_takes_and_waits_for_nothing(stream):
+def test_a_lap_measures_device_time_without_waiting(stream):
     timer = CudaTimer(CPU, Timer())
     begun = stream.waits
     for number in range(10):
@@ -85,7 +85,7 @@ def test_events_that_have_passed_are_read_and_used_again(stream):
     assert timer.snapshot()[0, Kind.BUSY] == PENDING * 5_000_000
 
 
-def test_a_device_that_lags_behind_loses_no_lap(stream):
+def test_laps_of_a_slow_device_are_not_lost(stream):
     timer = CudaTimer(CPU, Timer())
     for number in range(PENDING):
         step(timer, stream, number)
@@ -93,7 +93,7 @@ def test_a_device_that_lags_behind_loses_no_lap(stream):
     assert timer.snapshot()[0, Kind.WAIT_INPUT] == PENDING * 2_000_000
 
 
-def test_a_timeline_has_the_step_that_a_lap_was_of(stream):
+def test_a_timeline_has_the_step_of_every_lap(stream):
     timer = CudaTimer(CPU, TracingTimer())
     assert timer.is_tracing
     step(timer, stream, 7)

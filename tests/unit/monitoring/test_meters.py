@@ -9,7 +9,7 @@ from dglpipe.monitoring.meters import ExitMeter, Totals
 
 
 @pytest.mark.parametrize("batches", [1, 5, ExitMeter.CAPACITY, 2 * ExitMeter.CAPACITY + 3])
-def test_sums_are_those_of_all_rows(batches):
+def test_sums_cover_all_rows(batches):
     torch.manual_seed(0)
     counter = ExitMeter()
     loss, correct, total = 0.0, 0, 0
@@ -26,7 +26,7 @@ def test_sums_are_those_of_all_rows(batches):
     assert totals.loss == pytest.approx(loss, rel=1e-5)
 
 
-def test_taking_starts_anew():
+def test_take_resets_the_sums():
     counter = ExitMeter()
     assert counter.take() == Totals(0.0, 0, 0)
     counter.add(torch.tensor(2.0), torch.eye(3), torch.arange(3))
@@ -34,7 +34,7 @@ def test_taking_starts_anew():
     assert counter.take() == Totals(0.0, 0, 0)
 
 
-def test_it_keeps_nothing_of_the_graph():
+def test_it_does_not_keep_the_graph():
     counter = ExitMeter()
     logits = torch.randn(2, 3, requires_grad=True)
     counter.add(logits.sum(), logits, torch.zeros(2, dtype=torch.int64))

@@ -23,7 +23,7 @@ def sums(**values):
     return Sums(**{**defaults, **values})
 
 
-def test_replicas_are_added_up():
+def test_replicas_are_summed():
     line = combine([sums(), sums(rows=12, loss=6.0, correct=7, seconds=3.0)])
     assert line.loss == pytest.approx(8 / 16)
     assert line.accuracy == pytest.approx(8 / 16)
@@ -98,7 +98,7 @@ def test_a_line_is_there_as_soon_as_it_is_written(tmp_path):
     sink.close()
 
 
-def test_the_collector_sleeps_when_there_is_nothing():
+def test_the_collector_sleeps_without_records():
     """A thread beside the training loop must not use its core."""
     collector = Collector(HashStore(), ranks=8, replicas=1, sinks=[])
     start = time.process_time()

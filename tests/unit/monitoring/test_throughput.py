@@ -56,7 +56,7 @@ def test_evaluation_does_not_count(step):
     assert run(20, evaluated_after=step).rate() == 4.0
 
 
-def test_nothing_is_known_before_the_last_step():
+def test_there_is_no_rate_before_the_last_step():
     window = ThroughputWindow(20, 0)
     window.begin({})
     for step in range(1, 20):

@@ -18,7 +18,7 @@ from harness.training import make_trainer, train_world
 from harness.worlds import run_world
 
 
-def test_spans_lie_one_behind_the_other_and_add_up_to_the_shares():
+def test_spans_are_consecutive_and_sum_to_the_fractions():
     timer = TracingTimer()
     for step in (1, 2):
         timer.steps_to(step)
@@ -54,7 +54,7 @@ def test_parts_are_put_together(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.json", "t.png"]
 
 
-def test_a_picture_of_nothing_is_no_mistake(tmp_path):
+def test_a_picture_without_spans_is_no_error(tmp_path):
     part = tmp_path / "0.json"
     write_part(part, 0, "rank 0", [])
     merge([part], tmp_path / "t.json", tmp_path / "t.png")
@@ -80,7 +80,7 @@ def test_the_picture_shows_six_steps_of_the_middle():
     assert 600 <= length(shown) <= 700
 
 
-def test_the_picture_of_stages_of_unlike_pace_is_bounded_in_time():
+def test_the_picture_of_stages_of_different_speed_is_limited_in_time():
     """Stage 1 reaches step 200 when stage 0 has done ten times as many steps."""
     spans = [*steps_of(0, 100, 4000), *steps_of(1, 1000, 400)]
     shown = _middle(spans)
@@ -179,7 +179,7 @@ PIPELINES = {
 
 
 @pytest.mark.parametrize("schedule", PIPELINES)
-def test_a_pipeline_that_evaluates_is_not_said_to_compute(schedule):
+def test_evaluation_in_a_pipeline_has_no_forward_spans(schedule):
     world = PIPELINES[schedule]
     words = (f"method.schedule={schedule}", "method.microbatches=4", "max_steps=3")
     config = make_config("method=backprop", "timeline=true", *words)

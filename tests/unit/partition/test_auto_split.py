@@ -79,7 +79,7 @@ class Whole(nn.Module):
 
 
 @pytest.mark.parametrize("overrides", NETWORKS, ids=lambda words: ",".join(words))
-def test_costs_and_needs_of_any_cut_are_those_of_its_stages(overrides):
+def test_costs_and_memory_of_any_cut_equal_those_of_its_stages(overrides):
     """The sum over segments equals the cost of the whole stage."""
     config, data, traced = on_paper(*overrides)
     problem = problem_of(config, data, traced, 3)
@@ -145,7 +145,7 @@ def test_a_limit_moves_the_cut():
 
 
 @pytest.mark.parametrize(("split", "at"), [("auto", None), ("even", 4), ("[1]", 1)])
-def test_a_limit_that_cannot_be_met_says_by_how_much(split, at):
+def test_a_limit_that_cannot_be_met_reports_the_excess(split, at):
     largest, _ = needs_of(at)
     with pytest.raises(ConfigError) as caught:
         draw_limited(1024, f"pipeline.split={split}")
@@ -246,7 +246,7 @@ def draw_by(times, split="auto"):
     return build_stages(config, data, 2, meta=True).spec.bounds
 
 
-def test_a_cut_weighs_every_stage_as_it_is():
+def test_a_cut_uses_the_settings_of_every_stage():
     """The fastest of all cuts, which differs from the cut with equal heads."""
     own = "per_stage=[{head:linear},{head:cnn},{}]"
     config, data, _ = on_paper("model=cnn6", "pipeline.split=auto", own)
@@ -262,7 +262,7 @@ def test_a_cut_weighs_every_stage_as_it_is():
     assert slowest[build_stages(config, data, 3, meta=True).spec.bounds[1:]] > slowest[found]
 
 
-def test_a_head_whose_work_is_known_by_its_id_stays():
+def test_a_head_with_its_id_in_the_signature_stays_alive():
     """Else another one may get the id, and with it the FLOPs."""
     work = problem_of(*on_paper("model=cnn6"), 2).flops
     with building(True, 0):
@@ -305,7 +305,7 @@ def test_every_kind_of_stage_is_measured_once(monkeypatch):
     assert len({head for _, head in measured[4:]}) == len(measured[4:]) == 3
 
 
-def test_times_decide_where_they_are_given():
+def test_given_times_determine_the_cut():
     slow = {**TIMES, "segments": [2.0] * 6}
     assert draw_by([slow, TIMES]) == (0, 2)
     assert draw_by([TIMES, slow]) == (0, 4)
@@ -333,7 +333,7 @@ def head_of_16(channels):
     return nn.Sequential(*pool, nn.Linear(16, 10))
 
 
-def test_cuts_whose_head_cannot_be_are_left_out():
+def test_cuts_whose_head_cannot_be_built_are_left_out():
     config, data, _ = on_paper("model=cnn6", "model.widths=[4,8,16,16,8,4]", "pipeline.split=auto")
     config.head = PluginConfig(target=f"{__name__}:head_of_16")
     assert build_stages(config, data, 2, meta=True).spec.bounds[1] in (3, 4)
@@ -347,7 +347,7 @@ def head_of_17(channels):
     return nn.Linear(17, 10)
 
 
-def test_the_head_that_cannot_be_is_told_of():
+def test_a_head_that_cannot_be_built_is_reported():
     """The error names this head and not an earlier one that fits elsewhere."""
     config, data, _ = on_paper("model=cnn6", "model.widths=[4,8,16,16,8,4]", "pipeline.split=auto")
     own = [
@@ -359,14 +359,14 @@ def test_the_head_that_cannot_be_is_told_of():
         build_stages(config, data, 3, meta=True)
 
 
-def test_cuts_whose_head_cannot_be_are_not_measured():
+def test_cuts_whose_head_cannot_be_built_are_not_measured():
     config, data, _ = on_paper("model=cnn6", "model.widths=[4,8,16,16,8,4]")
     config.head = PluginConfig(target=f"{__name__}:head_of_16")
     (times,) = measured(config, data, 8)
     assert [at for at, one in enumerate(times.heads) if one < float("inf")] == [2, 3]
 
 
-def test_a_dear_segment_is_measured_as_one():
+def test_an_expensive_segment_is_measured_as_a_whole():
     """Wide layers in the middle have the largest measured times, as by FLOPs."""
     overrides = ("model=cnn6", "model.widths=[4,4,128,128,4,4]", "data.image_size=16")
     config, data, _ = on_paper(*overrides)
@@ -377,7 +377,7 @@ def test_a_dear_segment_is_measured_as_one():
     assert all(cost > 0 for cost in measured_costs(asdict(times)).stages([0, 3]))
 
 
-def test_what_every_step_costs_counts_once_a_stage(monkeypatch):
+def test_the_overhead_of_a_step_counts_once_per_stage(monkeypatch):
     """A fixed cost of 10 ms a step counts once for a stage, not once for each segment of 5 ms."""
     monkeypatch.setattr(
         profiling,
@@ -395,7 +395,7 @@ def test_what_every_step_costs_counts_once_a_stage(monkeypatch):
     ("schedule", "microbatches", "parts"),
     [("1f1b", 8, (3 / 8, 2 / 8, 1 / 8)), ("1f1b", 2, (1, 1, 1 / 2)), ("gpipe", 8, (1, 1, 1))],
 )
-def test_1f1b_keeps_as_many_micro_batches_as_are_on_their_way(schedule, microbatches, parts):
+def test_1f1b_keeps_the_activations_of_micro_batches_in_flight(schedule, microbatches, parts):
     words = ("method=backprop", f"method.schedule={schedule}", "model=cnn6")
     config, data, traced = on_paper(*words, f"method.microbatches={microbatches}")
     network = build_stages(config, data, 3, meta=True)

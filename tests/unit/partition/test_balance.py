@@ -75,6 +75,6 @@ def test_every_stage_has_values_of_its_own():
 
 
 @pytest.mark.parametrize("links", [(5, 1, 5), (1, 5, 5), (5, 5, 1)])
-def test_of_equal_cuts_the_one_with_the_smaller_message_wins(links):
+def test_among_equal_cuts_the_smaller_message_wins(links):
     costs = SegmentCosts((0, 9, 0, 0), (0, 0, 0, 0), (0, 0, 0), links)
     assert balanced([costs, costs]) == [0, 1 + links.index(1)]

@@ -95,7 +95,7 @@ def stages_of(words, count):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", [*NAMES, "scaled"])
-def test_the_spec_of_a_network_on_meta_is_that_of_the_real_one(name, precision, monkeypatch):
+def test_the_spec_of_a_network_on_meta_equals_the_real_spec(name, precision, monkeypatch):
     words = NETWORKS.get(name) or ("model=custom", f"model.target={__name__}:scaled_network")
     whole = staged_network._trace_network
 

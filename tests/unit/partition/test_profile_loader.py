@@ -47,7 +47,7 @@ class SlowStart:
         self.closed = True
 
 
-def test_the_time_of_a_batch_is_that_of_the_steady_state(monkeypatch):
+def test_the_time_of_a_batch_is_measured_in_the_steady_state(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(profile_loader, "time", clock)
     config = make_config("epochs=2", "batch_size=64")

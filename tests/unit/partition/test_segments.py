@@ -58,7 +58,7 @@ def test_names(name, expected):
     assert [segment.name for segment in real(name)[1].segments] == expected
 
 
-def test_what_comes_before_the_first_weights_belongs_to_segment_0():
+def test_operations_before_the_first_weights_belong_to_segment_0():
     modules = {"pool": nn.MaxPool2d(2), "norm": nn.BatchNorm2d(3), "a": conv(), "b": conv()}
     network = nn.Sequential(OrderedDict(modules))
     assert [len(segment.nodes) for segment in trace(network.eval()).segments] == [3, 1]
@@ -124,7 +124,7 @@ def test_other_reshapes_are_no_flattening():
     assert names_of(Net(forward, a=conv(), b=conv())) == ["a", "b"]
 
 
-def test_a_network_that_flattens_its_images_first_is_cut_all_the_same():
+def test_a_network_that_flattens_its_images_first_is_cut():
     network = nn.Sequential(nn.Flatten(), nn.Linear(48, 5), nn.ReLU(), nn.Linear(5, 2))
     assert names_of(network) == ["1", "3"]
     check_exact(network)

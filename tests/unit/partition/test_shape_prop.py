@@ -23,13 +23,13 @@ from unit.partition.networks import (
 )
 
 
-def test_the_shape_behind_each_segment():
+def test_the_output_shape_of_each_segment():
     traced = trace(on_meta(CnnConfig(width=4), 16))
     expected = [(4, 8, 8), (8, 8, 8), (8, 4, 4), (16, 4, 4), (16, 4, 4), (10,)]
     assert propagate_shapes(traced, (5, 3, 16, 16)) == [(5, *shape) for shape in expected]
 
 
-def test_the_check_leaves_real_networks_alone():
+def test_the_check_accepts_real_networks():
     network, _ = real("cnn6")
     network.train()
     before, random = copy.deepcopy(network.state_dict()), torch.get_rng_state()
@@ -49,7 +49,7 @@ def test_the_check_gives_the_shapes_of_a_real_run():
     assert propagate_shapes(traced, (2, 3, 32, 32)) == shapes
 
 
-def test_an_image_that_shrinks_to_nothing_is_refused():
+def test_an_image_that_is_too_small_is_refused():
     traced = trace(on_meta(VggConfig(name="vgg19_bn"), 8))
     text = error(lambda: propagate_shapes(traced, (2, 3, 8, 8)), "data.image_size")
     assert "got 8; allowed: images that segment 11 (features.36) of the network" in text

@@ -31,7 +31,7 @@ def stages(*seconds: float):
     return tuple(estimate(spec, ROWS, seconds or None))
 
 
-def test_the_speed_up_is_that_of_what_was_measured():
+def test_the_speed_up_uses_measured_seconds():
     timed = stages(3.0, 1.0)
     assert predict(timed, ROWS, TWO, DGL).speed_up == pytest.approx(4 / 3)
     assert predict(timed, ROWS, TWO, DGL).bottleneck == "stage 0"
@@ -107,7 +107,7 @@ def test_decoders_take_cores_from_stages():
     assert found.bottleneck == "cores"
 
 
-def test_stages_that_learn_in_turn_are_not_predicted_as_at_once():
+def test_sequential_stages_are_not_predicted_as_parallel():
     """A stage learns in its round; the stages below only forward, at the same time."""
     timed = stages(3.0, 3.0)
     forward = (timed[0].flops_per_sample - timed[0].head_flops_per_sample) / 3

@@ -171,7 +171,7 @@ def run_link(link, sender_type=Sender, receiver_type=Receiver, depth=2):
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_the_link_uses_its_buffers_well(link, depth):
+def test_the_link_uses_its_buffers_correctly(link, depth):
     assert run_link(link, depth=depth) == [([n, n + 1], [n, n + 1]) for n in (1, 2, 3)]
 
 

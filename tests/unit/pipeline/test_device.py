@@ -121,7 +121,7 @@ class TestAutocast:
     def test_a_new_context_each_time(self):
         assert CPU.autocast("bf16") is not CPU.autocast("bf16")
 
-    def test_a_context_sees_weights_that_changed_after_the_one_before(self):
+    def test_a_new_autocast_context_sees_changed_weights(self):
         """One context over two forwards would give the first cast of the weight twice."""
         layer, batch = torch.nn.Linear(2, 2), torch.ones(1, 2)
         with CPU.autocast("bf16"):
@@ -133,7 +133,7 @@ class TestAutocast:
         assert before.dtype is after.dtype is torch.bfloat16
         assert not torch.equal(before, after)
 
-    def test_fp32_casts_nothing(self):
+    def test_fp32_does_not_cast(self):
         with CPU.autocast("fp32"):
             assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype is torch.float32
 
@@ -149,7 +149,7 @@ def test_put_keeps_the_values():
     assert torch.equal(CPU.put(batch), batch)
 
 
-def test_peak_memory_is_that_of_the_process():
+def test_peak_memory_is_the_peak_of_the_process():
     assert CPU.peak_memory() > 50 * 2**20
 
 
@@ -172,7 +172,7 @@ class TestPrepare:
         assert said == [False, True]
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
-    def test_what_the_user_said_of_cublas_stays(self, monkeypatch):
+    def test_the_users_cublas_setting_is_kept(self, monkeypatch):
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
         CPU.prepare(threads=1, deterministic=True)
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"

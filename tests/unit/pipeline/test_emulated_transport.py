@@ -32,7 +32,7 @@ class Broken:
         raise RuntimeError("the other end is gone")
 
 
-def test_a_message_is_under_way_until_it_arrives_and_a_loss_is_told():
+def test_a_message_is_in_flight_until_arrival_and_a_loss_is_raised():
     link = EmulatedTransport(Broken(), 0.05, 1e6, until_arrival=True)
     start = time.perf_counter()
     work = link.isend(torch.zeros(50_000, dtype=torch.uint8))

@@ -37,7 +37,7 @@ def accelerated():
     ],
     ids=" ".join,
 )
-def test_nothing_in_a_step_waits_for_the_device(accelerated, overrides):
+def test_a_step_does_not_wait_for_the_device(accelerated, overrides):
     status, sent = accelerated(run_steps, overrides)
     assert status == "ok", sent
     sizes = sent.split(", ")

@@ -71,7 +71,7 @@ def test_every_message_arrives_whole_and_in_order(depth):
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 5])
-def test_as_many_receives_are_posted_ahead_as_the_depth_says(depth):
+def test_the_depth_determines_the_number_of_posted_receives(depth):
     wire = MemoryTransport()
     receiver = make_receiver(wire, depth)
     assert len(wire.posted) == depth - 1
@@ -84,7 +84,7 @@ def test_as_many_receives_are_posted_ahead_as_the_depth_says(depth):
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_a_link_has_as_many_buffers_as_its_depth_and_one_that_sends(depth):
+def test_a_link_has_d_receive_slots_and_one_send_slot(depth):
     wire = MemoryTransport()
     sender, receiver = make_sender(wire), make_receiver(wire, depth)
     for item in ITEMS:
@@ -95,7 +95,7 @@ def test_a_link_has_as_many_buffers_as_its_depth_and_one_that_sends(depth):
 
 
 @pytest.mark.parametrize("depth", [2, 3])
-def test_what_was_taken_stays_until_the_next_message_is_taken(depth):
+def test_a_received_message_is_valid_until_the_next_take(depth):
     wire = MemoryTransport()
     sender, receiver = make_sender(wire), make_receiver(wire, depth)
     for expected, following in itertools.pairwise(ITEMS):
@@ -107,7 +107,7 @@ def test_what_was_taken_stays_until_the_next_message_is_taken(depth):
         assert_is(item, views, expected)
 
 
-def test_the_sender_writes_its_slot_when_the_message_before_has_left():
+def test_the_sender_writes_its_slot_after_the_previous_message_has_left():
     """With a receiver that takes nothing until it is waited for."""
     wire = MemoryTransport()
     receiver = make_receiver(wire, 3)
@@ -159,7 +159,7 @@ def test_an_uneven_batch_is_a_prefix_of_the_slot():
         ({"phase": Phase.TEST, "number": 2}, "test batch 2 of 4 rows"),
     ],
 )
-def test_a_header_out_of_plan_names_both_ends(changes, came):
+def test_an_unexpected_header_names_both_ends(changes, came):
     expected = ITEMS[1]
     other = expected._replace(**changes)
     log = HeaderLog("link 0 -> 1", CPU)

@@ -64,7 +64,7 @@ def test_the_memory_format_is_kept(layout):
         torch.randn(3, 7, 5).transpose(1, 2),
     ],
 )
-def test_what_is_kept_is_what_is_sent(batch):
+def test_a_normalised_tensor_equals_the_sent_tensor(batch):
     """Over a link and within a process a tensor keeps the same values and strides."""
     field = recorded_field(ACTIVATIONS, torch.float32, batch)
     layout = MessageFormat(len(batch), (field,))
@@ -76,7 +76,7 @@ def test_what_is_kept_is_what_is_sent(batch):
     assert torch.equal(kept, batch)
 
 
-def test_nothing_is_copied_that_is_right_already():
+def test_a_tensor_in_the_right_format_is_not_copied():
     batch = maps(3).requires_grad_()
     field = recorded_field(ACTIVATIONS, torch.float32, batch)
     kept = field.normalise(batch)

@@ -53,7 +53,7 @@ def test_links_hold_few_thread_blocks():
 
 
 @needs_nccl
-def test_timeout_of_the_options_is_that_of_the_group():
+def test_the_options_have_the_timeout_of_the_group():
     """torch warns about a difference and uses the timeout of the group."""
     assert link_options(TIMEOUT)._timeout == TIMEOUT
 

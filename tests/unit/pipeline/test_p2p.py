@@ -94,5 +94,5 @@ def test_a_link_is_warmed_up_by_one_byte(sends, call):
     assert tensors[0].nbytes == 1
 
 
-def test_an_error_without_words_is_named_by_its_kind():
+def test_an_error_without_a_message_is_named_by_its_type():
     assert first_line(RuntimeError()) == "RuntimeError"

@@ -49,7 +49,7 @@ class TestAlone:
         make_group().average(tensors)
         assert [tensor.tolist() for tensor in tensors] == [[1.0, 3.0], [4]]
 
-    def test_an_exchange_gives_its_own_word(self):
+    def test_an_exchange_of_one_process_gives_its_own_value(self):
         assert make_group().exchange("key", "word") == ["word"]
 
     def test_barriers_and_departure_return_at_once(self):
@@ -61,7 +61,7 @@ class TestAlone:
 
 
 class TestStore:
-    def test_an_exchange_gives_every_rank_all_words_by_rank(self):
+    def test_an_exchange_gives_every_rank_all_values_by_rank(self):
         words = in_threads(3, lambda group: group.exchange("key", f"of {group.topology.rank}"))
         assert words == [["of 0", "of 1", "of 2"]] * 3
 
@@ -72,7 +72,7 @@ class TestStore:
 
         assert in_threads(2, twice) == [(["a0", "a1"], ["b0", "b1"])] * 2
 
-    def test_nobody_passes_a_barrier_before_all_have_come(self):
+    def test_a_barrier_waits_for_all_processes(self):
         come = []
 
         def pass_three(group):
@@ -102,7 +102,7 @@ class TestStore:
 
         assert in_threads(3, depart) == [True] * 3
 
-    def test_a_rank_that_says_nothing_is_a_lost_peer(self):
+    def test_a_silent_rank_is_a_lost_peer(self):
         store = HashStore()
         store.set_timeout(timedelta(seconds=0.01))
         with pytest.raises(PeerLostError, match="no answer from another process"):

@@ -146,7 +146,7 @@ def test_first_step_emits_the_features_of_the_weights_before_it(precision):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("with_head", [True, False])
-def test_steps_are_those_of_plain_torch(precision, with_head):
+def test_steps_equal_plain_torch(precision, with_head):
     stage = make_stage(f"precision={precision}", with_head=with_head)
     reference = Reference(precision == "bf16")
     for step, rows in enumerate((4, 4, 3), 1):
@@ -202,7 +202,7 @@ def test_the_learning_rate_follows_the_schedule():
     assert [stage.learning_rate(step) for step in range(1, STEPS + 1)] == rates
 
 
-def test_the_random_state_is_that_of_the_step():
+def test_the_random_state_depends_on_the_step():
     """Independent of earlier draws: a resumed run drops the same units."""
     emitted = []
     for _ in range(2):
@@ -224,7 +224,7 @@ def test_a_replica_weighs_its_share_of_the_rows():
     torch.testing.assert_close(scaled, step * 3 * 2 / 8, rtol=1e-4, atol=1e-6)
 
 
-def test_a_wrapped_learner_does_the_forward():
+def test_a_wrapped_module_computes_the_forward():
     calls = []
 
     def wrap(module):
@@ -259,7 +259,7 @@ def test_marks_come_between_the_parts_of_a_step():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_evaluation_changes_nothing(precision):
+def test_evaluation_does_not_change_training(precision):
     stage = make_stage(f"precision={precision}")
     learn(stage, 1)
     before, momentum = state_of(stage), copy.deepcopy(stage.optimizer.state_dict())
@@ -286,7 +286,7 @@ def test_evaluation_changes_nothing(precision):
     assert stage.totals().rows == 4, "of the step: testing is counted apart"
 
 
-def test_full_precision_takes_what_half_precision_handed_on():
+def test_a_full_precision_stage_reads_half_precision_inputs():
     stage, features = make_stage(), []
     batch, labels = batch_of(1)
     stage.learn(batch.bfloat16(), labels, 1, features.append)

@@ -54,7 +54,7 @@ def test_replicas_with_stage_0_on_a_machine_load_there(rank, local_rank, local, 
         ({"stages": 5}, 2, (5, 2, 1)),
     ],
 )
-def test_what_is_left_out_is_filled_in(settings, world, expected):
+def test_omitted_keys_are_filled_in(settings, world, expected):
     layout = plan_layout(PipelineConfig(**settings), MethodConfig(), cores=8, world_size=world)
     assert (layout.stages, layout.processes, layout.replicas) == expected
 
@@ -77,7 +77,7 @@ def test_threads_share_the_cores_of_a_machine():
         ({"replicas": 2}, 3, "pipeline.replicas"),
     ],
 )
-def test_a_layout_that_cannot_be(settings, world, key):
+def test_an_impossible_layout(settings, world, key):
     with pytest.raises(ConfigError) as caught:
         plan_layout(PipelineConfig(**settings), MethodConfig(), cores=2, world_size=world)
     assert caught.value.key == key
@@ -97,7 +97,7 @@ def test_a_layout_that_cannot_be(settings, world, key):
         ({"stages": 6}, "zbv", None, (6, 3, 1, "v")),
     ],
 )
-def test_backprop_is_one_stage_unless_it_is_told_otherwise(settings, schedule, world, expected):
+def test_backprop_has_one_stage_by_default(settings, schedule, world, expected):
     method = BackpropConfig(schedule=schedule)
     layout = plan_layout(PipelineConfig(**settings), method, cores=8, world_size=world)
     assert (layout.stages, layout.processes, layout.replicas, layout.placement) == expected
@@ -126,7 +126,7 @@ def test_a_pipeline_places_stages_as_its_schedule_wants_them():
         ({"stages": 1, "processes": 2}, None, "pipeline.processes"),
     ],
 )
-def test_a_pipeline_that_cannot_be(settings, schedule, key):
+def test_an_impossible_pipeline(settings, schedule, key):
     with pytest.raises(ConfigError) as caught:
         plan_layout(PipelineConfig(**settings), BackpropConfig(schedule=schedule), cores=2)
     assert caught.value.key == key

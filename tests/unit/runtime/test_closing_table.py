@@ -77,7 +77,7 @@ def test_loading_that_is_not_the_bottleneck_is_not_reported(changes, capsys, tmp
     assert "loading images" not in capsys.readouterr().out
 
 
-def test_a_process_that_waits_behind_its_last_stage_is_not_held_up_by_loading(capsys, tmp_path):
+def test_a_process_that_waits_for_output_is_not_limited_by_loading(capsys, tmp_path):
     summary = summary_of(SLOW)
     summary["per_stage"].append({**STAGE, "stage": 1, "wait_output_fraction": 0.5})
     summary["test"]["accuracy"] *= 2

@@ -13,7 +13,7 @@ def test_a_difference_names_key_ranks_and_values():
     assert "ranks [1] have 1" in str(caught.value)
 
 
-def test_a_key_that_one_has_and_others_lack():
+def test_a_key_that_only_one_rank_has():
     with pytest.raises(ConsistencyError, match=r"head\.name"):
         compare([{"head.name": "mlp"}, {}])
 

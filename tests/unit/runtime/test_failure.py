@@ -21,7 +21,7 @@ def raised(error):
         return caught
 
 
-def test_the_cause_comes_before_what_it_did_to_the_others(tmp_path):
+def test_the_cause_comes_before_its_consequences(tmp_path):
     run_dir = RunDir(tmp_path)
     run_dir.logs.mkdir()
     lost = failure.record(raised(PeerLostError("lost rank 1")), 0, "rank 0 (stage 0)", 4)
@@ -34,13 +34,13 @@ def test_the_cause_comes_before_what_it_did_to_the_others(tmp_path):
     assert failure.read_own(run_dir, 1) == cause
 
 
-def test_of_two_causes_the_earlier_one_wins():
+def test_the_earlier_of_two_causes_is_reported():
     early = failure.record(raised(ValueError("a")), 1, "rank 1", 3)
     late = failure.record(raised(ValueError("b")), 0, "rank 0", 3)
     assert failure.in_order([late, early]) == [early, late]
 
 
-def test_the_story_has_traceback_place_step_and_log(tmp_path):
+def test_the_report_has_traceback_process_step_and_log(tmp_path):
     story = failure.record(raised(ZeroDivisionError("by zero")), 1, "rank 1 (stage 1)", 3)
     text = story.describe(tmp_path / "rank_1.log", True)
     assert text.startswith("Traceback")
@@ -49,7 +49,7 @@ def test_the_story_has_traceback_place_step_and_log(tmp_path):
     assert text.endswith("rank_1.log")
 
 
-def test_a_users_mistake_is_told_without_a_traceback(tmp_path):
+def test_a_user_error_is_reported_without_a_traceback(tmp_path):
     error = ConfigError("epochs", -1, "a whole number from 1")
     story = failure.record(raised(error), 0, "rank 0 (stage 0)", 0)
     assert story.user

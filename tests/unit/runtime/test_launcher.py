@@ -85,7 +85,7 @@ def story(error, rank, step=4):
 
 
 class TestFinished:
-    def test_the_summary_is_that_of_rank_0(self, launch):
+    def test_the_summary_comes_from_rank_0(self, launch):
         assert launch() == SUMMARY
         assert not launch.run_dir.summary.exists(), "rank 0 has written it"
 
@@ -105,7 +105,7 @@ class TestFinished:
 
 
 class TestEnvironment:
-    def test_threads_are_those_of_the_layout(self, launch):
+    def test_threads_are_set_from_the_layout(self, launch):
         launch(layout=Layout(3, 3, 1, 5))
         assert os.environ["OMP_NUM_THREADS"] == "5"
 
@@ -134,7 +134,7 @@ class TestCause:
         assert "rank 1 (stage 1) failed at step 4: ZeroDivisionError: early" in text
         assert text.endswith(f"log: {launch.run_dir.log(1)}")
 
-    def test_a_killed_worker_is_the_cause_where_the_others_only_lost_it(self, launch):
+    def test_a_killed_worker_is_the_cause_if_other_records_are_secondary(self, launch):
         launch.fail(story(PeerLostError("lost rank 2"), 1, step=9), rank_2=-signal.SIGKILL)
         with pytest.raises(RunFailedError) as caught:
             launch()
@@ -150,12 +150,12 @@ class TestCause:
         with pytest.raises(RunFailedError, match="failed at step 4: ValueError: a"):
             launch()
 
-    def test_a_kill_that_nobody_noticed(self, launch):
+    def test_a_killed_worker_without_records_of_other_workers(self, launch):
         launch.fail(rank_0=-signal.SIGSEGV)
         with pytest.raises(RunFailedError, match=r"^rank 0 \(stage 0\) was ended by SIGSEGV\n"):
             launch()
 
-    def test_a_lost_peer_is_told_where_there_is_nothing_else(self, launch):
+    def test_a_lost_peer_is_reported_without_a_primary_record(self, launch):
         launch.fail(story(PeerLostError("lost rank 1"), 0), rank_0=1)
         with pytest.raises(RunFailedError, match=r"rank 0 .* PeerLostError: lost rank 1"):
             launch()
@@ -166,7 +166,7 @@ class TestCause:
             launch()
         assert str(launch.run_dir.logs) in str(caught.value)
 
-    def test_a_mistake_of_the_user_before_the_first_step_is_told_alone(self, launch):
+    def test_a_user_error_before_the_first_step_has_only_its_message(self, launch):
         mistake = ConfigError("epochs", -1, "a whole number from 1")
         launch.fail(story(mistake, 1, step=0), rank_1=1)
         with pytest.raises(UserError) as caught:
@@ -181,7 +181,7 @@ class TestCause:
     @pytest.mark.parametrize(
         ("checkpoints", "advice"), [(0, "give another run_dir"), (5, "last complete checkpoint")]
     )
-    def test_what_to_do_depends_on_checkpoints(self, launch, checkpoints, advice):
+    def test_advice_depends_on_checkpoints(self, launch, checkpoints, advice):
         launch.fail(rank_0=-signal.SIGKILL)
         with pytest.raises(RunFailedError, match=advice):
             launch(f"checkpoint.every={checkpoints}")

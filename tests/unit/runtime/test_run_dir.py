@@ -42,7 +42,7 @@ def test_an_unfinished_run_wants_resume(run_dir, status):
     run_dir.check("auto")
 
 
-def test_a_claim_touches_nothing_of_the_run_that_may_go_on(run_dir):
+def test_a_claim_keeps_the_files_of_a_run_to_resume(run_dir):
     run_dir.claim("never").close()
     write_whole(run_dir.config, "epochs: 1\n")
     write_json(run_dir.summary, {"status": "failed"})
@@ -55,7 +55,7 @@ def test_a_claim_touches_nothing_of_the_run_that_may_go_on(run_dir):
         assert not run_dir.failure(0).exists()
 
 
-def test_what_a_full_disk_left_is_no_end(run_dir):
+def test_a_truncated_summary_is_no_status(run_dir):
     """An empty summary, and half a line of metrics."""
     run_dir.claim("never").close()
     write_whole(run_dir.config, "epochs: 1\n")
@@ -78,7 +78,7 @@ def test_a_finished_run_does_not_need_its_initial_weights(run_dir):
 
 
 @pytest.mark.parametrize("text", [None, "{a: [1,\n  b", "epochs: 3\n", "7", "seed: ${a\n"])
-def test_a_configuration_that_is_torn_or_gone_is_named(run_dir, text):
+def test_a_damaged_or_missing_configuration_is_named(run_dir, text):
     write_json(run_dir.summary, {"status": "finished"})
     if text is not None:
         run_dir.config.write_text(text)
@@ -88,7 +88,7 @@ def test_a_configuration_that_is_torn_or_gone_is_named(run_dir, text):
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "7"])
-def test_a_summary_of_something_else_is_no_end(run_dir, text):
+def test_an_invalid_summary_is_no_status(run_dir, text):
     write_whole(run_dir.summary, text)
     assert run_dir.status() is None
 
@@ -101,7 +101,7 @@ def test_a_finished_run_is_refused(run_dir, resume):
         run_dir.claim(resume)
 
 
-def test_other_peoples_files_are_left_alone(run_dir):
+def test_other_files_are_not_changed(run_dir):
     run_dir.path.mkdir()
     (run_dir.path / "thesis.tex").write_text("x")
     with pytest.raises(RunDirError, match=r"thesis\.tex"):
@@ -115,7 +115,7 @@ def test_a_file_is_no_directory(run_dir):
         run_dir.check("never")
 
 
-def test_what_a_resumed_run_writes_anew_is_forgotten(run_dir):
+def test_lines_that_a_resumed_run_writes_again_are_deleted(run_dir):
     run_dir.path.mkdir()
     lines = [
         {"kind": kind, "step": step, "stage": stage}

@@ -99,12 +99,12 @@ class TestFinished:
         found = make_summary(layout).finished(reports(layout), 1.0)
         assert [stage["stage"] for stage in found["per_stage"]] == [0, 1, 2, 3]
 
-    def test_stages_are_those_of_replica_0(self):
+    def test_per_stage_has_the_stages_of_replica_0(self):
         layout = Layout(2, 2, 2, 1)
         found = make_summary(layout).finished(reports(layout), 1.0)
         assert [stage["weights_sha256"] for stage in found["per_stage"]] == ["0-0", "1-1"]
 
-    def test_the_rate_is_that_of_the_last_stages_of_all_replicas(self):
+    def test_the_rate_sums_the_last_stages_of_all_replicas(self):
         layout = Layout(2, 2, 2, 1)
         finals = [report(layout, rank, rate) for rank, rate in enumerate((7.0, 30.0, 8.0, 40.0))]
         assert make_summary(layout).finished(finals, 1.0)["throughput"] == {
@@ -117,7 +117,7 @@ class TestFinished:
         found = make_summary(layout).finished(finals, 1.0)
         assert found["throughput"] == {"samples_per_second": None}
 
-    def test_staleness_is_apart_and_only_where_stages_read_from_buffers(self):
+    def test_staleness_is_a_separate_list_for_asynchronous_runs(self):
         layout = Layout(2, 2, 1, 1)
         plain = make_summary(layout).finished(reports(layout), 1.0)
         assert plain["staleness"] is None
@@ -128,7 +128,7 @@ class TestFinished:
         assert all("staleness" not in stage for stage in found["per_stage"])
 
 
-def test_the_manifest_lists_a_file_a_stage():
+def test_the_manifest_lists_one_file_per_stage():
     found = make_summary().manifest(reports(CHAIN, busy_fraction=0.5))
     assert found["stages"] == [
         {
@@ -157,7 +157,7 @@ class TestUnfinished:
         assert found["throughput"] == {"samples_per_second": None}
         assert (found["per_stage"], found["steps"], found["wall_seconds"]) == ([], None, None)
 
-    def test_the_backend_is_the_one_that_was_chosen(self):
+    def test_the_summary_has_the_resolved_backend(self):
         plan = replace(plan_of(), backend="nccl")
         assert unfinished("failed", plan)["backend"] == "nccl"
 

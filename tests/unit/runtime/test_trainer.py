@@ -133,7 +133,7 @@ def test_stages_that_are_not_ready_are_not_saved(build):
     assert [(step, stages) for step, stages, _ in saved.saved] == [(4, [0, 1])]
 
 
-def test_without_checkpoints_nothing_is_saved(build):
+def test_without_checkpoints_no_state_is_saved(build):
     trainer, _, saved, _ = build(steps(8))
     trainer.run()
     assert saved.saved == []

@@ -22,7 +22,7 @@ def simulated(**settings):
 
 
 @given(st.integers(1, 4), st.integers(1, 5), RULES, st.booleans(), st.integers(0, 9))
-def test_what_is_read_has_been_written_and_is_still_there(stages, size, rule, warm, seed):
+def test_a_read_batch_is_in_the_buffer(stages, size, rule, warm, seed):
     turns = DrawOrder(simulated(buffer=size, read_rule=rule, warmup=warm), stages, plan(), seed)
     held = [[] for _ in range(stages)]
     updates = Counter()
@@ -47,7 +47,7 @@ def test_what_is_read_has_been_written_and_is_still_there(stages, size, rule, wa
 
 
 @given(st.integers(1, 4), st.integers(0, 3), st.integers(0, 9))
-def test_an_evaluation_follows_when_all_stages_have_come_to_it(stages, every, seed):
+def test_an_evaluation_follows_when_all_stages_have_reached_it(stages, every, seed):
     sizes = plan(every=every)
     updates, seen = Counter(), []
     for event in DrawOrder(simulated(), stages, sizes, seed):
@@ -68,7 +68,7 @@ def test_it_begins_with_two_turns_of_each_stage():
 
 
 @pytest.mark.parametrize("slow", range(4))
-def test_a_slow_stage_has_fewer_turns(slow):
+def test_a_slow_stage_has_fewer_draws(slow):
     factors = [2.0 if stage == slow else 1.0 for stage in range(4)]
     turns = DrawOrder(simulated(slowdown=factors), 4, plan(3000, 0), 0)
     counts = Counter(turn.stage for turn in turns if not isinstance(turn, BatchItem))
@@ -77,7 +77,7 @@ def test_a_slow_stage_has_fewer_turns(slow):
 
 
 @pytest.mark.parametrize("after", [0, 1, 17, 36])
-def test_a_run_that_is_resumed_has_the_turns_that_are_left(after):
+def test_a_resumed_run_has_the_remaining_draws(after):
     whole = list(DrawOrder(simulated(), 3, plan(), 0))
     at = 0
     for _ in range(after):
@@ -101,7 +101,7 @@ def played(rule, size, slow=None, steps=8_000):
 
 
 @pytest.mark.parametrize(("rule", "equal", "behind"), [("paper", 3.2, 1.0), ("authors", 7.3, 24.8)])
-def test_ages_are_those_that_follow_from_the_rules(rule, equal, behind):
+def test_ages_follow_from_the_rules(rule, equal, behind):
     """M = 50, six workers; worked out from the definitions."""
     assert mean(map(mean_age, played(rule, 50))) == pytest.approx(equal, rel=0.05)
     slow = [mean_age(played(rule, 50, worker, 5_000)[worker - 1]) for worker in (1, 3, 5)]
@@ -115,7 +115,7 @@ def test_with_one_batch_half_of_the_reads_repeat_and_half_of_the_writes_are_neve
         assert unread == pytest.approx(0.5, abs=0.02)
 
 
-def test_turns_in_which_nothing_may_be_read_are_counted():
+def test_draws_without_a_readable_batch_are_counted():
     turns = DrawOrder(simulated(max_reuse=1, slowdown=[4.0, 1.0]), 2, plan(400, 0), 0)
     events = [turn for turn in turns if not isinstance(turn, BatchItem)]
     reads = Counter(turn.read for turn in events if turn.stage == 1)

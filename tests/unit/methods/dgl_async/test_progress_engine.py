@@ -104,7 +104,7 @@ def parts(number):
     return {LABELS: torch.full((3,), number), ACTIVATIONS: torch.full((3, 2), float(number))}
 
 
-def test_a_sender_issues_when_the_process_comes_by_and_drops_what_is_late(device):
+def test_a_sender_issues_when_polled_and_drops_late_messages(device):
     box = AsyncSender(device, LAYOUTS, CPU, 2, True, EventProgressEngine(CPU))
     for number in (1, 2, 3):
         box.send(Header(Phase.TRAIN, number, 3), parts(number))
@@ -129,7 +129,7 @@ def message(number, phase=Phase.TRAIN):
     return slot.buffer
 
 
-def test_a_receiver_sees_what_has_come_and_waits_for_nothing_else(device, monkeypatch):
+def test_a_receiver_sees_completed_transfers_without_waiting(device, monkeypatch):
     keeping = StorageFormat(AsyncConfig(), Device(CPU, "gloo"), torch.float32)
     box = AsyncReceiver(
         device, LAYOUTS, CPU, Replay(2), 4, keeping, 1, "link", EventProgressEngine(CPU)

@@ -50,7 +50,7 @@ class Plain:
 
 
 @given(CAPACITIES, st.sampled_from(READ_RULES), ACTIONS)
-def test_reads_what_the_rule_says(capacity, rule, actions):
+def test_read_follows_the_rule(capacity, rule, actions):
     plain, wanted = Plain(capacity, rule), []
     for is_write in actions:
         if is_write:

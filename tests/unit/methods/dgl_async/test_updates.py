@@ -42,7 +42,7 @@ def test_momentum_is_lost_at_each_drop_of_the_rate(reset):
     assert fresh == [True, False, reset, False, reset, False]
 
 
-def test_a_stage_that_is_done_hands_on_and_does_not_change():
+def test_a_stage_that_is_done_sends_outputs_and_does_not_change():
     pace, handed = paced(False, steps=2), []
     for _ in range(2):
         pace.learn(*batch(), handed.append)

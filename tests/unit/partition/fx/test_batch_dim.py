@@ -45,7 +45,7 @@ def reads_rows_between(net, x):
     ("forward", "segments"),
     [(reads_rows, 3), (takes_part_of_a_shape, 3), (reads_rows_between, 3), (unpacks_a_shape, 2)],
 )
-def test_the_number_of_rows_is_read_anew_behind_a_cut(forward, segments):
+def test_the_number_of_rows_is_read_again_after_a_cut(forward, segments):
     layers = {"a": conv(), "b": conv(), "c": conv(), "d": nn.Linear(48, 5)}
     network = Net(forward, norm=nn.BatchNorm2d(3), **layers)
     assert len(names_of(network)) == segments
@@ -73,7 +73,7 @@ def test_rows_are_not_read_from_a_tensor_that_may_have_others(turn):
     assert names_of(network) == ["a"]
 
 
-def test_sizes_in_the_way_of_a_cut_are_named():
+def test_sizes_that_prevent_a_cut_are_named():
     def forward(net, x):
         _, _, h, w = x.shape
         return F.interpolate(net.c(net.b(net.a(x))), (h, w))

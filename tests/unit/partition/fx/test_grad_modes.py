@@ -76,7 +76,7 @@ MODES = [
 
 
 @pytest.mark.parametrize("forward", MODES)
-def test_a_mode_that_a_block_enters_makes_one_operation_of_it(forward):
+def test_a_block_that_enters_a_mode_is_one_operation(forward):
     """Outputs and gradients equal the network's."""
     network = Net(
         lambda net, x: net.c(net.mode(net.b(net.a(x)))),

@@ -79,7 +79,7 @@ def test_arithmetic_in_place_stays_in_place(forward):
     check_exact(network)
 
 
-def test_a_cut_in_front_of_arithmetic_in_place_would_alter_what_was_handed_on():
+def test_no_cut_before_in_place_arithmetic():
     def forward(net, x):
         x = net.a(x)
         y = net.b(x)

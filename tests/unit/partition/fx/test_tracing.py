@@ -76,7 +76,7 @@ def test_an_entry_that_is_not_computed_is_no_logits():
     assert torch.equal(second(first(images)), network(images)["out"][1])
 
 
-def test_what_another_output_writes_into_the_logits_is_done():
+def test_in_place_operations_of_other_outputs_on_the_logits_are_kept():
     def forward(net, x):
         x = net.a(x)
         other = x
