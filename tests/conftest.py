@@ -14,7 +14,7 @@ def run_dir(tmp_path):
 @pytest.fixture
 def start(tmp_path):
     """Starts programs, each in its own folder; fails if one of their processes is left."""
-    from harness.commands import Command  # it loads torch, which not every test needs
+    from harness.commands import Command  # loads torch, which not every test needs
 
     commands = []
 
@@ -25,4 +25,4 @@ def start(tmp_path):
 
     yield start_command
     left = [pid for command in commands for pid in command.kill()]
-    assert left == [], "processes were left behind"
+    assert left == [], "the program left processes"

@@ -1,4 +1,4 @@
-"""Mistakes in the data that only a worker finds, before its first step."""
+"""Errors in the data that only a worker finds, before its first step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def refused(start, tmp_path):
         assert run.stderr.startswith("dglpipe: "), run.stderr
         assert len(run.stderr.splitlines()) == 1, run.stderr
         left = {path.name for path in tmp_path.glob("command_0/*")} - {"stdout", "stderr"}
-        assert not left, "something was left behind"
+        assert not left, "the command left files"
         return run.stderr
 
     return start_and_listen
@@ -41,14 +41,14 @@ def test_damaged_image_is_named(name, write, images, refused):
     damaged = images / "train" / "dog" / name
     write(torch.zeros(3, 8, 8, dtype=torch.uint8), str(damaged))
     data = damaged.read_bytes()
-    damaged.write_bytes(data[: len(data) // 2] + data[-2:])  # a listing cannot tell
-    said = refused("data=image_folder", f"data.root={images}")
-    assert f"dglpipe: {damaged}: cannot be decoded as an image" in said
+    damaged.write_bytes(data[: len(data) // 2] + data[-2:])  # found only by decoding
+    message = refused("data=image_folder", f"data.root={images}")
+    assert f"dglpipe: {damaged}: cannot be decoded as an image" in message
 
 
 def test_label_outside_the_classes_is_named(refused):
-    said = refused("data=custom", "data.target=harness.plug_ins:LabelsOutside")
+    message = refused("data=custom", "data.target=harness.plug_ins:LabelsOutside")
     assert (
         "data.target=harness.plug_ins:LabelsOutside: train has label 3 at index 5; allowed: 0..2"
-        in said
+        in message
     )

@@ -1,4 +1,4 @@
-"""Every mistake of a user ends with status 2, one clear message, and no run directory."""
+"""Every error in the user's input ends with status 2, one message, and no run directory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Cli:
     capture: pytest.CaptureFixture[str]
 
     def refuse(self, *arguments: str, command: str = "train") -> str:
-        """The error message; asserts what holds for every mistake of a user."""
+        """Runs a command that must fail; checks status and files, and returns the error message."""
         before = sorted(self.folder.rglob("*"))
         status = run([command, *arguments])
         out, err = self.capture.readouterr()
@@ -47,7 +47,7 @@ class Cli:
         assert err.startswith("dglpipe: "), err
         assert not out
         assert "Traceback" not in err
-        assert sorted(self.folder.rglob("*")) == before, "something was left behind"
+        assert sorted(self.folder.rglob("*")) == before, "the command left files"
         return err
 
 
@@ -80,7 +80,7 @@ def images(tmp_path):
 
 
 VALUES = [
-    # what is given, the key that is named, what came, what is allowed
+    # argument, key in the message, value in the message, allowed values
     ("pipeline.stages=7", "pipeline.stages", "7", "1 to 6, the number of segments"),
     ("pipeline.processes=3", "pipeline.processes", "3", "1 to 2, the stages"),
     ("epochs=-1", "epochs", "-1", "a whole number from 1"),
@@ -161,7 +161,7 @@ def test_unknown_choice_of_a_group(cli, override, key, meant):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
         ("pipeline.stage=2", "pipeline.stage: no such key; did you mean pipeline.stages?"),
         ("pipline.stages=2", "pipline.stages: no such key; did you mean pipeline.stages?"),
@@ -175,8 +175,8 @@ def test_unknown_choice_of_a_group(cli, override, key, meant):
         ("max_steps", "max_steps: is not of the form key=value"),
     ],
 )
-def test_unknown_key(cli, override, said):
-    assert said in cli.refuse(override, "run_dir=run")
+def test_unknown_key(cli, override, expected):
+    assert expected in cli.refuse(override, "run_dir=run")
 
 
 def test_missing_value(cli):
@@ -369,7 +369,7 @@ def test_a_timeline_is_true_or_false(cli):
     "words", [("-r",), ("--run",), ("--cfg", "job", "model=foo"), ("--cfg", "job", "epochs=-1")]
 )
 def test_flags_of_hydra(cli, words):
-    """Other mistakes are reported as usual."""
+    """Other errors are reported as usual."""
     message = cli.refuse(*words, "run_dir=a=b")
     assert "allowed" in message
 

@@ -1,4 +1,4 @@
-"""The commands that train nothing."""
+"""The commands that do not train."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Every command as users start it: a process of its own, whose workers are spawned.
 
-Other tests fork from a process that has loaded torch, which hides what a new process has to
-import, to pickle and to take from its environment. `torchrun` is started for real by the tests
-of README.md, of launch/ and of failing stages.
+Other tests fork from a process that has loaded torch, which hides errors of imports, pickling and
+environment in a new process. The tests of README.md, of launch/ and of failing stages start a real
+`torchrun`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture
 def dgl(start):
-    """Runs `dglpipe` to its end in a real process; gives the process."""
+    """Runs `dglpipe` in a real process; returns the finished process."""
 
     def run(*words, expected=0):
         command = start(*DGLPIPE, *words)

@@ -40,13 +40,13 @@ def test_equal_configurations_agree():
 )
 def test_every_rank_names_the_key_and_who_has_what(override, key, values):
     base, other = make_config("model=cnn6"), make_config("model=cnn6", override)
-    said = run_world(layout(3), agree, [base, other, base])
-    assert len(set(said)) == 1
-    assert f"disagree about {key}: " in said[0]
-    assert f"ranks [0, 2] have {values[0]}" in said[0]
-    assert f"ranks [1] have {values[1]}" in said[0]
+    messages = run_world(layout(3), agree, [base, other, base])
+    assert len(set(messages)) == 1
+    assert f"disagree about {key}: " in messages[0]
+    assert f"ranks [0, 2] have {values[0]}" in messages[0]
+    assert f"ranks [1] have {values[1]}" in messages[0]
 
 
 def test_other_files_are_named():
-    said = run_world(layout(2), agree, [make_config()] * 2, 1)
-    assert all("disagree about data listing" in text for text in said)
+    messages = run_world(layout(2), agree, [make_config()] * 2, 1)
+    assert all("disagree about data listing" in text for text in messages)

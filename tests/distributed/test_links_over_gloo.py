@@ -67,7 +67,7 @@ def slow_receiver(group, depth, count):
         deadline = time.monotonic() + PATIENCE_S
         while group.store.add("sent", 0) < expected and time.monotonic() < deadline:
             time.sleep(0.002)
-        time.sleep(0.02)  # long enough for a sender without brakes to send all the rest
+        time.sleep(0.02)  # long enough for a sender without a limit to send all other messages
         most.append(group.store.add("sent", 0) - taken)
         _, parts = link.take()
         assert parts[LABELS].tolist() == content(taken + 1, 4, 8)[LABELS].tolist()

@@ -197,7 +197,7 @@ def blocking(group, depth, count):
 def test_a_link_that_blocks_is_bounded_and_keeps_the_order(depth):
     _, (seen, sent) = run_world(layout(2), blocking, depth, 6)
     assert seen == [1, 2, 3, 4, 5, 6]
-    # `sent` counts what the outbox has taken and the process, behind all that it has, not yet.
+    # `sent` counts the messages that the sender has accepted, including messages in flight.
     assert max(sent) <= max(depth, 1)
 
 
@@ -227,10 +227,10 @@ def test_the_loss_of_a_neighbour_is_raised_when_the_process_polls(function):
 
 
 def _leave(group, function):
-    said = function(group)
-    if said == "gone":
+    result = function(group)
+    if result == "gone":
         os._exit(0)
-    return said
+    return result
 
 
 def wrong_header(group):

@@ -58,7 +58,7 @@ def start_ranks(start):
 
 
 def assert_finished_like(plain, run_dir):
-    """All files are there, and the weights are those of the plain run."""
+    """All files exist, and the weights equal the weights of the plain run."""
     files = RunDir(run_dir)
     summary = json.loads(files.summary.read_text())
     assert (summary["status"], summary["stages"], summary["processes"]) == ("finished", 2, 2)
@@ -151,7 +151,7 @@ def test_terminated_by_its_launcher(long_run, run_dir):
 
 
 def test_a_killed_rank(long_run, run_dir):
-    """torchrun then terminates the others, at once."""
+    """torchrun then terminates the other ranks at once."""
     os.kill(long_run[1].pid, signal.SIGKILL)
     os.kill(long_run[0].pid, signal.SIGTERM)
     assert long_run[0].wait(PROMPT_S) == 143
@@ -174,7 +174,7 @@ def test_an_error_in_the_data_leaves_no_run_directory(start_ranks, run_dir, tmp_
             path = tmp_path / "images" / name / f"{number}.jpg"
             write_jpeg(torch.zeros(3, 8, 8, dtype=torch.uint8), str(path))
             data = path.read_bytes()
-            path.write_bytes(data[: len(data) // 2] + data[-2:])  # a listing cannot tell
+            path.write_bytes(data[: len(data) // 2] + data[-2:])  # found only by decoding
     data = ("data=image_folder", f"data.root={tmp_path / 'images'}", "data.image_size=8")
     words = ("train", *data, "model.width=4", "batch_size=2", f"run_dir={run_dir}")
     (run,) = start_ranks(words[1:])
@@ -184,7 +184,7 @@ def test_an_error_in_the_data_leaves_no_run_directory(start_ranks, run_dir, tmp_
 
 
 def test_all_ranks_use_the_timed_cut_of_rank_0(start_ranks, run_dir):
-    """Each rank by itself would measure other times."""
+    """Separate measurements of the ranks would differ."""
     settings = small("pipeline.split=auto", "pipeline.cost=time", f"run_dir={run_dir}")
     runs = start_ranks(settings, settings)
     assert [run.wait() for run in runs] == [0, 0], [run.stderr for run in runs]

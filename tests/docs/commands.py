@@ -10,7 +10,7 @@ from documents import Block
 from harness.commands import Command
 
 SMALL = ("max_steps=2", "evaluate.every=0")
-"""Added to every `train`: less of the same."""
+"""Overrides that shorten every `train` command."""
 SMALL_MODEL = {
     "cnn": "model.width=4",
     "resnet18": "batch_size=4",
@@ -25,7 +25,7 @@ def run_commands(block: Block, folder: Path, environment: dict[str, str]) -> Non
         else:
             status, out, err = _by_its_name(words, folder, environment)
         assert status == 0, f"{block} {words}:\n{out}\n{err}"
-        assert out, f"{block} {words} said nothing"
+        assert out, f"{block} {words} printed nothing"
 
 
 def shorten(words: list[str]) -> list[str]:
@@ -55,7 +55,7 @@ def _by_its_name(
 
 
 def _without_loading(words: list[str], folder: Path) -> tuple[int, str, str]:
-    """The same of `dglpipe`, from a process that has loaded torch already."""
+    """As `_by_its_name` for `dglpipe`, forked from a process that has loaded torch."""
     for name in ("stdout", "stderr"):
         (folder / name).unlink(missing_ok=True)
     command = Command(words[1:], folder)
@@ -63,5 +63,5 @@ def _without_loading(words: list[str], folder: Path) -> tuple[int, str, str]:
         status = command.wait(200)
     finally:
         left = command.kill()
-    assert left == [], "processes were left behind"
+    assert left == [], "the command left processes"
     return status, command.stdout, command.stderr

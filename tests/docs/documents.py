@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.paths import ROOT
 
 BIN = Path(sys.executable).parent
-"""Where the programs are that the documents name."""
+"""Folder of the programs that the documents name."""
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
 )

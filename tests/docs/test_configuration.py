@@ -48,18 +48,18 @@ def shipped(choice: str) -> dict[str, object]:
     """The keys of the file of a choice, without the keys that select it."""
     group, _, name = choice.partition("=")
     tree = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / group / f"{name}.yaml"))
-    free = {key for key, value in tree.items() if value == "???"}  # not what tells it apart
+    free = {key for key, value in tree.items() if value == "???"}  # required, not selectors
     return {f"{group}.{key}": value for key, value in tree.items() if key not in SELECTORS - free}
 
 
 @pytest.mark.parametrize(("choice", "keys"), chosen(), ids=lambda item: str(item)[:40])
 def test_choice_has_these_keys_and_defaults(choice, keys):
     common = sections().get(f"`{choice.partition('=')[0]}`", {})
-    said = {
+    documented = {
         key: "???" if default == "required" else OmegaConf.to_container(value(default))["v"]
         for key, default in {**common, **keys}.items()
     }
-    assert said == shipped(choice)
+    assert documented == shipped(choice)
 
 
 def value(text: str):
@@ -83,11 +83,11 @@ def test_settings_without_choices(heading):
         expected = {key: conf[key] for key in top if not isinstance(tree[key], dict)}
     else:
         expected = {f"{group}.{key}": default for key, default in conf[group].items()}
-    said = {
+    documented = {
         key: OmegaConf.to_container(value(default))["v"]
         for key, default in sections()[heading].items()
     }
-    assert said == expected
+    assert documented == expected
 
 
 def test_every_field_of_the_schema_appears():

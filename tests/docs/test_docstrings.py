@@ -37,14 +37,14 @@ def examples(name: str) -> list[doctest.DocTest]:
 def run(name: str) -> None:
     """Runs the examples of one name; each docstring has names of its own."""
     for test in examples(name):
-        said: list[str] = []
-        doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=said.append)
-        assert not said, "".join(said)
+        output: list[str] = []
+        doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=output.append)
+        assert not output, "".join(output)
 
 
 def run_in(folder: Path, name: str) -> None:
-    """`run` in a process of the fork server: the processes that the example starts are forked too,
-    which spares them seconds of importing."""
+    """`run` in a process of the fork server. The processes that the example starts are forked too,
+    which saves seconds of imports."""
     os.chdir(folder)
     fork_workers()
     run(name)
@@ -52,7 +52,7 @@ def run_in(folder: Path, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A folder in which the example of `train` has been run: the others read its run."""
+    """A folder in which the example of `train` has been run; the other examples read its run."""
     folder = tmp_path_factory.mktemp("docstrings")
     context = fork_server()
     process = context.Process(target=run_in, args=(folder, "train"))

@@ -23,7 +23,7 @@ def part(marker: str) -> str:
 
 
 ENTRY_POINTS = {"api", "__main__"}
-"""Files at the root that stand above all packages."""
+"""Files at the root that may import every package."""
 
 
 @cache

@@ -82,11 +82,11 @@ def test_two_machines_on_one(tmp_path):
     own = {"HEAD_NODE": "localhost", "NODES": "2", "PORT": port, "TORCHRUN": str(TORCHRUN)}
     machines = [start("torchrun_nodes.sh", *settings, cwd=tmp_path, **own) for _ in range(2)]
     try:
-        said = [machine.communicate(timeout=200) for machine in machines]
+        outputs = [machine.communicate(timeout=200) for machine in machines]
     finally:
         for machine in machines:
             machine.kill()
-    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert [machine.returncode for machine in machines] == [0, 0], outputs
     workers = json.loads((tmp_path / "run" / "workers.json").read_text())
     assert [worker["stages"] for worker in workers] == [[0], [1]]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -166,9 +166,9 @@ LINTERS = ("lint-style", "lint-types", "lint-workflows")
 
 
 def test_help_lists_every_target(checkout):
-    said = checkout.make().stdout
+    output = checkout.make().stdout
     for target in TARGETS + LINTERS:
-        assert f"make {target} " in said
+        assert f"make {target} " in output
     assert not checkout.asked("")
 
 

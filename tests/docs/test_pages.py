@@ -1,7 +1,7 @@
-"""Every command of the pages of docs/ is run, made small, in the order of the page.
+"""Every command of the pages of docs/ runs in a shortened form, in the order of the page.
 
-The files that a page shows in full (the first line is a comment with the path) lie in the folder
-where its commands run.
+The commands run in a folder with the files that the page shows in full. The first line of such a
+file is a comment with its path.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def site() -> dict[str, typing.Any]:
 
 def pages() -> set[str]:
     """The names of all pages, without their suffix, from the root of the checkout."""
-    # Sphinx's ** crosses folders, that of glob matches whole parts of a path.
+    # `**` crosses folders in Sphinx; in glob, `**` matches whole parts of a path.
     patterns = [pattern.replace("**.", "**/*.") for pattern in site()["include_patterns"]]
     files = {file for pattern in patterns for file in ROOT.glob(pattern)}
     return {file.relative_to(ROOT).with_suffix("").as_posix() for file in files}

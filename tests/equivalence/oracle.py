@@ -7,7 +7,7 @@ For each mini-batch (x_0, y), for j = 0..K-1:
     one optimizer step on (theta_j, head_j)
     x_{j+1} goes on, detached
 
-It shares the network, the data and the seeds with the trainer, and none of its loop.
+The oracle uses the network, the data and the seeds of the trainer, but not its loop.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _batches(config, source):
 
 
 def train_sequentially(config, stages):
-    """The same for sequential training: one stage after the other, the stages below frozen."""
+    """As `train`, for sequential training: one stage after the other, the stages below frozen."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

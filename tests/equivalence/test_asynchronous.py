@@ -182,7 +182,7 @@ KILLED = (
 
 
 def simulate_and_die(group, config, run_dir, dies_before):
-    """Kills itself at the turn `dies_before`."""
+    """Kills its process at draw `dies_before`."""
     trainer = make_trainer(group, config, run_dir)
     draw, count = trainer.runner._draw, itertools.count(1)
 
@@ -202,7 +202,7 @@ def test_a_killed_simulation_resumes_to_the_same_weights(keeping, tmp_path):
     whole = train_world(config, alone, tmp_path / "whole")
     config.resume = "auto"
     checkpoints, found = tmp_path / "run" / "checkpoints", []
-    for dies_before in (4, 25, 20):  # before the first checkpoint, and behind others
+    for dies_before in (4, 25, 20):  # before the first checkpoint, and after later checkpoints
         with pytest.raises(WorldError, match="exit code -9"):
             run_world(alone, simulate_and_die, config, tmp_path / "run", dies_before)
         found.append([folder.name for folder in checkpoints.glob("step_*")])
@@ -217,7 +217,7 @@ def test_a_killed_simulation_resumes_to_the_same_weights(keeping, tmp_path):
     assert resumed.hashes == whole.hashes
     assert staleness(resumed) == staleness(whole)
     assert learnt(resumed) == {one for one in learnt(whole) if one[1] > updates[one[0]]}, (
-        "every stage goes on behind its own last step"
+        "every stage resumes after its own last step"
     )
 
 
@@ -296,16 +296,16 @@ def test_tests_between_the_lines_of_training_count_test_images_alone():
     hits = [line.accuracy * 360 for line in run.lines if line.kind == "test"]
     assert len(hits) == 2 * 4
     assert hits == pytest.approx([round(one) for one in hits], abs=1e-6)
-    # Stage 0 learns the same, whoever is slow.
+    # The weights of stage 0 do not depend on which stage is slow.
     assert run.hashes[0] == in_step.hashes[0]
 
 
 @pytest.mark.parametrize("most", [0, 40, None])
 def test_a_stage_waits_instead_of_reading_a_batch_that_is_too_old(most, start, run_dir):
-    """Messages are late by several outputs of the stage below; with a bound of 0 none is in time
-    while that stage goes on. Without a bound, ages count what was made since, come or not."""
+    """Messages arrive several outputs late. With max_age=0, no message is young enough while the
+    stage below continues. Without a limit, ages count all later outputs, received or not."""
     words = small("method=dgl_async", "max_steps=12", "epochs=3", "evaluate.every=0")
-    # Some 8 outputs pass by while a message is on its way, which leaves a machine some freedom.
+    # About 8 outputs follow while a message is in flight; the bounds allow for a busy machine.
     words += ["model.width=8", "link.delay_ms=80", f"method.max_age={most or 0}", "timeout_s=4"]
     if most is None:
         words.remove("method.max_age=0")

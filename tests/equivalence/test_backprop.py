@@ -83,12 +83,12 @@ def test_missing_exits_are_left_out():
     tests = {line.stage: line.accuracy for line in last if line.kind == "test"}
     assert tests.keys() == {3, "ensemble"}
     assert tests[3] == tests["ensemble"] > 0
-    told = {line.stage: line for line in last if line.kind == "train"}
-    assert sorted(told) == [0, 1, 2, 3]
-    assert [told[j].accuracy is None and told[j].loss is None for j in range(4)] == [
+    training = {line.stage: line for line in last if line.kind == "train"}
+    assert sorted(training) == [0, 1, 2, 3]
+    assert [training[j].accuracy is None and training[j].loss is None for j in range(4)] == [
         *(True, True, True, False)
     ]
-    assert all(line.samples_per_second and line.learning_rate for line in told.values())
+    assert all(line.samples_per_second and line.learning_rate for line in training.values())
     assert [stage["head_parameters"] for stage in run.finals] == [0] * 4
     assert [stage["process"] for stage in run.finals] == [0, 1, 1, 0]
 

@@ -71,7 +71,7 @@ def test_exits_and_ensemble_use_the_final_weights(case, runs):
     exits, ensemble = plain_evaluation(config_of(precision, rows), runs[case].tensors)
     lines = {line.stage: line for line in runs[case].tests()}
     assert lines.keys() == {0, 1, 2, "ensemble"}
-    # In bf16 a batch of another size may round a row to another side of a tie.
+    # In bf16, the rounding of a row can depend on the size of the batch.
     abs_, rel = (1e-6, 1e-4) if precision == "fp32" else (2 / 360, 0.01)
     for j, (accuracy, loss) in enumerate(exits):
         assert lines[j].accuracy == pytest.approx(accuracy, abs=abs_)

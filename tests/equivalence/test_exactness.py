@@ -182,7 +182,7 @@ def test_initial_weights_of_a_head_depend_on_seed_and_boundary_alone():
     assert equal(at_3, head(6, 2))
     assert equal(at_3, head(3, 1, "pipeline.split=[1,3]"))
     assert not equal(at_3, head(2, 0, "seed=1"))
-    # Behind layers 3 and 4 features have one shape, so only the boundary can differ.
+    # The features after layers 3 and 4 have the same shape, so only the boundary differs.
     four, five = head(6, 3), head(6, 4)
     assert four["1.weight"].shape == five["1.weight"].shape
     assert not equal(four, five)

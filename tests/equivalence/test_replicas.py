@@ -14,7 +14,7 @@ PLAIN = (
     "head=linear",
     "optimizer.clip=1",
 )
-"""Without batch norm and dropout no row knows in which batch it is."""
+"""Without batch norm and dropout, a row does not depend on the other rows of its batch."""
 
 
 @pytest.fixture(scope="module")

@@ -111,13 +111,14 @@ def test_a_resumed_run_repeats_the_evaluation_that_followed_its_checkpoint(run_d
 
 
 def window_of(group, config, run_dir):
-    """Where this run began, the rows of its throughput window, and whether it has a rate."""
+    """The step from which the run resumed, the rows of its throughput window, and whether it has a
+    rate."""
     trainer = make_trainer(group, config, run_dir)
-    said = []
-    trainer._reporter.finish = lambda rate, _: said.append(rate)
+    rates = []
+    trainer._reporter.finish = lambda rate, _: rates.append(rate)
     trainer.run()
     trainer.finish()
-    return trainer.context.done, trainer._window._rows, said[0] is not None
+    return trainer.context.done, trainer._window._rows, rates[0] is not None
 
 
 @pytest.mark.parametrize(("steps", "opens", "has_rate"), [(24, 12, True), (12, 9, False)])

@@ -1,4 +1,4 @@
-"""First failure wins: whichever stage fails, the user reads the cause first."""
+"""The report of a failed run begins with the first failure, for every stage and kind of failure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.training import train_world
 from harness.worlds import WorldError, run_world
 
 STEP = 6
-"""The step of the trouble, in the second epoch; checkpoints are made at 3 and 6."""
+"""The step of the failure, in the second epoch; checkpoints are written at steps 3 and 6."""
 
 
 def trouble(how, rank, folder, step=STEP):
@@ -60,10 +60,10 @@ def test_records_of_an_exception(rank, replicas, run_dir, tmp_path):
     assert [(other.primary, other.time_ns > first.time_ns) for other in others] == [
         (False, True)
     ] * len(others)
-    told = first.describe(RunDir(run_dir).log(rank), checkpoints=True)
-    assert told.index("Traceback") == 0
-    assert f"rank {rank} (stage {rank}" in told
-    assert f"failed at step {STEP}: ZeroDivisionError: trouble on purpose" in told
+    report = first.describe(RunDir(run_dir).log(rank), checkpoints=True)
+    assert report.index("Traceback") == 0
+    assert f"rank {rank} (stage {rank}" in report
+    assert f"failed at step {STEP}: ZeroDivisionError: trouble on purpose" in report
 
 
 # ---------------------------------------------------------------- commands
@@ -111,13 +111,13 @@ def test_a_failed_run_reports_the_cause_and_resumes(how, rank, start, run_dir, t
         assert secondary not in story[:cause]
     last = run.stderr.rstrip().splitlines()[-1]
     assert last == f"log: {RunDir(run_dir).log(rank)}"
-    # A run right after it works, from the last complete checkpoint to the same weights.
+    # A resumed run continues from the last complete checkpoint and ends with the same weights.
     assert start("train", *settings).wait() == 0
     assert status(run_dir) == "finished"
     assert hashes(run_dir) == whole
     lines = [json.loads(line) for line in RunDir(run_dir).metrics.read_text().splitlines()]
-    told = [(line["step"], line["kind"], line["stage"]) for line in lines]
-    assert len(told) == len(set(told)) == 2 * (2 + 3), "each once, interrupted or not"
+    keys = [(line["step"], line["kind"], line["stage"]) for line in lines]
+    assert len(keys) == len(set(keys)) == 2 * (2 + 3), "each once, interrupted or not"
 
 
 def test_a_stage_that_hangs_ends_the_run_after_timeout_s(start, run_dir, tmp_path):
@@ -143,8 +143,8 @@ def test_under_torchrun_the_first_traceback_is_the_cause(start, run_dir, tmp_pat
     run.assert_nobody_left()
     assert time.monotonic() - began < PROMPT_S
     cause = run.stderr.index("Traceback (most recent call last)")
-    told = "ZeroDivisionError: trouble on purpose\nrank 1 (stage 1) failed at step 6"
-    assert 0 < run.stderr.index(told) - cause < 5000
+    expected = "ZeroDivisionError: trouble on purpose\nrank 1 (stage 1) failed at step 6"
+    assert 0 < run.stderr.index(expected) - cause < 5000
     for secondary in ("lost rank", "closed by peer", "ChildFailedError"):
         assert secondary not in run.stderr[:cause]
     assert status(run_dir) == "failed"

@@ -71,7 +71,7 @@ def test_workers_exit_when_their_launcher_is_killed(start, run_dir):
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
     run.assert_nobody_left()
-    # Nobody is left to write a summary, and nobody holds the directory.
+    # No process is left that could write a summary or hold the lock of the directory.
     assert status(run_dir) == "unfinished"
     RunDir(run_dir).check("auto")
 
@@ -102,7 +102,7 @@ def test_a_resumed_run_appends_to_its_metrics(start, run_dir):
         os.kill(run.pid, signal.SIGINT)
         assert run.wait() == 130
         lines = [json.loads(line) for line in RunDir(run_dir).metrics.read_text().splitlines()]
-        told = [line["step"] for line in lines if line["stage"] == 0]
-        assert told == sorted(set(told))
-        assert set(told) >= {2, 4}
-        steps = told[-1] + 10
+        logged = [line["step"] for line in lines if line["stage"] == 0]
+        assert logged == sorted(set(logged))
+        assert set(logged) >= {2, 4}
+        steps = logged[-1] + 10

@@ -32,7 +32,7 @@ def checks(tmp_path_factory):
     return Checks(Runner(tmp_path_factory.mktemp("runs"), plan.settings), plan)
 
 
-# `throughput` takes a figure from `soak`, so the order counts.
+# `throughput` uses a result of `soak`, so the order matters.
 @pytest.mark.parametrize("name", ["parity", "no_waiting", "soak", "kill", "throughput"])
 def test_check(checks, name):
     result = getattr(checks, name)()

@@ -1,7 +1,7 @@
 """A chain of processes on modelled streams: real Sender and Receiver, modelled stages.
 
-A stage adds 1 to its input. Its forward and, behind the send, its backward read the receive
-slot and check every value.
+A stage adds 1 to its input. Its forward, and after the send its backward, read the receive slot and
+check every value.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class Outcome:
     """The result of one schedule."""
 
     wrong: set[str]
-    """`forward`, `backward`: read a wrong value; `header`: another message came."""
+    """`forward`, `backward`: read a wrong value; `header`: received an unexpected message."""
     undone: list[str]
-    """What never ran: a deadlock."""
+    """Operations that never ran, because of a deadlock."""
     in_flight: int
-    """Most messages of a link that were sent and not yet taken."""
+    """Maximum number of messages of a link that were sent and not yet received."""
 
     def problems(self, depth: int) -> set[str]:
-        """All that must not be."""
+        """Descriptions of all faults; empty for a correct schedule."""
         problems = set(self.wrong)
         if self.undone:
             problems.add("deadlock")
@@ -65,15 +65,15 @@ class Outcome:
 
 
 class Batches:
-    """What the data set gives: other values in every batch and every schedule, so that
-    nothing left in memory passes for right."""
+    """Batches with different values in every batch and schedule, so that old values in memory are
+    detected."""
 
     def __init__(self, salt: int) -> None:
         self._salt = salt
         self._batches: dict[BatchItem, dict[str, Tensor]] = {}
 
     def at(self, item: BatchItem, stage: int) -> dict[str, Tensor]:
-        """What `stage` has to read."""
+        """The values that `stage` has to read."""
         if item not in self._batches:
             self._batches[item] = self._make(item)
         batch = self._batches[item]
@@ -89,16 +89,16 @@ class Batches:
 
 
 class Link:
-    """One link and what was sent and taken of it.
+    """One link with its counts of sent and received messages.
 
-    Sent is a message as soon as the first of it is in the slot of the sender; taken, when it
-    has come to a receiver whose stream waits for it.
+    A message counts as sent when its first part is in the slot of the sender, and as received when
+    it has arrived at a receiver whose stream waits for it.
     """
 
     def __init__(self, name: str) -> None:
         self.group = PairGroup(name)
         self.in_flight = 0
-        """Most messages that were sent and not yet taken."""
+        """Maximum number of messages that were sent and not yet received."""
         self._upper: ModelTransport | None = None
         self._asked: list[Operation] = []
         self._sent = self._taken = 0
@@ -115,7 +115,7 @@ class Link:
         return self._upper
 
     def ask(self) -> None:
-        """The receiver is about to take the next message: an event after all its earlier work."""
+        """Records an event after the earlier work of the receiver, before it takes a message."""
         assert self._upper is not None
         self._asked.append(self._upper.compute.issue(None))
 
@@ -156,7 +156,7 @@ class Process:
             self._receiver = parts.receiver(end, LAYOUTS, PLAN.items(), depth, CPU, name)
 
     def program(self) -> Generator[Operation | None]:
-        """What `Worker.run` does: every item through the stage, now and then a log."""
+        """The loop of a process: runs every item through the stage, and sometimes logs."""
         for item in PLAN.items():
             batch = self._take(item)
             yield None
@@ -179,7 +179,7 @@ class Process:
         output = torch.empty(item.rows, 3)
         self.compute.issue(lambda: self._read("forward", batch, expected))
         self.compute.issue(lambda: torch.add(batch[ACTIVATIONS], 1, out=output))
-        # Only a mutant has this: it gives the slot away before the backward is issued.
+        # Only for a mutant, which frees the slot before the backward is issued.
         getattr(self._receiver, "after_forward", lambda: None)()
         if self._sender is not None:
             if item.phase is Phase.TRAIN:

@@ -1,4 +1,4 @@
-"""Senders, receivers and transports with one fault each, that the model has to find."""
+"""Senders, receivers and transports with one fault each, which the model has to detect."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class NoWaitOnReceive(ModelTransport):
 
 
 class NoWaitOnSend(Sender):
-    """Writes the slot again without waiting for the message before."""
+    """Writes the slot again without waiting for the previous message."""
 
     def wait(self) -> None:
         self._work = None
 
 
 class PostsSlotInUse(Receiver):
-    """Posts a receive into the slot that it has just given out."""
+    """Posts a receive into the slot that the stage is using."""
 
     def take(self) -> tuple[BatchItem, dict[str, Tensor]]:
         taken = super().take()
@@ -46,7 +46,7 @@ class PostsSlotInUse(Receiver):
 
 
 class PostsBeforeBackward(PostsSlotInUse):
-    """Posts it again when the forward has been issued and the backward has not."""
+    """Posts a receive into the slot after the forward was issued, but before the backward."""
 
     def take(self) -> tuple[BatchItem, dict[str, Tensor]]:
         return Receiver.take(self)
@@ -84,7 +84,7 @@ class PostsOneMore(Receiver):
 
 
 class ForgetsAReceive(Receiver):
-    """Takes one of the messages for come although no receive was posted."""
+    """Treats one message as received although no receive was posted."""
 
     def _post(self) -> None:
         super()._post()
@@ -93,7 +93,7 @@ class ForgetsAReceive(Receiver):
 
 
 class SkipsAMessage(Sender):
-    """Leaves one message out, so that the stages are one batch apart."""
+    """Skips one message, so that the stages work on different batches."""
 
     def send(self, item: BatchItem, parts: Mapping[str, Tensor]) -> None:
         if item.number != 2:
@@ -111,4 +111,4 @@ MUTANTS: dict[str, tuple[Parts, set[str]]] = {
     "receive forgotten": (Parts(receiver=ForgetsAReceive), {"deadlock"}),
     "message left out": (Parts(sender=SkipsAMessage), {"forward", "header"}),
 }
-"""By name: the chain with the fault, and what it has to show in one schedule or another."""
+"""Name -> chain with the fault, and the problem that at least one schedule has to show."""

@@ -7,12 +7,13 @@ operation may also wait for events, that is for operations of other streams.
     compute j                forward 1 | fill, copy | backward 1      | wait | fill, copy
     NCCL, link j                             (event) transfer 1 .......(event)
 
-As in ProcessGroupNCCL, `isend` and `irecv` record an event on the compute stream, behind
-which the stream of the group starts the transfer, and `wait()` holds up the compute stream,
-not the host. Send n of a group meets receive n, and neither side goes on without the other.
-A transfer takes time: from its begin to its end the buffer of the receiver holds garbage.
+As in ProcessGroupNCCL, `isend` and `irecv` record an event on the compute stream. The stream of the
+group starts the transfer after this event. `wait()` blocks the compute stream, not the host. Send n
+of a group matches receive n, and neither side continues without the other. A transfer takes time:
+from its start to its end, the buffer of the receiver holds garbage.
 
-A random scheduler runs anything that may run. Memory is real, so a race gives wrong values.
+A random scheduler selects among all operations that may run. Memory is real, so a race gives wrong
+values.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ GARBAGE = 0xA5
 
 
 class Operation:
-    """One operation; it may run when those in `after` are done."""
+    """One operation; it may run when all operations in `after` are done."""
 
     __slots__ = ("after", "done", "run")
 
@@ -39,14 +40,14 @@ class Operation:
 
 
 class Actor(Protocol):
-    """What the scheduler chooses from."""
+    """An object that the scheduler can select to run its next operation."""
 
     def ready(self) -> bool: ...
 
     def advance(self) -> None: ...
 
     def unfinished(self) -> str:
-        """What it still had to do; empty: nothing."""
+        """Description of the remaining work; empty if the actor is done."""
 
 
 class Stream:
@@ -59,7 +60,7 @@ class Stream:
         self.last.done = True
 
     def issue(self, run: Callable[[], object] | None, after: Sequence[Operation] = ()) -> Operation:
-        """Appends an operation. `last` is then what an event recorded here stands for."""
+        """Appends an operation as `last`; an event recorded now waits for this operation."""
         self.last = Operation(run, after)
         self._queue.append(self.last)
         return self.last
@@ -111,7 +112,7 @@ class PairGroup:
             self._under_way = True
             return
         send, receive = self.sends.popleft(), self.receives.popleft()
-        # NCCL looks at no sizes either: what is too long is cut off, as in a too small buffer.
+        # Like NCCL, the model does not compare sizes: a message that is too long is cut off.
         size = min(send.tensor.numel(), receive.tensor.numel())
         receive.tensor[:size].copy_(send.tensor[:size])
         send.end.done = receive.end.done = True
@@ -124,7 +125,7 @@ class PairGroup:
 
 
 class ModelWork:
-    """What `isend` and `irecv` give."""
+    """The result of `isend` and `irecv`."""
 
     def __init__(self, compute: Stream, post: Post) -> None:
         self._compute = compute
@@ -141,9 +142,9 @@ class ModelTransport:
         self.compute = compute
         self.group = group
         self.on_write: Callable[[], object] = lambda: None
-        """Called when the first of a message is written into the slot of the sender."""
+        """Called when the first part of a message is written into the slot of the sender."""
         self.ends: list[Operation] = []
-        """By message received: done when it has come."""
+        """Operations of the received messages: done when the message has arrived."""
         self._writing = False
 
     def isend(self, tensor: Tensor) -> ModelWork:
@@ -180,8 +181,8 @@ class ModelTransport:
 class Host:
     """The Python program of one process.
 
-    It yields wherever others may come between; an operation that it yields it waits for, as
-    `.tolist()` does.
+    The program yields wherever other actors may run. If it yields an operation, it waits for this
+    operation, as `.tolist()` does.
     """
 
     def __init__(self, name: str, program: Generator[Operation | None]) -> None:
@@ -205,14 +206,14 @@ class Host:
 
 
 def run(actors: Sequence[Actor], rng: random.Random) -> list[str]:
-    """Lets `actors` act in a random order until none can.
+    """Runs `actors` in a random order until none can run.
 
-    Each actor has a speed of its own for the whole schedule, so that in some schedules one
-    hardly moves until it is the only one left; and whoever acts may go on for a while, in
-    some schedules for longer than in others.
+    Each actor has a fixed random speed in a schedule, so that in some schedules one actor hardly
+    runs until all others are done. An actor may run several operations in a row; the typical number
+    depends on the schedule.
 
     Returns:
-        What is left undone: without a deadlock, nothing.
+        Descriptions of the remaining work; empty without a deadlock.
     """
     speeds = {id(actor): 10.0 ** rng.uniform(-3, 0) for actor in actors}
     burst = rng.uniform(0, 0.95)

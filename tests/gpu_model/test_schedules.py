@@ -1,6 +1,6 @@
-"""The link over modelled CUDA streams: no schedule gives a wrong value or stops for good.
+"""The link over modelled CUDA streams: no schedule gives a wrong value or a deadlock.
 
-What the scheduler may interleave in two processes of a chain, D = 2:
+The operations of two processes of a chain that the scheduler may interleave, D = 2:
 
     compute j      f1 w1 b1 f2 (s1) w2 b2 ...        f: forward   w: write slot   b: backward
     NCCL j -> j+1        1.....       2.....         (s1): wait for send 1
@@ -36,7 +36,7 @@ def test_every_schedule_is_right(processes, depth):
     outcomes = [run_schedule(seed, processes, depth) for seed in range(SCHEDULES)]
     for seed, outcome in enumerate(outcomes):
         assert not outcome.problems(depth), f"schedule {seed}: {outcome}"
-    # The bound is attained, so the sender is not held back more than it has to be.
+    # The bound is reached, so the sender does not wait longer than necessary.
     assert max(outcome.in_flight for outcome in outcomes) == depth
 
 

@@ -1,1 +1,1 @@
-"""What tests share: configurations, worlds of processes, training, commands."""
+"""Helpers of the tests: configurations, worlds of processes, training, commands."""

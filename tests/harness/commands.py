@@ -19,20 +19,21 @@ from harness.worlds import fork_server
 DGLPIPE = (sys.executable, "-m", "dglpipe")
 """`dglpipe` as users start it."""
 PROMPT_S = 25.0
-"""How long the processes of a run may take to end after one of them has ended: two seconds where
-cores are free, and more on a busy machine."""
+"""Maximum seconds from the end of one process of a run to the end of all: two seconds on an idle
+machine, more on a busy machine."""
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
 
 class Command:
-    """A program in a session of its own, its output kept in files.
+    """A program in its own session, with its output in files.
 
     Args:
         words: what to run: `DGLPIPE` or another program with its arguments, started as users
             start it. Arguments of `dglpipe` alone run in a process of the fork server, whose
             workers are forked too: this saves the seconds in which processes load torch.
-        folder: where it runs, and where its output is kept.
-        environment: on top of this process's own; the tests' plug-ins can be imported.
+        folder: working directory, and folder of the output.
+        environment: added to the environment of this process. The plug-ins of the tests can be
+            imported.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Command:
             raise AssertionError(story) from None
 
     def wait_for(self, holds: Callable[[], Any], seconds: float = 60) -> Any:
-        """Waits until `holds()` gives something true while the program runs, and returns that."""
+        """Waits until `holds()` returns a true value while the program runs; returns the value."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._process.poll() is None:
             if result := holds():
@@ -90,8 +91,8 @@ class Command:
 
         def done() -> bool:
             lines = RunDir(run_dir).metrics.read_text().splitlines()
-            told = [json.loads(line) for line in lines]
-            return {0, 1} <= {line["stage"] for line in told if line["step"] >= step}
+            records = [json.loads(line) for line in lines]
+            return {0, 1} <= {line["stage"] for line in records if line["step"] >= step}
 
         self.wait_for(lambda: RunDir(run_dir).metrics.exists() and done(), seconds)
         workers = json.loads(RunDir(run_dir).workers.read_text())
@@ -111,7 +112,7 @@ class Command:
         assert self.alive() == []
 
     def kill(self) -> list[int]:
-        """Kills what is left, and returns the process ids that were left.
+        """Kills the remaining processes, and returns their process ids.
 
         The resource tracker of spawned processes ends a moment after a program that has ended.
         """

@@ -30,7 +30,7 @@ class TrainedNetwork:
     finals: list[dict[str, Any]]
     """The entries of `per_stage` in summary.json, by stage, of replica 0."""
     lines: list[Line]
-    """What would be in metrics.jsonl."""
+    """The lines of metrics.jsonl."""
     tensors: dict[tuple[int, int], dict[str, Tensor]]
     """(replica, stage) -> weights and buffers, by key."""
 
@@ -56,8 +56,8 @@ def train_world(
     """Trains as `dglpipe train` does, in processes of the fork server.
 
     Args:
-        layout: None: what the configuration asks for.
-        run_dir: where final weights and checkpoints go; None: nowhere.
+        layout: stages and processes; None: as in the configuration.
+        run_dir: directory of final weights and checkpoints; None: neither is written.
     """
     return train_all([config], layout, run_dir, deadline_s)[0]
 
@@ -70,8 +70,8 @@ def train_all(
 ) -> list[TrainedNetwork]:
     """`train_world` for one configuration after the other, in the same processes."""
     layout = layout or plan_layout(configs[0].pipeline, configs[0].method, cores=1)
-    said = run_world(layout, _train_all, configs, run_dir, deadline_s=deadline_s)
-    return [_gather(layout, [of_rank[at] for of_rank in said]) for at in range(len(configs))]
+    by_rank = run_world(layout, _train_all, configs, run_dir, deadline_s=deadline_s)
+    return [_gather(layout, [of_rank[at] for of_rank in by_rank]) for at in range(len(configs))]
 
 
 def hash_all(configs: Sequence[Config], layout: Layout, deadline_s: float = 60) -> list[list[str]]:
@@ -79,9 +79,11 @@ def hash_all(configs: Sequence[Config], layout: Layout, deadline_s: float = 60) 
 
     Without the final report, which takes longer than such short runs.
     """
-    said = run_world(layout, _hash_all, configs, deadline_s=deadline_s)
+    by_rank = run_world(layout, _hash_all, configs, deadline_s=deadline_s)
     firsts = [rank for rank in range(layout.world_size) if layout.at(rank).replica == 0]
-    return [[digest for rank in firsts for digest in said[rank][at]] for at in range(len(configs))]
+    return [
+        [digest for rank in firsts for digest in by_rank[rank][at]] for at in range(len(configs))
+    ]
 
 
 def _hash_all(group: ProcessGroup, configs: Sequence[Config]) -> list[list[str]]:
@@ -95,12 +97,12 @@ def _hash_all(group: ProcessGroup, configs: Sequence[Config]) -> list[list[str]]
     return hashes
 
 
-def _gather(layout: Layout, said: Sequence[Any]) -> TrainedNetwork:
-    finals, lines, _ = said[0]
+def _gather(layout: Layout, by_rank: Sequence[Any]) -> TrainedNetwork:
+    finals, lines, _ = by_rank[0]
     firsts = [rank for rank in range(layout.world_size) if layout.at(rank).replica == 0]
     found = [stage for rank in firsts for stage in finals[rank]["stages"]]
     stages = sorted(found, key=lambda stage: stage["stage"])
-    tensors = {key: value for _, _, own in said for key, value in own.items()}
+    tensors = {key: value for _, _, own in by_rank for key, value in own.items()}
     assert [stage["stage"] for stage in stages] == list(range(layout.stages))
     assert len(tensors) == layout.stages * layout.replicas
     return TrainedNetwork(stages, lines, tensors)
@@ -116,16 +118,16 @@ class _Lines:
         self.lines.append(line)
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Does nothing: no resource is open."""
 
 
 def _train_all(group: ProcessGroup, configs: Sequence[Config], run_dir: Path | None) -> list[Any]:
-    store, said = group.store, []
+    store, results = group.store, []
     for number, config in enumerate(configs):
         group.store = PrefixStore(f"run{number}", store)
-        said.append(_train(group, config, run_dir))
+        results.append(_train(group, config, run_dir))
     group.store = store
-    return said
+    return results
 
 
 def _train(group: ProcessGroup, config: Config, run_dir: Path | None) -> Any:

@@ -43,16 +43,16 @@ from dglpipe.pipeline.topology import Layout, Topology
 
 CPU = Device(torch.device("cpu"), "gloo")
 TIMEOUT_S = 30.0
-"""How long a rank waits for another one."""
+"""Seconds that a rank waits for another rank."""
 GRACE_S = 5.0
-"""How long the other ranks may take to report after the first failure."""
+"""Seconds within which the other ranks have to report after the first failure."""
 PRELOAD = ["pytest", "torch._dynamo", "torch.utils.tensorboard", "torchvision", "hydra"]
 """Beside dglpipe: what the fork server imports, so that no test process has to."""
 
 
 @dataclass(frozen=True)
 class RankFailure:
-    """The end of one rank."""
+    """The failure of one rank."""
 
     time_ns: int
     rank: int
@@ -66,7 +66,7 @@ class WorldError(AssertionError):
     """Some rank failed, or the deadline passed.
 
     Attributes:
-        failures: in order of time.
+        failures: the failures in order of time.
     """
 
     def __init__(self, headline: str, failures: Sequence[RankFailure]) -> None:
@@ -89,12 +89,12 @@ def run_world(
     """Calls `function(group, *args)` in every rank of `layout`, links checked.
 
     Args:
-        function: of a module, so that other processes can import it.
+        function: a function at module level, so that other processes can import it.
         deadline_s: seconds after which the world is killed.
         connected: False: `function(topology, store, *args)` connects the rank itself.
 
     Returns:
-        What each rank returned.
+        The result of each rank, by rank.
 
     Raises:
         WorldError: a rank raised, died, or was not done in time.
@@ -131,13 +131,13 @@ class _World:
         self._processes: list[BaseProcess] = []
         self._ends: dict[connection.Connection, int] = {}
         for rank in range(layout.world_size):
-            ours, theirs = context.Pipe(duplex=False)
-            task = (theirs, layout, rank, os.fspath(folder), function, args)
+            receiver, sender = context.Pipe(duplex=False)
+            task = (sender, layout, rank, os.fspath(folder), function, args)
             process = context.Process(target=_rank_main, args=task, daemon=True)
             process.start()
-            theirs.close()
+            sender.close()
             self._processes.append(process)
-            self._ends[ours] = rank
+            self._ends[receiver] = rank
         self._results: dict[int, Any] = {}
         self._failures: list[RankFailure] = []
 
@@ -161,21 +161,21 @@ class _World:
     def _receive(self, end: connection.Connection) -> None:
         rank = self._ends.pop(end)
         try:
-            said = pickle.loads(end.recv_bytes())
+            answer = pickle.loads(end.recv_bytes())
         except EOFError:
             self._processes[rank].join()
             code = self._processes[rank].exitcode
             text = f"ended without a report, exit code {code}\n{self._stacks(rank)}"
             self._failures.append(RankFailure(time.time_ns(), rank, "silent", text, text))
         else:
-            if isinstance(said, RankFailure):
-                self._failures.append(said)
+            if isinstance(answer, RankFailure):
+                self._failures.append(answer)
             else:
-                self._results[rank] = said[0]
+                self._results[rank] = answer[0]
         end.close()
 
     def _all(self) -> list[RankFailure]:
-        """The failures, and where the ranks are that have not ended."""
+        """The failures, and the stacks of the ranks that have not ended."""
         for rank in self._ends.values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._processes[rank].pid or 0, signal.SIGUSR1)
@@ -219,11 +219,11 @@ def _rank_main(
     try:
         where = f"file://{folder}/rendezvous"
         store = rendezvous(TIMEOUT_S, where, rank, layout.world_size)
-        said: Any = (function(layout.at(rank), store, *args),)
+        answer: Any = (function(layout.at(rank), store, *args),)
     except BaseException as error:
         trace = "".join(traceback.format_exception(error))
-        said = RankFailure(time.time_ns(), rank, type(error).__name__, str(error), trace)
-    end.send_bytes(pickle.dumps(said))
+        answer = RankFailure(time.time_ns(), rank, type(error).__name__, str(error), trace)
+    end.send_bytes(pickle.dumps(answer))
     end.close()
     # Threads of gloo may still wait for a peer that has ended.
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Whether a network is the same after it was cut."""
+"""Checks that the stages of a network compute the same as the network."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ def build(name: str) -> nn.Module:
 
 
 def silence_auxiliary(network: nn.Module) -> None:
-    """The chain leaves auxiliary classifiers out: they may not shift the random state."""
+    """Makes auxiliary classifiers, which the chain leaves out, draw no random numbers."""
     for path, module in network.named_modules():
         if "aux" in path.lower() and isinstance(module, nn.Dropout):
             module.p = 0.0
 
 
 def check(name: str, counts: tuple[int, ...] = (2, 4)) -> None:
-    """The stages are `name`, bit for bit, in training and evaluation; no key is lost."""
+    """Checks that the stages equal network `name`, bit for bit, in training and evaluation, and
+    have all of its keys."""
     network = build(name)
     check_network(network, (ROWS, 3, *[SIZES.get(name, 64)] * 2), counts)
 
@@ -89,7 +90,7 @@ def restore(network: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
 
 
 def assert_same_statistics(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    """Of batch norm; those of auxiliary classifiers, which the chain leaves out, aside."""
+    """Compares the statistics of batch norm, without auxiliary classifiers."""
     for name, buffer in wanted.items():
         if "aux" not in name.lower():
             assert torch.equal(found[name], buffer), name

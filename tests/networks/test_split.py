@@ -1,4 +1,4 @@
-"""`dglpipe.split` and the cut of networks that stand in their own way."""
+"""`dglpipe.split`, and cuts of networks that are difficult to trace."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.training import train_world
 
 
 class Chooses(nn.Module):
-    """Looks at the values of its input."""
+    """Reads the values of its input."""
 
     def __init__(self):
         super().__init__()

@@ -29,8 +29,8 @@ def check(name: str) -> None:
 
 
 def smallest_side(network: torch.nn.Module) -> int:
-    """Of the images, in pixels: many take small ones, which spares time. Buffers that a network
-    makes for the size of its images (ConViT) are there afterwards."""
+    """Smallest supported side of the images in pixels, which saves time. Afterwards the network has
+    the buffers that depend on the image size (ConViT)."""
     own: int = network.default_cfg["input_size"][-1]
     for side in (64, 96, own):
         try:

@@ -1,4 +1,4 @@
-"""What a finished run gives: exits, and the network under its own keys."""
+"""The results of a finished run: exits, and the network under its own keys."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ def test_exits_equal_the_exits_of_the_run(finished):
     path, config = finished
     network = dglpipe.load(path)
     batch, labels = images(config)
-    told = json.loads(RunDir(path).summary.read_text())["test"]
+    reported = json.loads(RunDir(path).summary.read_text())["test"]
     exits = network.exits(batch)
     assert len(exits) == STAGES
     for j, logits in enumerate(exits):
         assert torch.equal(network(batch, exit=j), logits)
         found = (logits.argmax(dim=1) == labels).float().mean().item()
-        assert found == pytest.approx(told["accuracy"][j], abs=1e-6)
+        assert found == pytest.approx(reported["accuracy"][j], abs=1e-6)
     assert torch.equal(network(batch), exits[-1])
     ensemble = network.ensemble(batch)
     assert torch.allclose(ensemble.sum(dim=1), torch.ones(len(batch)))
     hits = (ensemble.argmax(dim=1) == labels).float().mean().item()
-    assert hits == pytest.approx(told["ensemble_accuracy"], abs=1e-6)
+    assert hits == pytest.approx(reported["ensemble_accuracy"], abs=1e-6)
     with pytest.raises(ConfigError, match=r"exit: got 3; allowed: one of \[0, 1, 2\]"):
         network(batch, exit=3)
     assert torch.equal(network(batch, exit=numpy.int64(0)), exits[0])
@@ -89,7 +89,7 @@ def test_an_export_is_torchvisions_own_network(finished, start, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (("run=RUN",), "allowed: run=RUN_DIR output=FILE.safetensors"),
         (("run=RUN", "output=a.bin"), "ends in .safetensors"),
@@ -99,11 +99,11 @@ def test_an_export_is_torchvisions_own_network(finished, start, tmp_path):
         (("run=RUN", "output=RUN/final/stage_0.safetensors"), "allowed: a file outside of"),
     ],
 )
-def test_wrong_words_of_an_export(words, said, finished, start):
+def test_wrong_words_of_an_export(words, expected, finished, start):
     weights = RunDir(finished[0]).final(0).read_bytes()
     run = start("export", *(word.replace("RUN", str(finished[0]), 1) for word in words))
     assert run.wait() == 2
-    assert said in run.stderr
+    assert expected in run.stderr
     assert RunDir(finished[0]).final(0).read_bytes() == weights
 
 
@@ -131,7 +131,7 @@ def test_a_run_that_lost_its_results_is_named(finished, start, tmp_path):
 
 
 def refuse_damaged(run_dir, path, evaluated=True):
-    """Whatever reads the run names the file."""
+    """Checks that every command that reads the run names the damaged file."""
     output = run_dir / "a.safetensors"
     readers = [dglpipe.load, lambda path: export_run(path, output)]
     for reader in [*readers, *[evaluate_run] * evaluated]:
@@ -173,7 +173,7 @@ def test_a_run_that_lost_its_configuration_is_named(finished, start, tmp_path, t
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "expected"),
     [
         ("classes", None, "no key 'classes'"),
         ("classes", 7, "not iterable"),
@@ -182,7 +182,7 @@ def test_a_run_that_lost_its_configuration_is_named(finished, start, tmp_path, t
         ("height", None, "height"),
     ],
 )
-def test_a_manifest_of_something_else_is_named(finished, tmp_path, key, value, said):
+def test_a_manifest_of_something_else_is_named(finished, tmp_path, key, value, expected):
     run_dir = tmp_path / "run"
     shutil.copytree(finished[0], run_dir)
     manifest = RunDir(run_dir).manifest
@@ -191,7 +191,7 @@ def test_a_manifest_of_something_else_is_named(finished, tmp_path, key, value, s
     del place[key]
     place |= {} if value is None else {key: value}
     manifest.write_text(json.dumps(tree))
-    assert said in refuse_damaged(run_dir, manifest, evaluated=False)
+    assert expected in refuse_damaged(run_dir, manifest, evaluated=False)
 
 
 def with_exits():
@@ -231,14 +231,14 @@ def test_plan(start, tmp_path):
     run = start("plan", *words, f"output={tmp_path / 'plan.json'}")
     assert run.wait() == 0, run.stderr
     assert "predicted speed-up" in run.stdout
-    told = json.loads((tmp_path / "plan.json").read_text())
-    stages = told["per_stage"]
+    reported = json.loads((tmp_path / "plan.json").read_text())
+    stages = reported["per_stage"]
     assert len(stages) == 3
     work = [stage["flops_per_sample"] for stage in stages]
-    assert told["predicted_speed_up"] == pytest.approx(sum(work) / max(work))
-    assert told["bottleneck"] == f"stage {work.index(max(work))}"
+    assert reported["predicted_speed_up"] == pytest.approx(sum(work) / max(work))
+    assert reported["bottleneck"] == f"stage {work.index(max(work))}"
     loader = {"stage": "loader", "output_shape": [1, 8, 8]}
-    assert told["loader"] == {**loader, "seconds_per_step": None, "workers": None}
+    assert reported["loader"] == {**loader, "seconds_per_step": None, "workers": None}
     assert stages[-1]["output_shape"] is None
     assert all(stage["memory_bytes"] > 0 for stage in stages)
     assert not (tmp_path / "run").exists()
@@ -255,7 +255,7 @@ def test_an_automatic_cut_is_written_down_as_a_list(start, run_dir):
 
 @pytest.mark.parametrize("by_stage", [False, True])
 def test_a_resumed_run_keeps_its_cut(tmp_path, monkeypatch, by_stage):
-    """A second measurement may find another one."""
+    """A second measurement could give another cut."""
     config = make_config("pipeline.split=auto", "pipeline.cost=time", "pipeline.stages=2")
     config.run_dir, config.resume = str(tmp_path / "run"), "auto"
     started = []
@@ -269,7 +269,7 @@ def test_a_resumed_run_keeps_its_cut(tmp_path, monkeypatch, by_stage):
     files.config.write_text(to_yaml(changed))
     as_it_was = copy.deepcopy(config)
     dglpipe.train(config)
-    assert config == as_it_was, "what a run chooses is not written into what it was given"
+    assert config == as_it_was, "the configuration that was passed in is not modified"
     dglpipe.train(changed)
     assert [one.pipeline.split for one in started[1:]] == [[1], [1]]
     assert from_yaml(files.config.read_text()).pipeline.times == other

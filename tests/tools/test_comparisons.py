@@ -1,4 +1,4 @@
-"""What the comparisons make of summaries, metrics and times."""
+"""The comparisons of summaries, metrics and times."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ for _ in range(5):
 sys.stdout.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before} {kept}")
 """
 PAGES = 5 * 2**24 * 4 // 4096
-"""Of a tensor of each of five steps."""
+"""Pages of the tensors of five steps."""
 
 
 def faults(*words: str, **variables: str) -> tuple[int, str]:
@@ -52,9 +52,9 @@ def faults(*words: str, **variables: str) -> tuple[int, str]:
 def test_a_step_takes_the_memory_of_the_step_before():
     count, kept = faults("keep")
     if kept == "False":
-        pytest.skip("no glibc: its malloc is not told anything")
+        pytest.skip("malloc is configured only with glibc")
     without, _ = faults()
-    assert without > PAGES, "where malloc is told nothing, this measures nothing"
+    assert without > PAGES, "the measurement needs page faults without the configuration"
     assert count < without / 4
 
 

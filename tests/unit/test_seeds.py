@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dglpipe.seeds import Seeds, derive
 
 PARTS = st.lists(st.integers(-20, 20) | st.text("a1:-", max_size=3), max_size=3)
-"""Few letters: parts that could be taken for one another."""
+"""Texts of few letters, so that different parts are similar."""
 
 
 def test_a_known_value_never_changes():

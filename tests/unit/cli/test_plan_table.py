@@ -35,7 +35,7 @@ def test_a_plan_can_be_read_at_any_width(terminal, capsys, monkeypatch):
 
 
 def lines_of_plan(found, capsys):
-    """What is printed of a plan: the row of the loader as words, and all."""
+    """The printed plan: the words of the loader's row, and the whole text."""
     print_plan(found)
     text = capsys.readouterr().out
     (row,) = [line.split() for line in text.splitlines() if line.lstrip().startswith("loader ")]

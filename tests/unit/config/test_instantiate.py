@@ -1,4 +1,4 @@
-"""Builders from outside the package, and what goes wrong with them."""
+"""Builders from outside the package, and their errors."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_arguments_that_do_not_fit_are_refused(folder):
 
 
 def test_errors_of_the_builder_name_the_key_and_the_line(folder):
-    told = r"^model\.args: got \{\}; .*RuntimeError: from inside \(.*plugged\.py, line \d+\)"
-    with pytest.raises(ConfigError, match=told) as caught:
+    message = r"^model\.args: got \{\}; .*RuntimeError: from inside \(.*plugged\.py, line \d+\)"
+    with pytest.raises(ConfigError, match=message) as caught:
         build_plug_in(PluginConfig(target="plugged:fail"), "model")
     assert isinstance(caught.value.__cause__, RuntimeError)

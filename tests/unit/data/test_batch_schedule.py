@@ -60,7 +60,7 @@ def test_a_resumed_schedule_is_the_rest_of_the_whole_schedule(done):
     whole, rest = drawn(batch_schedule()), drawn(batch_schedule(), done=done)
     assert whole[-len(rest) :] == rest
     assert sum(name.startswith("T") for name in rest) == 6 - done
-    # What follows the last step before the checkpoint is evaluated again.
+    # The evaluation after the step of the checkpoint is repeated.
     assert rest[0].startswith("E" if done in (3, 6) else "T")
 
 

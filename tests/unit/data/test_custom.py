@@ -22,7 +22,7 @@ def _pair(size=6, shape=(2, 4, 5), labels=None):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """Opens what a plug-in named `toys:build` gives."""
+    """Opens the data set that the plug-in `toys:build` returns."""
 
     def open_plug_in(built, wanted_channels=None, **args):
         module = ModuleType("toys")

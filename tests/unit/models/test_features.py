@@ -32,7 +32,7 @@ def test_a_head_reads_the_channels_of_every_cut(kind):
     shapes = propagate_shapes(traced, (2, 3, 64, 64))
     inner = list(enumerate(shapes[:-1], 1))
     found = [channels_at(traced.operations, traced.starts[at], row[1:]) for at, row in inner]
-    # A cut behind the class token's selection leaves vectors: (C).
+    # A cut after the selection of the class token has vectors as features: (C).
     assert {place for place, (_, row) in zip(found, inner, strict=True) if len(row) > 2} == places
     for place, (_, row) in zip(found, inner, strict=True):
         features = Features(row[1:], place)

@@ -1,4 +1,4 @@
-"""Auxiliary heads against those of the authors' code."""
+"""Auxiliary heads, compared with the heads of the authors' code."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_mlp_sr_pools_to_a_quarter_then_to_two():
     module = head("mlp_sr", (16, 16))
     shapes = shapes_through(module, torch.randn(2, C, 16, 16))
     assert shapes[0] == (C, 4, 4)
-    assert shapes[9] == (C, 4, 4)  # behind 3 x (convolution, BN, ReLU)
+    assert shapes[9] == (C, 4, 4)  # after 3 x (convolution, BN, ReLU)
     assert shapes[10] == (C, 2, 2)
     assert [tuple(conv.weight.shape) for conv in layers(module, nn.Conv2d)] == [(C, C, 1, 1)] * 3
     assert all(conv.bias is None for conv in layers(module, nn.Conv2d))
@@ -133,7 +133,7 @@ def test_weights_follow_the_global_seed(name):
 
 
 def test_even_windows_are_pooled_without_the_adaptive_pool():
-    """Whose backward is not deterministic on CUDA."""
+    """The backward of the adaptive pool is not deterministic on CUDA."""
     assert not layers(head("mlp_sr", (16, 16)), nn.AdaptiveAvgPool2d)
     assert layers(head("mlp_sr", (14, 14)), nn.AdaptiveAvgPool2d)
     features = torch.randn(2, C, 16, 16)

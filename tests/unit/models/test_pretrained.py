@@ -116,8 +116,8 @@ def refusal(path):
 
 def test_a_file_with_a_whole_network_is_refused(tmp_path):
     torch.save(network(), tmp_path / "whole.pt")
-    said = refusal(tmp_path / "whole.pt")
-    assert said.startswith("It contains a dglpipe.models.cnn.Cnn: save network.state_dict() i")
+    message = refusal(tmp_path / "whole.pt")
+    assert message.startswith("It contains a dglpipe.models.cnn.Cnn: save network.state_dict() i")
     (tmp_path / "text.pt").write_text("no tensors in here")
     assert refusal(tmp_path / "text.pt") == "The file has neither format, or it is damaged"
 
@@ -131,8 +131,8 @@ def test_a_wrong_file_suffix_is_reported(tmp_path):
 
 def test_an_entry_that_is_not_a_tensor_is_named(tmp_path):
     tree = {"model_state_dict": network().state_dict(), "epoch": 3}
-    said = refusal(written(tmp_path / "trainer.pt", tree))
-    assert said.startswith("Key 'model_state_dict' contains OrderedDict; the dictionary of ten")
+    message = refusal(written(tmp_path / "trainer.pt", tree))
+    assert message.startswith("Key 'model_state_dict' contains OrderedDict; the dictionary of ten")
 
 
 @pytest.mark.parametrize("name", ["broken.safetensors", "broken.pt"])

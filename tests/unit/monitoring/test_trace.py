@@ -95,10 +95,10 @@ def test_the_picture_of_stages_of_different_speed_is_limited_in_time():
         [*steps_of(0, 100, 50), *steps_of(1, 100, 50, first=90_000, number=500)],
         [Span(0, "evaluation", 5, 10, 0)],
     ],
-    ids=["the steps of the quick stage are gone", "no moment in common", "no step"],
+    ids=["the steps of the quick stage were dropped", "no moment in common", "no step"],
 )
 def test_the_picture_is_never_blank(spans):
-    # Times are since the epoch: nothing is near 0.
+    # Times are since the epoch, so no time is near 0.
     shown = _middle([span._replace(start=span.start + 10**18) for span in spans])
     assert shown
     assert length(shown) > 0
@@ -141,17 +141,17 @@ def spans_of(group: ProcessGroup, config):
 def test_all_parts_of_all_steps_are_there(method):
     world, parts = RUNS[method]
     config = make_config(f"method={method}", "timeline=true", "max_steps=4")
-    said = run_world(world, spans_of, config)
-    found = [{span.what for span in spans if span.step} for spans in said]
+    by_rank = run_world(world, spans_of, config)
+    found = [{span.what for span in spans if span.step} for spans in by_rank]
     assert parts | {"evaluation", "log"} <= found[0]
     assert {"receive", "forward", "backward", "step", "evaluation"} <= found[1]
     steps = 8 if method == "sequential" else 4
-    assert {span.step for span in said[0]} >= set(range(1, steps + 1))
-    # On one timer: nothing is received before it has been sent.
+    assert {span.step for span in by_rank[0]} >= set(range(1, steps + 1))
+    # All times come from one clock: a message is received after it was sent.
     if method == "dgl":
-        sent = next(span for span in said[0] if span.what == "send")
-        came = next(span for span in said[1] if span.what == "receive")
-        assert sent.start < came.start + came.duration
+        sent = next(span for span in by_rank[0] if span.what == "send")
+        received = next(span for span in by_rank[1] if span.what == "receive")
+        assert sent.start < received.start + received.duration
 
 
 ACCOUNTED = {
@@ -186,8 +186,8 @@ def test_evaluation_in_a_pipeline_has_no_forward_spans(schedule):
     for spans in run_world(world, spans_of, config):
         assert any(span.what == "evaluation" for span in spans)
         forwards = [span for span in spans if span.what == "forward"]
-        # As many as training has: stages of the process x steps x micro-batches, and the last
-        # stage tells of its loss apart.
+        # Only the forwards of training: stages of the process x steps x micro-batches. The last
+        # stage has separate spans for its loss.
         own = {span.stage for span in forwards}
         with_loss = world.stages - 1 in own
         assert len(forwards) == (len(own) + with_loss) * 3 * 4

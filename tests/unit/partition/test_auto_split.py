@@ -110,8 +110,8 @@ def test_costs_and_memory_of_any_cut_equal_those_of_its_stages(overrides):
 
 
 def link_bytes_of(network, j):
-    """Bytes a row of the buffers of stage `j`: D slots to receive and one to send; of links that
-    overwrite M + 2 and D."""
+    """Bytes per row of the buffers of stage `j`: D receive slots and one send slot; with
+    policy=overwrite, M + 2 receive slots and D send slots."""
     method, fields = network.config.method, network.spec.fields
     depth = network.config.pipeline.depth
     overwrites = method.name == "dgl_async"
@@ -131,7 +131,7 @@ def draw_limited(limit, *overrides):
 
 
 def needs_of(at):
-    """Bytes of the larger stage; `at` None: of the cut with the smallest larger stage."""
+    """Bytes of the larger of two stages cut at `at`; None: the minimum over all cuts."""
     config, data, traced = on_paper(LIMITED, "data.image_size=32")
     needs, count = problem_of(config, data, traced, 2).memory_needs(ROWS), len(traced.segments)
     at = at or MemoryLimit(0, tuple(needs), per_stage=False).nearest(lambda *_: True)[1]
@@ -184,7 +184,7 @@ def test_settings_of_a_single_stage_count_for_the_limit():
 
 
 OWN_HEADS = "per_stage=[{head:linear},{head:linear},{}]"
-"""Heads that need little; the common one would need most."""
+"""Heads that need little memory; the default head would need most of the memory."""
 
 
 @pytest.mark.parametrize("split", ["[4,8]", "even", "auto"])
@@ -199,7 +199,7 @@ def test_a_limit_that_stages_with_their_own_heads_meet(split):
         plan(make_config(*words, "pipeline.memory_limit=1KB"))
     config, data, _ = on_paper(*words)
     config.per_stage, config.pipeline.memory_limit = [], largest
-    with pytest.raises(ConfigError):  # so it is the settings of the stages that let it fit
+    with pytest.raises(ConfigError):  # so the stages fit only because of their own settings
         config.pipeline.split = [len(free[0].segments), sum(len(s.segments) for s in free[:2])]
         build_stages(config, data, 3, meta=True, rows=400)
 
@@ -263,7 +263,7 @@ def test_a_cut_uses_the_settings_of_every_stage():
 
 
 def test_a_head_with_its_id_in_the_signature_stays_alive():
-    """Else another one may get the id, and with it the FLOPs."""
+    """Otherwise another head could get the same id, and with it the cached FLOPs."""
     work = problem_of(*on_paper("model=cnn6"), 2).flops
     with building(True, 0):
         head = Own(nn.Linear(4, 10))
@@ -348,7 +348,7 @@ def head_of_17(channels):
 
 
 def test_a_head_that_cannot_be_built_is_reported():
-    """The error names this head and not an earlier one that fits elsewhere."""
+    """The error names this head, not an earlier head that fits at another cut."""
     config, data, _ = on_paper("model=cnn6", "model.widths=[4,8,16,16,8,4]", "pipeline.split=auto")
     own = [
         {"head": {"name": "custom", "target": f"{__name__}:{head}"}}

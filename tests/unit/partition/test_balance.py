@@ -60,7 +60,8 @@ def test_no_cut_is_better(problem):
 
 
 def test_a_head_and_the_gradient_of_the_input_count():
-    """10 10 10 10: the head makes stage 0 dearer, the missing gradient makes stage 1 cheaper."""
+    """10 10 10 10: the head increases the cost of stage 0, the missing gradient reduces that of
+    stage 1."""
     even = SegmentCosts((10, 10, 10, 10), (0, 0, 0, 0), (0, 0, 0), (1, 1, 1))
     assert balanced([even, even]) == [0, 2]
     heavy = SegmentCosts((10, 10, 10, 10), (0, 0, 0, 0), (11, 11, 11), (1, 1, 1))

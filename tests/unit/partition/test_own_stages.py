@@ -37,7 +37,7 @@ NETWORKS = {
 
 
 class Tied(nn.Module):
-    """Its second and third layer have one weight; so no cut lies between them."""
+    """The second and the third layer share a weight, so no cut between them is possible."""
 
     def __init__(self, channels, classes):
         super().__init__()
@@ -58,7 +58,7 @@ def tied_network(channels, classes):
 
 
 def network_of_clones(channels, classes):
-    """Copies of a layer that is no part of the network itself, as `nn.TransformerEncoder` has."""
+    """Copies of a layer that is not part of the network, as in `nn.TransformerEncoder`."""
     layer = nn.Conv2d(4, 4, 3, padding=1)
     body = [copy.deepcopy(layer) for _ in range(3)]
     return nn.Sequential(
@@ -118,7 +118,7 @@ def test_own_stages_have_the_weights_of_the_whole_network(name, count, monkeypat
     if (name, count) in (("tied", 6), ("clones", 6), ("cnn4", 6), ("tied", 3)):
         pytest.skip("it has fewer segments")
     config, data, method, spec, network = stages_of(NETWORKS[name], count)
-    if name != "clones":  # which reads the layer that it copies after another one was drawn
+    if name != "clones":  # copies a layer after the weights of another layer were drawn
         monkeypatch.setattr(own_stages, "_build_whole", None)
     large = name in ("vit_b_16", "vgg11_bn")
     for j in (0, 3, 5) if large and count == 6 else range(count):
@@ -241,7 +241,7 @@ def peak_of(own):
 
 @pytest.mark.slow
 def test_a_process_holds_its_own_stages():
-    """Of resnet152 in 4 stages: the weights of the others are not in memory."""
+    """resnet152 in 4 stages: the weights of the other stages are not in memory."""
     whole, weights = peak_of("all")
     peak, own = peak_of("1")
     assert own < weights / 3

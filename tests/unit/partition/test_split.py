@@ -96,7 +96,7 @@ def test_a_module_that_is_replaced_in_a_stage_is_used():
 
 @pytest.mark.parametrize("forward", [branching, moody])
 def test_boundaries_by_hand(forward):
-    """The parts of a Sequential may be anything, however large."""
+    """The parts of a Sequential may be any modules of any size."""
     large = Block(forward, a=conv(), b=conv(), c=conv())
     network = nn.Sequential(conv(), large, conv())
     traced = trace(network)

@@ -24,7 +24,7 @@ IMAGE = (1, 8, 8)
 
 @functools.cache
 def stages(*seconds: float):
-    """As many stages, of these seconds a step; of two, without seconds, by FLOPs."""
+    """One stage per value of `seconds` (per step); without values, two stages by FLOPs."""
     config = make_config("model=cnn6")
     count = len(seconds) or 2
     spec = build_stages(config, open_images(config).info, count, meta=True)

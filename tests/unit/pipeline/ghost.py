@@ -1,12 +1,12 @@
 """A fake accelerator: runs a step without a GPU.
 
-Tensors on it are fake (shape, strides, dtype and device, no memory). What would make the
-host wait for a real device raises here: `.item()` and all that reads a value, an operation
-whose result has a size that depends on values, a blocking copy to or from the host. Tensors
-of two devices in one operation raise too, as they would on a GPU.
+Tensors on it are fake (shape, strides, dtype and device, no memory). Operations that would make
+the host wait for a real device raise an error: `.item()` and other reads of values, operations
+whose output size depends on values, and blocking copies to or from the host. An operation on
+tensors of two devices also raises, as on a GPU.
 
-A process can have one such device, and only before its first backward: so all of this runs
-in a process of its own (`test_fake_accelerator.py`).
+A process can register one such device, and only before its first backward, so these tests run in a
+separate process (`test_fake_accelerator.py`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NO_FAKE_KERNEL = (
     aten._amp_foreach_non_finite_check_and_unscale_.default,
     aten._amp_update_scale_.default,
 )
-"""Operations in place, for which torch has no fake version: only their devices are checked."""
+"""In-place operations without a fake version in torch: only the devices of tensors are checked."""
 
 
 class BlockingCopyError(RuntimeError):

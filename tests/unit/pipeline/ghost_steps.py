@@ -1,6 +1,7 @@
 """One process of a chain on the accelerator of `ghost.py`: real runner, stages and links.
 
-It runs stages 2 and 3 of 6, so that it receives, passes on inside the process, and sends.
+The process runs stages 2 and 3 of 6, so that it receives, passes features between its stages, and
+sends.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class GhostProcess:
     """Built on the CPU; `move` and `run` are for inside `ghost_mode`.
 
     Args:
-        fault: a key of FAULTY_LOSSES, or one that `run` knows.
+        fault: a key of FAULTY_LOSSES, or another fault that `run` implements.
     """
 
     def __init__(self, overrides: tuple[str, ...], fault: str) -> None:
@@ -163,8 +164,8 @@ class GhostProcess:
 def run_steps(
     overrides: tuple[str, ...] = (), fault: str = "", foreach: bool = False
 ) -> tuple[str, str]:
-    """In a process that knows the device: `("ok", what was sent)`, or an error's class and
-    text (the errors of fake tensors cannot be pickled)."""
+    """Runs in a process with the device. Returns `("ok", sent messages)`, or class and text of an
+    error, because errors of fake tensors cannot be pickled."""
     torch.set_num_threads(1)
     try:
         process = GhostProcess(overrides, fault)

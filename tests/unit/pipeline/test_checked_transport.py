@@ -155,7 +155,7 @@ class PostsSlotInUse(Receiver):
 
 
 def run_link(link, sender_type=Sender, receiver_type=Receiver, depth=2):
-    """Three messages through one process; returns what the reader saw of each afterwards."""
+    """Sends three messages through one process; returns the values that the reader saw."""
     items = list(islice(PLAN.items(), 3))
     sender = sender_type(link, LAYOUTS, CPU)
     receiver = receiver_type(link, LAYOUTS, iter(items), depth, CPU, "link 0 -> 1")

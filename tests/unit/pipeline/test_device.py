@@ -155,21 +155,21 @@ def test_peak_memory_is_the_peak_of_the_process():
 
 class TestPrepare:
     @pytest.fixture(autouse=True)
-    def said(self, monkeypatch):
+    def calls(self, monkeypatch):
         """The calls that set determinism in torch; the first real one takes seconds."""
-        said, threads = [], torch.get_num_threads()
-        monkeypatch.setattr(torch, "use_deterministic_algorithms", said.append)
+        calls, threads = [], torch.get_num_threads()
+        monkeypatch.setattr(torch, "use_deterministic_algorithms", calls.append)
         monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-        yield said
+        yield calls
         torch.set_num_threads(threads)
         os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
-    def test_threads_and_determinism(self, said):
+    def test_threads_and_determinism(self, calls):
         CPU.prepare(threads=1, deterministic=False)
         assert torch.get_num_threads() == 1
         assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
         CPU.prepare(threads=1, deterministic=True)
-        assert said == [False, True]
+        assert calls == [False, True]
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
     def test_the_users_cublas_setting_is_kept(self, monkeypatch):

@@ -1,4 +1,4 @@
-"""A whole step on a fake accelerator: nothing in it waits for the device.
+"""A whole step on a fake accelerator does not wait for the device.
 
 On CUDA the host runs ahead of the device; a `.item()` or a blocking copy in the step would
 make it wait in every step and hold up all links.

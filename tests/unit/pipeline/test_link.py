@@ -108,7 +108,7 @@ def test_a_received_message_is_valid_until_the_next_take(depth):
 
 
 def test_the_sender_writes_its_slot_after_the_previous_message_has_left():
-    """With a receiver that takes nothing until it is waited for."""
+    """The transport transfers a message only when the receiver waits for it."""
     wire = MemoryTransport()
     receiver = make_receiver(wire, 3)
     sender = make_sender(wire)

@@ -59,7 +59,7 @@ def test_the_memory_format_is_kept(layout):
         maps(3, channels=1),
         maps(3, side=1),
         torch.randn(3, 7),
-        torch.randn(5, 3, 7).transpose(0, 1),  # rows not one behind the other
+        torch.randn(5, 3, 7).transpose(0, 1),  # rows are not adjacent
         torch.randn(3, 4, 10)[:, :, ::2],  # rows with gaps
         torch.randn(3, 7, 5).transpose(1, 2),
     ],

@@ -1,4 +1,4 @@
-"""The facade of torch.distributed: what its operations mean for one process, and over a store."""
+"""The facade of torch.distributed: its operations in a single process, and over a store."""
 
 from __future__ import annotations
 

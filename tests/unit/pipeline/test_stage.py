@@ -283,7 +283,7 @@ def test_evaluation_does_not_change_training(precision):
     tested = stage.test_totals()
     assert tested.rows == 4
     assert tested.correct == (logits.argmax(1) == labels).sum().item()
-    assert stage.totals().rows == 4, "of the step: testing is counted apart"
+    assert stage.totals().rows == 4, "rows of training; testing is counted separately"
 
 
 def test_a_full_precision_stage_reads_half_precision_inputs():

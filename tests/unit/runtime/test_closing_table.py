@@ -61,7 +61,7 @@ def test_slow_loading_is_reported_with_a_remedy(
     closing_table(summary, tmp_path, decoders)
     text = capsys.readouterr().out
     assert f"loading images took 31% of the time of stage 0, which feeds all stages{help_}" in text
-    assert "image_size" not in text, "another size is another problem"
+    assert "image_size" not in text, "a smaller image size is not a remedy"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ class Launch:
     """One call of the launcher with prepared workers.
 
     Args:
-        ends: called in place of the workers; what it returns or raises is their end.
+        ends: called instead of starting workers; returns their results or raises their error.
     """
 
     def __init__(self, monkeypatch, tmp_path):
@@ -200,7 +200,7 @@ class TestInterrupted:
         [
             (KeyboardInterrupt(), "SIGINT"),
             (SignalException("by the cluster", signal.SIGTERM), "SIGTERM"),
-            (SignalException("the terminal is gone", signal.SIGHUP), "SIGHUP"),
+            (SignalException("the terminal was closed", signal.SIGHUP), "SIGHUP"),
         ],
     )
     def test_the_signal_is_named(self, launch, error, name):

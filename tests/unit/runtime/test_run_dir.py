@@ -1,4 +1,4 @@
-"""Run directories: which ones a run may use, and what it finds there."""
+"""Run directories: checks, lock, status and paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainer: what follows each event of a runner. The runner is scripted."""
+"""The trainer: logs, checkpoints and throughput after each event of a scripted runner."""
 
 from __future__ import annotations
 

@@ -23,23 +23,23 @@ def simulated(**settings):
 
 @given(st.integers(1, 4), st.integers(1, 5), RULES, st.booleans(), st.integers(0, 9))
 def test_a_read_batch_is_in_the_buffer(stages, size, rule, warm, seed):
-    turns = DrawOrder(simulated(buffer=size, read_rule=rule, warmup=warm), stages, plan(), seed)
+    order = DrawOrder(simulated(buffer=size, read_rule=rule, warmup=warm), stages, plan(), seed)
     held = [[] for _ in range(stages)]
     updates = Counter()
     fed = 0
-    for turn in turns:
-        if isinstance(turn, BatchItem):
+    for draw in order:
+        if isinstance(draw, BatchItem):
             continue
-        j = turn.stage
+        j = draw.stage
         if j == 0:
             fed += 1
-            assert turn.read == fed
+            assert draw.read == fed
         else:
-            assert turn.read in held[j - 1]
+            assert draw.read in held[j - 1]
         if j < stages - 1:
-            held[j].append(turn.written)
-            if turn.replaced is not None:
-                assert turn.replaced == held[j].pop(0)
+            held[j].append(draw.written)
+            if draw.replaced is not None:
+                assert draw.replaced == held[j].pop(0)
             assert len(held[j]) <= size
         updates[j] += 1
     assert all(updates[j] >= 12 for j in range(stages))
@@ -60,18 +60,18 @@ def test_an_evaluation_follows_when_all_stages_have_reached_it(stages, every, se
 
 
 def test_it_begins_with_two_turns_of_each_stage():
-    first = [turn.stage for turn in itertools.islice(DrawOrder(simulated(), 3, plan(), 0), 6)]
+    first = [draw.stage for draw in itertools.islice(DrawOrder(simulated(), 3, plan(), 0), 6)]
     assert first == [0, 0, 1, 1, 2, 2]
     method = simulated(order="sequential", warmup=False)
-    turns = (turn for turn in DrawOrder(method, 3, plan(), 0) if not isinstance(turn, BatchItem))
-    assert [turn.stage for turn in turns] == [0, 1, 2] * 12
+    order = (draw for draw in DrawOrder(method, 3, plan(), 0) if not isinstance(draw, BatchItem))
+    assert [draw.stage for draw in order] == [0, 1, 2] * 12
 
 
 @pytest.mark.parametrize("slow", range(4))
 def test_a_slow_stage_has_fewer_draws(slow):
     factors = [2.0 if stage == slow else 1.0 for stage in range(4)]
-    turns = DrawOrder(simulated(slowdown=factors), 4, plan(3000, 0), 0)
-    counts = Counter(turn.stage for turn in turns if not isinstance(turn, BatchItem))
+    order = DrawOrder(simulated(slowdown=factors), 4, plan(3000, 0), 0)
+    counts = Counter(draw.stage for draw in order if not isinstance(draw, BatchItem))
     quick = sum(counts[j] for j in range(4) if j != slow) / 3
     assert quick / counts[slow] == pytest.approx(2.0, rel=0.05)
 
@@ -95,9 +95,9 @@ def played(rule, size, slow=None, steps=8_000):
     """The buffers of six stages after a run."""
     factors = [2.0 if stage == slow else 1.0 for stage in range(6)]
     method = simulated(buffer=size, read_rule=rule, slowdown=factors)
-    turns = DrawOrder(method, 6, plan(steps, 0), 0)
-    assert sum(1 for _ in turns) >= 6 * steps
-    return turns.replays
+    order = DrawOrder(method, 6, plan(steps, 0), 0)
+    assert sum(1 for _ in order) >= 6 * steps
+    return order.replays
 
 
 @pytest.mark.parametrize(("rule", "equal", "behind"), [("paper", 3.2, 1.0), ("authors", 7.3, 24.8)])
@@ -116,9 +116,9 @@ def test_with_one_batch_half_of_the_reads_repeat_and_half_of_the_writes_are_neve
 
 
 def test_draws_without_a_readable_batch_are_counted():
-    turns = DrawOrder(simulated(max_reuse=1, slowdown=[4.0, 1.0]), 2, plan(400, 0), 0)
-    events = [turn for turn in turns if not isinstance(turn, BatchItem)]
-    reads = Counter(turn.read for turn in events if turn.stage == 1)
+    order = DrawOrder(simulated(max_reuse=1, slowdown=[4.0, 1.0]), 2, plan(400, 0), 0)
+    events = [draw for draw in order if not isinstance(draw, BatchItem)]
+    reads = Counter(draw.read for draw in events if draw.stage == 1)
     assert set(reads.values()) == {1}
-    assert turns.skipped[0] == 0
-    assert turns.skipped[1] > 400
+    assert order.skipped[0] == 0
+    assert order.skipped[1] > 400

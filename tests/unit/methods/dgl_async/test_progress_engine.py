@@ -26,7 +26,7 @@ LAYOUTS = {phase: MessageFormat(3, FIELDS) for phase in Phase}
 
 
 class Transfer:
-    """Ends when the test moves the device on."""
+    """A transfer that ends when the test advances the device."""
 
     def __init__(self, device, do=lambda: None):
         self.device, self.do, self.is_through = device, do, False
@@ -110,7 +110,7 @@ def test_a_sender_issues_when_polled_and_drops_late_messages(device):
         box.send(Header(Phase.TRAIN, number, 3), parts(number))
     assert (len(device.transfers), box.dropped) == (1, 1)
     device.transfers[0].finish()
-    assert len(device.transfers) == 1, "nobody came by"
+    assert len(device.transfers) == 1, "the engine was not polled"
     box.send(Header(Phase.TRAIN, 4, 3), parts(4))
     assert (len(device.transfers), box.dropped) == (2, 1)
     assert device.waits == 0
@@ -160,4 +160,4 @@ def test_a_receiver_sees_completed_transfers_without_waiting(device, monkeypatch
     assert box.test(item)[LABELS].tolist() == [1, 1, 1]
     box.close()
     assert device.waits == 0
-    assert len(device.transfers) == 4, "nothing is received behind the last test batch"
+    assert len(device.transfers) == 4, "no receive is issued after the last test batch"

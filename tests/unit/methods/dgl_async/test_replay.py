@@ -13,7 +13,7 @@ ACTIONS = st.lists(st.booleans(), max_size=60)
 
 
 def play(replay, actions):
-    """Writes 1, 2, 3, ...; what was read, in order."""
+    """Writes 1, 2, 3, ...; returns the batches read, in order."""
     written, came = 0, []
     for is_write in actions:
         if is_write:

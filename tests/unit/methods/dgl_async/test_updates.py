@@ -34,7 +34,7 @@ def test_momentum_is_lost_at_each_drop_of_the_rate(reset):
         pace.learn(*batch(), None)
         now = [one["momentum_buffer"] for one in pace.stage.optimizer.state.values()]
         momentum = pace.stage.settings.optimizer.momentum
-        # A buffer that goes on holds what it was, times the momentum, and the new gradient.
+        # A buffer that was not cleared is its old value times the momentum, plus the gradient.
         gradients = [new - momentum * old for new, old in zip(now, seen, strict=False)]
         fresh.append(not seen or all(one.abs().max() > 10 for one in gradients))
         for one in pace.stage.optimizer.state.values():
@@ -53,7 +53,7 @@ def test_a_stage_that_is_done_sends_outputs_and_does_not_change():
         pace.eval_mode(True)
         pace.eval_mode(False)
     assert len(handed) == 4
-    assert torch.equal(handed[2], handed[3]), "in evaluation mode: nothing is dropped out"
+    assert torch.equal(handed[2], handed[3]), "in evaluation mode, dropout is off"
     after = pace.stage.module.state_dict().values()
     assert all(torch.equal(old, new) for old, new in zip(weights, after, strict=True))
     assert pace.count == 2

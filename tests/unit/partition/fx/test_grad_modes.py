@@ -97,7 +97,7 @@ def test_a_block_that_enters_a_mode_is_one_operation(forward):
 @pytest.mark.parametrize("outside", [torch.no_grad, torch.enable_grad, torch.inference_mode])
 @pytest.mark.parametrize("forward", MODES)
 def test_a_mode_that_the_network_enters_is_refused(forward, outside):
-    """In any mode of the caller, which does not change."""
+    """The mode of the caller may be any mode, and is restored."""
     network = Net(forward, a=nn.Sequential(conv(), conv(), conv()))
     with outside():
         before = torch.is_grad_enabled()
