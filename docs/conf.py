@@ -74,7 +74,7 @@ def before_napoleon(
 def after_napoleon(
     app: Sphinx, what: str, name: str, item: object, options: Any, lines: list[str]
 ) -> None:
-    """Undoes what `before_napoleon` did to colons."""
+    """Restores the colons that `before_napoleon` replaced."""
     lines[:] = [line.replace(HIDDEN, ":") for line in lines]
 
 

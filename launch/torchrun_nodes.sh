@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Trains on several machines under torchrun. Start it on each of them with the same arguments.
+# Trains on several machines under torchrun. Start this script on each machine with equal arguments.
 #
 #   HEAD_NODE=host0 NODES=2 launch/torchrun_nodes.sh PROCESSES [OVERRIDES]
 #   HEAD_NODE=host0 NODES=2 launch/torchrun_nodes.sh 4 run_dir=/shared/runs/1 pipeline.stages=8
 #
-# HEAD_NODE: name or address of one of the machines, where they meet.
-# NODES: how many machines. PROCESSES: processes on each; NODES x PROCESSES = P x R.
+# HEAD_NODE: name or address of the machine that hosts the rendezvous.
+# NODES: number of machines. PROCESSES: processes per machine; NODES x PROCESSES = P x R.
 # PORT: a free port of HEAD_NODE (default 29500). TORCHRUN: the program (default torchrun).
-# GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME: the network interface, where the first is not right.
+# GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME: the network interface, if the default is wrong.
 #
-# All machines need the same version of dglpipe and the same data, and run_dir on a file
-# system that all of them see: each process writes its own stage there.
-# Tested: run by the test suite as two "machines" on one. Not run on several.
+# All machines need the same version of dglpipe, the same data, and run_dir on a common file system,
+# because each process writes the files of its own stages.
+# Tested: the test suite runs it as two "machines" on one. Not run on several machines.
 set -euo pipefail
 
 if (($# < 1)) || [[ ! $1 =~ ^[1-9][0-9]*$ ]] || [[ -z ${HEAD_NODE:-} || -z ${NODES:-} ]]; then

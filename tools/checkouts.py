@@ -50,16 +50,16 @@ if __name__ == "__main__":
 
 
 class CheckoutError(Exception):
-    """The folder is no checkout of the project, or a command of the checkout failed."""
+    """The folder is not a checkout of the project, or a command of the checkout failed."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """A training run that was started.
+    """A training run in progress.
 
     Attributes:
-        label: of its checkout.
-        log: file of its output.
+        label: label of the checkout, `before` or `after`.
+        log: file of the output.
         process: the command; it leads the session of all processes of the run.
     """
 
@@ -159,7 +159,7 @@ class Checkout:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the session that `Checkout.start` made."""
+    """Kill the remaining processes of the session that `Checkout.start` created."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -205,8 +205,8 @@ def _pairs(text: str) -> dict[str, str]:
 def open_checkouts(arguments: argparse.Namespace) -> Iterator[tuple[Checkout, Checkout]]:
     """Copy both checkouts of the command line, compile their bytecode, and check the imports.
 
-    A CheckoutError, also one of the block, ends the script with status 2. Inside the block SIGTERM
-    raises SystemExit, so that no process or folder is left.
+    A CheckoutError, including one raised in the block, ends the script with status 2. In the block,
+    SIGTERM raises SystemExit, so that no process or folder is left.
     """
     previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:

@@ -3,9 +3,9 @@
     python tools/compare_checkouts.py BEFORE AFTER
     python tools/compare_checkouts.py BEFORE AFTER --only k3 vit --output FILE.json
 
-Both checkouts train each run at the same time, one thread a process, on the CPU. A row names the
-run and says `equal`, or lists the stages whose `weights_sha256` differ. The exit status is 1 if a
-stage differs or a run fails, 2 if a checkout cannot be used.
+Both checkouts train each run at the same time, with one thread per process, on the CPU. A row has
+the name of the run and `equal`, or the stages whose `weights_sha256` differ. The exit status is 1
+if a stage differs or a run fails, and 2 if a checkout cannot be used.
 
 An epoch of the digits has 1437 images: the last batch of 100 rows is uneven (37 rows) in all runs
 without max_steps.
@@ -64,8 +64,8 @@ class Row:
 
     Attributes:
         differ: stages whose weights differ, or that only one checkout has.
-        weights: by label, `weights_sha256` of every stage.
-        error: why a checkout has no weights.
+        weights: label -> `weights_sha256` of every stage.
+        error: reason why a checkout has no weights.
     """
 
     name: str
@@ -128,7 +128,7 @@ def weights_by_stage(summary: Mapping[str, Any]) -> dict[int, str]:
 
 
 def differing_stages(before: Mapping[int, str], after: Mapping[int, str]) -> list[int]:
-    """Stages whose weights differ, and stages that only one of both has."""
+    """Stages whose weights differ, and stages that only one checkout has."""
     stages = sorted(before.keys() | after.keys())
     return [stage for stage in stages if before.get(stage) != after.get(stage)]
 

@@ -1,4 +1,4 @@
-"""Compare how fast and in how much memory two checkouts start, in alternating rounds.
+"""Compare start-up time and memory of two checkouts, in alternating rounds.
 
     python tools/compare_startup.py BEFORE AFTER --rounds 5 --output FILE.json
 
@@ -37,7 +37,7 @@ RESNET152 = [
 RUNS: dict[str, tuple[list[str], int]] = {"quickstart": ([], 2), "resnet152": (RESNET152, 4)}
 """Overrides and K."""
 SCRIPT = "SCRIPT"
-"""In a command: the console script of the checkout."""
+"""Placeholder in a command for the console script of the checkout."""
 EMPTY, IMPORTS = "python -c pass", 'python -c "import hydra, omegaconf"'
 VERSION, SCRIPT_VERSION = f"python -m {PACKAGE} --version", f"{PACKAGE} --version"
 HELP = f"{PACKAGE} train --help"
@@ -54,12 +54,12 @@ RATIOS = {
     "--help / hydra, omegaconf": (HELP, IMPORTS),
 }
 REPEATS = {EMPTY: 5, IMPORTS: 3, VERSION: 5, SCRIPT_VERSION: 5, HELP: 1}
-"""Of each command in a round; the median counts."""
+"""Repetitions of each command in a round; the median is used."""
 COMMANDS_PART = "commands"
-"""Name of these measurements for --only, beside RUNS."""
+"""Name of the measurements of commands for --only, in addition to RUNS."""
 
 Values = dict[str, dict[str, list[float]]]
-"""By quantity and label, one value a round."""
+"""Quantity -> label -> one value per round."""
 
 
 def main() -> None:

@@ -2,10 +2,10 @@
 
     python tools/compare_throughput.py BEFORE AFTER --rounds 5 --output FILE.json
 
-Trains `cnn6` at K=2 and the narrow network (`cnn4` of width 16, K=2), one thread a process, and
-reads `throughput.samples_per_second` from summary.json. A ratio is after/before of one round; the
-checkouts take turns in beginning a round, so that a drift of the machine cancels. Run on an
-otherwise idle machine.
+Trains `cnn6` at K=2 and the narrow network (`cnn4` of width 16, K=2), with one thread per process,
+and reads `throughput.samples_per_second` from summary.json. A ratio is after/before of one round.
+The order of the checkouts alternates between rounds, so that a drift of the machine cancels. Run on
+an otherwise idle machine.
 """
 
 from __future__ import annotations

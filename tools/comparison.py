@@ -40,7 +40,7 @@ def store(output: Path | None, pair: Sequence[Checkout], **results: Any) -> None
 
 
 def revision(root: Path) -> str | None:
-    """Commit of a checkout, `-dirty` if a file differs; None where there is no repository."""
+    """Commit of a checkout, with `-dirty` if a file differs; None without a repository."""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
     answer = subprocess.run(command, capture_output=True, check=False, text=True)
     return answer.stdout.strip() or None
@@ -65,7 +65,7 @@ def environment() -> dict[str, Any]:
 
 
 def alternate(pair: Sequence[Checkout], rounds: int) -> Iterator[tuple[int, Checkout]]:
-    """Both checkouts in each round; every second round begins with the second one."""
+    """Yields both checkouts in each round; every second round begins with the second checkout."""
     for number in range(rounds):
         for checkout in pair if number % 2 == 0 else reversed(pair):
             yield number, checkout
@@ -80,7 +80,7 @@ def compare(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Spreads of both checkouts and of the ratio after/before of each round.
 
     Args:
-        values: by label, one value a round.
+        values: label -> one value per round.
     """
     before, after = (values[label] for label in LABELS)
     ratios = [new / old for old, new in zip(before, after, strict=True)]

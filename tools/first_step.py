@@ -14,19 +14,19 @@ from pathlib import Path
 from checkouts import TIMEOUT_S, Checkout, Training
 
 LOOK_S = 0.01
-"""Seconds between two looks at metrics.jsonl."""
+"""Seconds between two polls of metrics.jsonl."""
 MEMORY_LOOKS = 25
-"""Looks at metrics.jsonl for each look at the memory of the processes."""
+"""Polls of metrics.jsonl per poll of the memory of the processes."""
 STOP_S = 30
 """Seconds that an interrupted run has to stop its processes."""
 
 
 @dataclass(frozen=True)
 class FirstStep:
-    """What a run took up to its first step.
+    """Time and memory of a run up to its first step.
 
     Attributes:
-        seconds: from the start of the command.
+        seconds: seconds from the start of the command.
         peaks: peak resident bytes of every process, the largest first.
     """
 
@@ -36,17 +36,17 @@ class FirstStep:
 
 @dataclass
 class SessionMemory:
-    """Peak resident memory of all processes of a session, as the kernel counts it (VmHWM).
+    """Peak resident memory of all processes of a session, from the kernel (VmHWM).
 
-    The kernel keeps the high-water mark of a process, so looks need not meet the moment of the
-    peak; they only have to meet the process before it ends.
+    The kernel keeps the high-water mark of a process, so a poll need not coincide with the peak:
+    each process only has to be polled once after its peak.
     """
 
     session: int
     peaks: dict[int, int] = field(default_factory=dict)
 
     def look(self) -> None:
-        """Read the marks of the processes that run now."""
+        """Read the high-water marks of the running processes."""
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():
                 with suppress(OSError, ValueError):

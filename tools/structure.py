@@ -4,7 +4,7 @@
 
 A unit is a module or package directly below the package `dglpipe`. An import edge is an ordered
 pair of units where the first imports the second anywhere, in functions and for type checkers
-too. A function's lines include its docstring and functions inside it, and no decorators. A private
+too. A function's lines include its docstring and inner functions, but not its decorators. A private
 function is a function or method named `_name` but not `__name__`; calls are counted by name, in
 the whole package if only one module defines the name, else in each module that does. References
 are counted in the module of the definition: calls, and functions that are passed on. An override
@@ -32,7 +32,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Module:
-    """A file of the package: its dotted name below the package, and what it parses to."""
+    """A file of the package: its dotted name below the package, and its syntax tree."""
 
     name: str
     is_package: bool
@@ -65,14 +65,14 @@ class Module:
         """Dotted names below the package that the module imports; the last part may be a name."""
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
-                yield from (_below(alias.name) for alias in node.names if _is_ours(alias.name))
+                yield from (_below(alias.name) for alias in node.names if _is_own(alias.name))
             elif isinstance(node, ast.ImportFrom):
                 base = self._base(node)
-                if _is_ours(base):
+                if _is_own(base):
                     yield from (_below(f"{base}.{alias.name}") for alias in node.names)
 
     def _base(self, node: ast.ImportFrom) -> str:
-        """What stands between `from` and `import`, as an absolute name."""
+        """The module of a `from` import, as an absolute name."""
         if not node.level:
             return node.module or ""
         parts = [PACKAGE, *filter(None, self.name.split("."))]
@@ -84,7 +84,7 @@ def _attribute(node: ast.expr) -> str:
     return node.attr if isinstance(node, ast.Attribute) else ""
 
 
-def _is_ours(name: str) -> bool:
+def _is_own(name: str) -> bool:
     return name.partition(".")[0] == PACKAGE
 
 
@@ -140,7 +140,7 @@ def sizes(root: Path) -> dict[str, str]:
 
 
 def count_lines(folder: Path, *suffixes: str) -> int:
-    """Lines of all files with these suffixes, without hidden folders and outputs of a build."""
+    """Lines of all files with these suffixes, without hidden folders and build outputs."""
     total = 0
     for path in folder.rglob("*"):
         parts = path.relative_to(folder).parts

@@ -1,8 +1,8 @@
 """Links from a document to a folder of the checkout.
 
-A forge shows the files of the folder, and so does the site: the link leads to the page of the
-folder's README.md, or, without one, to a page that this extension makes of the folder's files.
-Links to single files need no extension: MyST copies the file into the site.
+On a forge, such a link shows the files of the folder. On the site, the link leads to the page of
+the folder's README.md or, if there is none, to a page that this extension generates from the files
+of the folder. Links to single files need no extension: MyST copies the file into the site.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LANGUAGES = {".py": "python", ".sh": "bash", ".yaml": "yaml"}
 
 
 class FolderLinks(SphinxPostTransform):
-    """Resolves the links to folders before MyST looks for a page of that name."""
+    """Resolves links to folders before MyST searches for a page with the name of the folder."""
 
     default_priority = 8
 
@@ -44,7 +44,7 @@ class FolderLinks(SphinxPostTransform):
 
 
 def folder_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """A page for each folder that has no README.md and that a document links to."""
+    """Generates a page for each linked folder without a README.md."""
     assert isinstance(app.builder, StandaloneHTMLBuilder)
     for folder in sorted(app.folders):
         root = Path(app.srcdir, folder)
@@ -58,7 +58,7 @@ def folder_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 
 def shown(files: Iterable[Path]) -> list[Path]:
-    """The files that a page of a folder shows: sources and settings."""
+    """The files that the page of a folder shows: sources and settings."""
     return sorted(file for file in files if file.suffix in LANGUAGES)
 
 

@@ -5,8 +5,8 @@
 
 The local objective of a stage is its task loss plus the error of a small decoder that
 reconstructs the image from the features, as in InfoPro (Wang et al., ICLR 2021). Stage 0 has the
-image as its input. For the stages above, the image travels with the activations as a declared
-tensor of bytes.
+image as its input. The stages above receive the image with the activations, as a declared tensor of
+bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dglpipe.pipeline.stage import LocalBatch
 IMAGE = "image"
 DECODER = "decoder"
 SCALE = 32.0
-"""Steps of one byte in a unit of a normalised pixel: bytes hold -4 to 4."""
+"""Byte steps per unit of a normalised pixel: a byte covers -4 to 4."""
 
 
 class Reconstruction(Dgl):
@@ -57,7 +57,7 @@ class Reconstruction(Dgl):
         return (*super().messages(link, spec), image)
 
     def outgoing(self, emission: Emission) -> Mapping[str, Tensor]:
-        """Passes the image on. In stage 0 the image is the input."""
+        """The image as bytes. In stage 0 the image is the input."""
         if IMAGE in emission.extras:
             return {IMAGE: emission.extras[IMAGE]}
         return {IMAGE: to_bytes(emission.inputs)}
@@ -79,15 +79,15 @@ class Reconstruction(Dgl):
 
 
 def to_bytes(image: Tensor) -> Tensor:
-    """A normalised image (B, C, H, W) as bytes, so that it takes a quarter of the link."""
+    """Converts a normalised image (B, C, H, W) to bytes, a quarter of the size of fp32."""
     return (image.detach().float() * SCALE + 128).round().clamp(0, 255).to(torch.uint8)
 
 
 def from_bytes(image: Tensor) -> Tensor:
-    """The normalised image (B, C, H, W) of `to_bytes`."""
+    """Converts the result of `to_bytes` back to a normalised image (B, C, H, W)."""
     return (image.float() - 128) / SCALE
 
 
 def build(settings: MethodConfig, weight: float = 0.1) -> Reconstruction:
-    """The target of `method.target`: the package passes `settings`, the user `weight`."""
+    """The builder for `method.target`: dglpipe passes `settings`, the user passes `weight`."""
     return Reconstruction(settings, weight)

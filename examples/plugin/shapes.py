@@ -2,9 +2,9 @@
 
     dglpipe train --config-dir examples/plugin/conf model=shapes head=shapes data=shapes
 
-A builder gets the arguments that its configuration gives. Those of the following that its
-signature names are filled in: `channels`, `classes`, `image_size` (network), `channels`,
-`side`, `classes` (head), `seed` (data).
+A builder receives the arguments from its configuration. dglpipe fills in the following arguments if
+the signature names them: `channels`, `classes`, `image_size` (network), `channels`, `side`,
+`classes` (head), `seed` (data).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 def network(channels: int, classes: int, width: int = 16) -> nn.Module:
     """Images (B, channels, H, W) -> logits (B, classes); any module that torch.fx can trace.
 
-    Four segments: a cut can lie in front of every convolution but the first.
+    Four segments: a cut is possible before every convolution except the first.
     """
     widths = [channels, width, width, 2 * width, 2 * width]
     layers = [_layer(widths[i], widths[i + 1], stride=1 + (i == 2)) for i in range(4)]
@@ -62,7 +62,7 @@ class Shapes:
 
 
 def data(seed: int, samples: int = 768, noise: float = 40.0) -> Shapes:
-    """Shapes at random places, in random sizes; a function of `seed` alone."""
+    """Shapes of random position and size, determined by `seed`."""
     generator = torch.Generator().manual_seed(seed)
     return Shapes(_draw(samples, noise, generator), _draw(samples // 4, noise, generator))
 
