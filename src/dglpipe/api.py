@@ -140,9 +140,9 @@ def _split(
     names = [segment.name for segment in traced.segments]
     check_stages(traced, stages)
     try:
-        work = _look(trace(meta_copy(network)), row)
+        work = _segment_flops(trace(meta_copy(network)), row)
     except NeedsValuesError:
-        work = _look(trace(meta_copy(network, values=True)), row)
+        work = _segment_flops(trace(meta_copy(network, values=True)), row)
     if at is not None:
         return [*cut(traced, boundaries(list(at), count, stages, names))]
     costs = flop_costs(work, lambda _at, _row: (), item_bytes=4)
@@ -154,6 +154,6 @@ def _split(
     return [*cut(traced, bounds)]
 
 
-def _look(traced: TracedNetwork, row: tuple[int, ...]) -> SegmentFlops:
+def _segment_flops(traced: TracedNetwork, row: tuple[int, ...]) -> SegmentFlops:
     shapes = propagate_shapes(traced, (2, *row), float_type(traced.network.parameters()))
     return SegmentFlops(traced, [row, *(shape[1:] for shape in shapes[:-1])])

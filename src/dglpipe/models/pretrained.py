@@ -33,7 +33,7 @@ def initialise(network: nn.Module, weights: str) -> None:
     """
     tensors = _read(_find(weights))
     own = network.state_dict()
-    tensors = _modern(tensors, own)
+    tensors = _renamed(tensors, own)
     _require_fit(weights, own, tensors)
     if not any(value.is_meta for value in own.values()):
         network.load_state_dict(tensors, strict=True)
@@ -79,7 +79,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         zipped = zipfile.is_zipfile(path)  # the format of torch.save since torch 1.6
         tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # each format raises its own exception
-        raise ConfigError(KEY, str(path), allowed, _why(path, error)) from error
+        raise ConfigError(KEY, str(path), allowed, _reason(path, error)) from error
     for name in _WRAPPED:
         if isinstance(tree, Mapping) and isinstance(tree.get(name), Mapping):
             tree = tree[name]
@@ -97,7 +97,7 @@ _FOREIGN = re.compile(r"(?:GLOBAL|Unsupported class) ([\w.]+)")
 """Matches the message of torch about an object that is not a tensor."""
 
 
-def _why(path: Path, error: Exception) -> str:
+def _reason(path: Path, error: Exception) -> str:
     """The reason why `path` cannot be read, and the fix. Does not contain the message of torch,
     which advises to run code from the file."""
     if isinstance(error, OSError):
@@ -129,7 +129,7 @@ _COUNTER = "num_batches_tracked"
 """Batch counter of batch norm since torch 0.4; files of older versions do not have this key."""
 
 
-def _modern(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _renamed(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Renames the keys of `given` to the keys of current versions of torch and torchvision."""
     if given.keys() - own.keys():
         given = {_DENSE.sub(r"\1\2", key): value for key, value in given.items()}

@@ -175,11 +175,11 @@ class MemoryLimit:
         need, (first, end) = needs[largest], spans[largest]
         if need.total <= self.size:
             return
-        over = f"{show(need.total - self.size)} more than the limit"
-        links = f"including {show(need.buffers)} for the buffers of its links"
+        over = f"{format_bytes(need.total - self.size)} more than the limit"
+        links = f"including {format_bytes(need.buffers)} for the buffers of its links"
         settings = " with its settings in per_stage" if self.per_stage else ""
         stage = f"Stage {largest} (segments {first} to {end - 1})"
-        text = f"{stage} needs {show(need.total)}{settings}, {links}, {over}. {hint}"
+        text = f"{stage} needs {format_bytes(need.total)}{settings}, {links}, {over}. {hint}"
         allowed = f"at least {need.total} bytes for this cut"
         raise ConfigError("pipeline.memory_limit", self.size, allowed, text.strip())
 
@@ -245,7 +245,7 @@ def optimizer_state(config: OptimizerConfig) -> int:
     return 2
 
 
-def show(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Formats a number of bytes with a unit, for messages."""
     size, unit = float(count), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):

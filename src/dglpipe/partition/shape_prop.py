@@ -36,7 +36,7 @@ def propagate_shapes(
     if known is not None:
         return known
     shapes = _run(traced, shape, dtype)
-    if any(map(traced.operations.counted, traced.starts[1:])):
+    if any(map(traced.operations.uses_earlier_rows, traced.starts[1:])):
         # A stage reads the number of rows from its input. Two batch sizes show that dimension 0
         # is the batch, and not another dimension of equal size.
         _run(traced, (shape[0] + 1, *shape[1:]), dtype)
@@ -61,12 +61,12 @@ def _run(traced: TracedNetwork, shape: Sequence[int], dtype: torch.dtype) -> lis
         except Exception as error:  # RuntimeError, ValueError or IndexError for wrong shapes
             if batch.is_meta and "meta tensor" in str(error).lower():
                 raise NeedsValuesError("model", segment.name, "shapes alone", str(error)) from error
-            raise _unfit(traced, at, batch, shape, str(error)) from error
+            raise _size_error(traced, at, batch, shape, str(error)) from error
         if not isinstance(output, Tensor) or output.shape[:1] != batch.shape[:1]:
             got = f"{type(output).__name__} from segment {at} ({segment.name})"
             raise ConfigError("model", got, "one tensor with one row per row of the batch")
         if not output.numel():
-            raise _unfit(traced, at, batch, shape, "Its output is empty")
+            raise _size_error(traced, at, batch, shape, "Its output is empty")
         batch = known[key] = output
         shapes.append(tuple(output.shape))
     return shapes
@@ -89,7 +89,7 @@ _PROXY = re.compile(r"Proxy\([^)]*\)")
 """The name that `torch.fx` gives to a size in the message of a traced assertion."""
 
 
-def _unfit(
+def _size_error(
     traced: TracedNetwork, at: int, batch: Tensor, shape: Sequence[int], reason: str
 ) -> ConfigError:
     name = traced.segments[at].name

@@ -44,7 +44,7 @@ def boundaries(
             raise ConfigError("pipeline.split", split, "even, or a list of segments")
         return even_boundaries(segments, stages)
     firsts = list(split)
-    allowed = _fault(firsts, segments, stages)
+    allowed = _required(firsts, segments, stages)
     if allowed:
         raise ConfigError("pipeline.split", firsts, allowed, hint)
     return [0, *firsts]
@@ -61,7 +61,7 @@ def check_stages(traced: TracedNetwork, stages: int) -> None:
     except ConfigError as error:
         operations = traced.operations
         places = (at for at, node in enumerate(operations.nodes) if at and operations.weights(node))
-        found = dict.fromkeys(itertools.chain(*map(operations.in_the_way, places)))
+        found = dict.fromkeys(itertools.chain(*map(operations.blocking_lines, places)))
         if not found:
             raise
         hint = f"{error.hint}. Sizes that are read before a cut and used after it prevent more "
@@ -69,7 +69,7 @@ def check_stages(traced: TracedNetwork, stages: int) -> None:
         raise ConfigError(error.key, error.got, error.allowed, hint) from None
 
 
-def _fault(firsts: list[int], segments: int, stages: int) -> str:
+def _required(firsts: list[int], segments: int, stages: int) -> str:
     """Description of an allowed list; empty if `firsts` is allowed."""
     if len(firsts) != stages - 1:
         return f"{stages - 1} numbers for {stages} stages: the first segment of all but stage 0"

@@ -29,7 +29,7 @@ class LoaderEstimate:
     seconds_per_step: float | None = None
     workers: int | None = None
 
-    def beside(self, node: Node, replicas: int) -> LoaderEstimate:
+    def sharing(self, node: Node, replicas: int) -> LoaderEstimate:
         """The estimate for this loader, measured alone, if all replicas load on one machine.
 
         Assumes that loader processes are always busy. A loader without loader processes slows
@@ -93,7 +93,7 @@ def predict(
     loader = loader or LoaderEstimate(())
     timed = stages[0].seconds_per_step is not None
     if node is not None:
-        loader = loader.beside(node, layout.replicas)
+        loader = loader.sharing(node, layout.replicas)
     rounds = _rounds(stages, method)
     alone = replace(layout, processes=1, placement="chain")
     limits = [_longest(_limits(work, layout, method, loader, node)) for work in rounds]

@@ -117,17 +117,17 @@ class Operations:
         with rows."""
         return [node for node in self._alive(at) if node not in self.sizes.counts]
 
-    def counted(self, at: int) -> bool:
+    def uses_earlier_rows(self, at: int) -> bool:
         """Whether `at` or a later operation uses a number of rows that was read before `at`."""
         return not self.sizes.counts.isdisjoint(self._alive(at))
 
     def can_cut(self, at: int) -> bool:
         """Whether a cut before operation `at` is possible."""
         alive = self.alive(at)
-        known = not self.counted(at) or self.sizes.tensors.issuperset(alive)
+        known = not self.uses_earlier_rows(at) or self.sizes.tensors.issuperset(alive)
         return len(alive) == 1 and known and not self._overwritten(alive[0], at)
 
-    def in_the_way(self, at: int) -> list[str]:
+    def blocking_lines(self, at: int) -> list[str]:
         """Source lines that read the sizes which prevent a cut before operation `at`."""
         alive = self._alive(at)
         tensors = [node for node in alive if node not in self.sizes.all]

@@ -112,5 +112,5 @@ def _differing(node: fx.Node) -> UntraceableError:
     where = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
     got = f"{name_of(node)}{f' in {where[-1]}' if where else ''}"
     hint = "An argument may be self.training; the operations must not depend on it otherwise"
-    mistake = ConfigError("model", got, "the same operations in training and evaluation", hint)
-    return UntraceableError(where[-1] if where else "", mistake)
+    user_error = ConfigError("model", got, "the same operations in training and evaluation", hint)
+    return UntraceableError(where[-1] if where else "", user_error)

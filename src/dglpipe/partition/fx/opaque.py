@@ -14,13 +14,13 @@ class UntraceableError(Exception):
 
     Args:
         path: path of the innermost module that contains the part; empty for the network itself.
-        mistake: the error to raise if no enclosing module can be a single operation.
+        user_error: the error to raise if no enclosing module can be a single operation.
     """
 
-    def __init__(self, path: str, mistake: ConfigError) -> None:
+    def __init__(self, path: str, user_error: ConfigError) -> None:
         super().__init__(path)
         self.path = path
-        self.mistake = mistake
+        self.user_error = user_error
 
 
 def opaque_part(

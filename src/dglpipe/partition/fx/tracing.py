@@ -57,7 +57,7 @@ def symbolic_graph(network: nn.Module) -> fx.Graph:
             except UntraceableError as error:
                 part = opaque_part(network, error.path, whole)
                 if part is None:
-                    raise error.mistake from error.__cause__
+                    raise error.user_error from error.__cause__
                 whole.add(part)
     finally:
         for module, mode in training:
@@ -151,7 +151,7 @@ def _trace(network: nn.Module, whole: Set[type[nn.Module] | str]) -> Trace:
             graph = tracer.trace(network)
         except Exception as error:  # a forward that receives proxies may raise any exception
             path = tracer.path_of_module(tracer.failed) if tracer.failed is not None else ""
-            raise UntraceableError(path, _mistake(error, network)) from error
+            raise UntraceableError(path, _to_user_error(error, network)) from error
     constants = {name: str(value) for name, value in vars(network).items() if _CONSTANT in name}
     device = next((weights.device for weights in network.parameters()), None)
     for name in constants:
@@ -160,11 +160,11 @@ def _trace(network: nn.Module, whole: Set[type[nn.Module] | str]) -> Trace:
     return Trace(graph, constants)
 
 
-def _mistake(error: Exception, network: nn.Module) -> ConfigError:
+def _to_user_error(error: Exception, network: nn.Module) -> ConfigError:
     """Converts an `error` from tracing `network` to an error for the user."""
-    scene = _scene(error, network)
+    location = _location(error, network)
     if isinstance(error, ModesError):
-        return ConfigError("model", scene, error.ALLOWED, error.HINT)
+        return ConfigError("model", location, error.ALLOWED, error.HINT)
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     hint = (
         "Keep Python decisions on values out of forward, hide the operation in a function "
@@ -172,12 +172,12 @@ def _mistake(error: Exception, network: nn.Module) -> ConfigError:
         "of an nn.Sequential, whose parts may be any modules. "
         f"{reason}"
     )
-    return ConfigError("model", scene, "a network that torch.fx can trace", hint)
+    return ConfigError("model", location, "a network that torch.fx can trace", hint)
 
 
-def _scene(error: Exception, network: nn.Module) -> str:
+def _location(error: Exception, network: nn.Module) -> str:
     """The line of the user's code in which tracing failed."""
-    own = [at for at in traceback.extract_tb(error.__traceback__) if _is_users(at.filename)]
+    own = [at for at in traceback.extract_tb(error.__traceback__) if _is_user_code(at.filename)]
     name = type(network).__name__
     return f"{name}: {own[-1].line} ({own[-1].filename}:{own[-1].lineno})" if own else name
 
@@ -185,14 +185,14 @@ def _scene(error: Exception, network: nn.Module) -> str:
 _LIBRARY = (str(Path(torch.__file__).parent), __file__, inplace_ops.__file__, "<")
 
 
-def _is_users(filename: str) -> bool:
+def _is_user_code(filename: str) -> bool:
     return not filename.startswith(_LIBRARY)
 
 
 def _line() -> str:
     """The line of the user's code that is being traced."""
     frame = inspect.currentframe()
-    while frame is not None and not _is_users(frame.f_code.co_filename):
+    while frame is not None and not _is_user_code(frame.f_code.co_filename):
         frame = frame.f_back
     if frame is None:
         return ""
