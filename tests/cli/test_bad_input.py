@@ -390,7 +390,7 @@ def test_images_that_are_not_square(cli, tmp_path):
 def test_images_too_small_for_the_network(cli):
     message = cli.refuse("model=vgg19_bn", "run_dir=run")
     assert "data.image_size: got 8; allowed: images that segment 11 (features.36)" in message
-    assert "an input of shape (512, 1, 1)" in message
+    assert "rows of shape (512, 1, 1)" in message
 
 
 def test_network_for_colour_and_images_with_two_channels(cli):
