@@ -23,7 +23,7 @@ SMALL = (
     "pipeline.split=even",
     "pipeline.checked=true",
 )
-"""Digits in 4 batches an epoch, the last of 237 rows; links check for misuse of buffers."""
+"""Digits in 4 batches per epoch, the last of 237 rows; links check for misuse of buffers."""
 WIDTH = "model.width=4"
 GROUPS = ("model", "head", "data", "optimizer", "schedule", "method", "precision")
 
@@ -58,7 +58,7 @@ def _composed_groups(groups: tuple[str, ...]) -> Config:
 
 
 def layout(stages: int, processes: int | None = None, replicas: int = 1) -> Layout:
-    """One thread a process; P = K unless given."""
+    """A layout with one thread per process; P = K unless given."""
     return Layout(stages, processes or stages, replicas, threads=1)
 
 

@@ -59,7 +59,7 @@ class Failure:
         )
 
     def line(self) -> str:
-        """The report of a process that stopped because another one failed."""
+        """The report of a process that stopped because another process failed."""
         return f"{self.where} stopped at step {self.step}: {self.message}"
 
 

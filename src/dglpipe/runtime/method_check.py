@@ -105,7 +105,7 @@ def _check_stage(
 def _check_filled(
     method: Method, j: int, declared: Mapping[str, Field], filled: Mapping[str, Tensor]
 ) -> None:
-    """Compares the tensors that stage `j` fills with the declared ones."""
+    """Compares the tensors that stage `j` fills with the declared tensors."""
     for name in filled.keys() - declared.keys():
         got = f"{_place(method, j, name)}: filled, but not declared"
         hint = "Declare it in Method.messages, or leave it out of Method.outgoing"
