@@ -57,14 +57,14 @@ docs: $(VENV)/.dglpipe-docs ## the documentation as a site, in build/docs
 	$(BIN)/python -m sphinx -E -W --keep-going -n -c docs -d build/doctrees . build/docs $(ARGS)
 
 gpu-check: $(VENV)/.dglpipe-run ## what can only be checked with CUDA devices
-	$(BIN)/python benchmarks/gpu_check/gpu_check.py $(ARGS)
+	$(BIN)/python tools/gpu_check/gpu_check.py $(ARGS)
 
 install: $(VENV)/.dglpipe-test $(VENV)/.dglpipe-dev ## nothing but the virtual environment, with all tools
 
 clean: ## remove .venv, build outputs and caches; runs/ stays
 	rm -rf .venv build dist src/dglpipe.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+	find src tests benchmarks tools examples -name __pycache__ -prune -exec rm -rf {} +
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))

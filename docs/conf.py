@@ -26,7 +26,7 @@ version = release = dglpipe.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "folder_links"]
 root_doc = "docs/index"
-include_patterns = ["*.md", "docs/**.md", "benchmarks/**.md"]
+include_patterns = ["*.md", "docs/**.md", "benchmarks/**.md", "tools/**.md"]
 exclude_patterns = [".*", "build", "conf", "dist", "examples", "launch", "runs", "src", "tests"]
 
 nitpicky = True

@@ -12,8 +12,9 @@ from harness.paths import ROOT
 
 BIN = Path(sys.executable).parent
 """Folder of the programs that the documents name."""
+FOLDERS = ("docs", "benchmarks", "tools")
 DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
+    [*ROOT.glob("*.md"), *(file for one in FOLDERS for file in (ROOT / one).rglob("*.md"))]
 )
 
 

@@ -8,7 +8,7 @@ import pytest
 from documents import DOCUMENTS, ROOT, anchors
 
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
-SOURCE = re.compile(r"`((?:src|tests|conf|docs|launch|benchmarks|examples)/[\w./-]+)`")
+SOURCE = re.compile(r"`((?:src|tests|conf|docs|launch|benchmarks|tools|examples)/[\w./-]+)`")
 
 
 def links() -> list[tuple[str, str]]:

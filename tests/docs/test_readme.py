@@ -18,7 +18,7 @@ from documents import BIN, DOCUMENTS, ROOT, Block, blocks, write_files
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
 
-OWN = [path for path in DOCUMENTS if "benchmarks" not in path.relative_to(ROOT).parts]
+OWN = [path for path in DOCUMENTS if path.relative_to(ROOT).parts[0] not in ("benchmarks", "tools")]
 SHELL = [block for path in OWN for block in blocks(path) if block.language == "sh"]
 RUN = [block for block in SHELL if not block.mark and block.document == "README.md"]
 SETTINGS = [block for block in SHELL if not block.mark]

@@ -6,5 +6,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-GPU_CHECK = BENCHMARKS / "gpu_check"
+TOOLS = ROOT / "tools"
+GPU_CHECK = TOOLS / "gpu_check"
 """`make gpu-check`: its modules import each other by their plain names."""

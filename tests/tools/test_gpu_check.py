@@ -38,11 +38,11 @@ class FakeRunner:
         self.asked[name] = overrides, start
         path = self._folder / name
         path.mkdir()
-        story = self._prepared.get(name, {"summary": summary()})
-        if "summary" in story:
-            (path / "summary.json").write_text(json.dumps(story["summary"]))
-        status = story.get("status", 0)
-        return Run(status, story.get("stderr", ""), path, story.get("watched", []))
+        prepared = self._prepared.get(name, {"summary": summary()})
+        if "summary" in prepared:
+            (path / "summary.json").write_text(json.dumps(prepared["summary"]))
+        status = prepared.get("status", 0)
+        return Run(status, prepared.get("stderr", ""), path, prepared.get("watched", []))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ class TestWithoutCuda:
         assert "--rehearse" in text
         assert list(tmp_path.iterdir()) == []
 
-    def test_readmes_tell_whether_it_has_been_run(self):
+    def test_documents_say_whether_it_has_been_run(self):
         for readme in (ROOT / "docs" / "architecture.md", GPU_CHECK / "README.md"):
             text = readme.read_text()
             says_not = re.search(r"CUDA\W+path\W+has\W+not\W+been\W+run", text) is not None
@@ -111,7 +111,7 @@ class TestParity:
         result = checks(parity_bf16_2=other).parity()
         assert result == {"passed": False, "fp32": True, "bf16": False}
 
-    def test_a_failed_run_is_told(self, checks):
+    def test_a_failed_run_shows_its_output(self, checks):
         result = checks(parity_fp32_1={"status": 1, "stderr": "it broke"}).parity()
         assert not result["passed"]
         assert result["fp32"] == "it broke"
@@ -129,11 +129,11 @@ class TestNoWaiting:
         assert start[-1] == "--worker"
         assert "--nproc-per-node=2" in start
 
-    def test_failure_is_told(self, checks):
+    def test_a_failure_shows_its_output(self, checks):
         failed = {"status": 1, "stderr": "called a synchronizing CUDA operation"}
         result = checks(no_waiting=failed).no_waiting()
         assert result["passed"] is False
-        assert "synchronizing" in result["told"]
+        assert "synchronizing" in result["output"]
 
 
 class TestSoak:
@@ -201,12 +201,12 @@ class TestKill:
             (CAUSE, {"milliseconds": ()}),
             (CAUSE, {"status": 0}),
         ],
-        ids=["later", "other rank", "untold", "slow", "never trained", "status"],
+        ids=["later", "other rank", "unreported", "slow", "never trained", "status"],
     )
     def test_not_so(self, stderr, how):
         result = self.judge(stderr, **how)
         assert result["passed"] is False
-        assert result["told"] == stderr
+        assert result["output"] == stderr
 
     def test_one_gpu_is_not_enough(self, checks):
         assert checks(1).kill()["passed"] is None
@@ -215,24 +215,24 @@ class TestKill:
 class TestReport:
     def test_a_check_that_raises_does_not_stop_the_others(self, tmp_path, monkeypatch):
         monkeypatch.setattr(gpu_check, "Runner", lambda folder, _: FakeRunner(folder, soak={}))
-        told = []
+        lines = []
         plan = plan_for(2)
-        results = gpu_check.run_checks(tmp_path, plan, told.append)
+        results = gpu_check.run_checks(tmp_path, plan, lines.append)
         assert list(results) == ["parity", "no_waiting", "soak", "kill", "throughput"]
-        assert len(told) == 5
+        assert len(lines) == 5
         assert results["parity"]["passed"]
         assert results["soak"]["passed"] is False
-        assert "KeyError" in results["soak"]["told"]
+        assert "KeyError" in results["soak"]["output"]
         report = json.loads(json.dumps(gpu_check.make_report(results, plan, rehearsal=False)))
         assert report["passed"] is False
         assert {"torch", "cuda", "nccl", "devices"} <= report["machine"].keys()
 
     @pytest.mark.parametrize(
-        ("said", "passed", "complete"),
+        ("outcomes", "passed", "complete"),
         [((True, True), True, True), ((True, None), True, False), ((False, None), False, False)],
     )
-    def test_passed_and_complete(self, said, passed, complete):
-        results = {str(number): {"passed": one} for number, one in enumerate(said)}
+    def test_passed_and_complete(self, outcomes, passed, complete):
+        results = {str(number): {"passed": one} for number, one in enumerate(outcomes)}
         report = gpu_check.make_report(results, plan_for(1), rehearsal=True)
         assert (report["passed"], report["complete"]) == (passed, complete)
         assert report["rehearsal"]
@@ -294,11 +294,11 @@ def runner(tmp_path):
 
 
 class TestRunner:
-    def test_status_and_last_words(self, runner):
+    def test_status_and_last_lines(self, runner):
         say = "import sys; sys.exit(' '.join(sys.argv[1:-1]))"
         run = runner.run("one", "b=2", start=("-c", say))
         assert not run.ended_well()
-        assert run.told() == "a=1 b=2"
+        assert run.last_lines() == "a=1 b=2"
         assert run.summary == {}
 
     def test_nothing_is_left_when_the_watcher_fails(self, runner):

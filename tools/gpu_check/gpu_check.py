@@ -1,9 +1,9 @@
-"""Runs the CUDA path on this machine's GPUs and writes what came of it: `make gpu-check`.
+"""Runs the CUDA path on this machine's GPUs and writes a report: `make gpu-check`.
 
     parity      the weights of P = 1 and of P = K are equal, bit for bit
     no_waiting  no step makes the host wait for the device
     soak        1,000 batches in memory that does not grow
-    kill        a worker is killed: all others are gone in 10 s, and the cause is told
+    kill        a worker is killed: all others are gone in 10 s, and the cause is reported
     throughput  samples per second of P = 1 and of P = K
 
 Exit status: 0 all passed, 1 a check failed, 2 no CUDA device. `--rehearse` runs the same on
@@ -46,7 +46,7 @@ def machine() -> Result:
     }
 
 
-def run_checks(folder: Path, plan: Plan, tell: Callable[[str], object]) -> Result:
+def run_checks(folder: Path, plan: Plan, log: Callable[[str], object]) -> Result:
     """Runs all checks; one that raises has failed and does not stop the others."""
     checks = Checks(Runner(folder, plan.settings), plan)
     results: Result = {}
@@ -55,20 +55,20 @@ def run_checks(folder: Path, plan: Plan, tell: Callable[[str], object]) -> Resul
         try:
             result = check()
         except Exception as error:
-            result = {"passed": False, "told": f"{type(error).__name__}: {error}"}
+            result = {"passed": False, "output": f"{type(error).__name__}: {error}"}
         results[check.__name__] = {**result, "wall_seconds": time.monotonic() - started}
-        tell(f"{check.__name__}: {json.dumps(results[check.__name__])}")
+        log(f"{check.__name__}: {json.dumps(results[check.__name__])}")
     return results
 
 
 def make_report(results: Result, plan: Plan, rehearsal: bool) -> Result:
-    """What goes into the file."""
+    """The content of the report file."""
     from dglpipe.runtime.summary import git_revision
 
-    said = [result["passed"] for result in results.values()]
+    passed = [result["passed"] for result in results.values()]
     return {
-        "passed": False not in said,
-        "complete": None not in said,
+        "passed": False not in passed,
+        "complete": None not in passed,
         "rehearsal": rehearsal,
         "git": git_revision(),
         "date": time.strftime("%Y-%m-%d"),

@@ -14,14 +14,14 @@ Result = dict[str, Any]
 
 KILL_LIMIT_S = 10
 GROWTH_LIMIT = 0.05
-"""By so much may the host memory at the end of the soak exceed that of its second quarter."""
+"""Allowed growth of the host memory from the second quarter of the soak to its end."""
 COMMON = ("data=synthetic", "epochs=100000", "evaluate.every=0", "log_every=10")
 AFTER_THE_CAUSE = ("Traceback", "lost rank", "Connection closed", "Watchdog caught")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How large the runs are."""
+    """Size of the runs."""
 
     stages: int
     processes: int
@@ -32,7 +32,7 @@ class Plan:
 
 
 def plan_for(devices: int) -> Plan:
-    """The runs for a machine with so many GPUs; 0: the rehearsal."""
+    """The runs for a machine with this number of GPUs; 0: the rehearsal."""
     if devices == 0:
         small = ("data.samples=100", "data.image_size=16", "model.width=4", "batch_size=32")
         cpu = ("pipeline.backend=gloo", "pipeline.threads=1")
@@ -43,7 +43,7 @@ def plan_for(devices: int) -> Plan:
 
 
 class Checks:
-    """The checks, each a method that gives its result."""
+    """The checks, each a method that returns its result."""
 
     def __init__(self, runner: Runner, plan: Plan) -> None:
         self._runner = runner
@@ -51,7 +51,7 @@ class Checks:
         self._soak: Run | None = None
 
     def parity(self) -> Result:
-        """The uneven last batch of an epoch, dropout and both precisions are in it."""
+        """Equal weights, with an uneven last batch, dropout and both precisions."""
         if self._plan.processes == 1:
             return {"passed": None, "reason": "needs two GPUs"}
         result: Result = {"passed": True}
@@ -73,7 +73,7 @@ class Checks:
                 f"precision={precision}",
             )
             if not run.ended_well():
-                return run.told()
+                return run.last_lines()
             hashes.append(run.hashes)
         return hashes[0] == hashes[1]
 
@@ -84,7 +84,7 @@ class Checks:
         return _of(run, {"steps": 40})
 
     def soak(self) -> Result:
-        """Peak memory of the device as after a tenth, memory of the host flat."""
+        """Peak memory of the device as after a tenth of the steps; host memory does not grow."""
         processes, steps = self._plan.processes, self._plan.steps
         short = self._train("short", processes, steps // 10)
         run = self._train("soak", processes, steps, during=watch_memory)
@@ -93,7 +93,7 @@ class Checks:
         self._soak = run
         peaks = [_peak(short), _peak(run)]
         growth = host_growth(run.watched)
-        # On the CPU the peak is the host's, and `growth` looks at that.
+        # On the CPU the peak is host memory, which `growth` checks.
         flat = run.summary["device"] == "cpu" or peaks[1] <= 1.01 * peaks[0]
         passed = flat and growth is not None and growth <= GROWTH_LIMIT
         return {"passed": passed, "steps": steps, "peak_bytes": peaks, "host_growth": growth}
@@ -106,7 +106,7 @@ class Checks:
         return judge_kill(run, self._plan.processes - 1)
 
     def throughput(self) -> Result:
-        """Of P = K from the soak, of P = 1 from a run of a fifth of it."""
+        """P = K from the soak, P = 1 from a run of a fifth of its steps."""
         one = self._train("one_process", 1, self._plan.steps // 5)
         if not one.ended_well() or self._soak is None:
             return _of(one, {"passed": False})
@@ -121,7 +121,7 @@ class Checks:
 def _of(run: Run, figures: Result) -> Result:
     if run.ended_well():
         return {"passed": True, **figures}
-    return {"passed": False, "status": run.status, "told": run.told()}
+    return {"passed": False, "status": run.status, "output": run.last_lines()}
 
 
 def _peak(run: Run) -> int:
@@ -129,7 +129,7 @@ def _peak(run: Run) -> int:
 
 
 def host_growth(samples: Sequence[int]) -> float | None:
-    """By what share the last quarter lies above the second; None with too few samples."""
+    """Relative growth from the second quarter to the last; None with too few samples."""
     quarter = len(samples) // 4
     if quarter < 2:
         return None
@@ -137,7 +137,7 @@ def host_growth(samples: Sequence[int]) -> float | None:
 
 
 def judge_kill(run: Run, rank: int) -> Result:
-    """Whether all went in time and the first that is told is the kill of `rank`."""
+    """Whether all ended in time and the first error reported is the kill of `rank`."""
     cause = run.stderr.find("was ended by SIGKILL")
     line = run.stderr[:cause].rpartition("\n")[2] if cause >= 0 else ""
     others = [at for word in AFTER_THE_CAUSE if (at := run.stderr.find(word)) >= 0]
@@ -149,4 +149,4 @@ def judge_kill(run: Run, rank: int) -> Result:
     figures = {"seconds": seconds, "cause_first": first, "status": run.status}
     if in_time and first and run.status == 1:
         return {"passed": True, **figures}
-    return {"passed": False, **figures, "told": run.told()}
+    return {"passed": False, **figures, "output": run.last_lines()}

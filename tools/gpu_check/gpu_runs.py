@@ -53,8 +53,8 @@ class Run:
     def ended_well(self) -> bool:
         return self.status == 0
 
-    def told(self, lines: int = 15) -> str:
-        """The end of what it said."""
+    def last_lines(self, lines: int = 15) -> str:
+        """The end of its stderr."""
         return "\n".join(self.stderr.splitlines()[-lines:])
 
 
@@ -97,7 +97,7 @@ class Runner:
 
 
 def workers(path: Path) -> list[int]:
-    """Process numbers of the workers, by rank; empty before they have met."""
+    """Process ids of the workers, by rank; empty before the rendezvous."""
     file = path / "workers.json"
     return [worker["pid"] for worker in json.loads(file.read_text())] if file.exists() else []
 
