@@ -163,7 +163,7 @@ def load(name: str) -> Any:
 
 
 def to_json(value: Any) -> str:
-    """JSON in few lines: innermost lists and objects take one line, entries of objects share lines."""
+    """JSON in few lines: an innermost list or object takes one; short entries share a line."""
     return _to_json(json.loads(json.dumps(finite(value))), "")
 
 

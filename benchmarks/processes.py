@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 from dglpipe.config import LinkConfig
 from dglpipe.pipeline.device import Device
@@ -28,12 +29,12 @@ def in_processes(
         function: `folder` is an empty folder that the processes share, for `connect`.
 
     Raises:
-        ProcessException: a process failed; the others are terminated.
+        ProcessRaisedException: a process failed; the others are terminated.
     """
     results: dict[int, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         queue = mp.get_context(start_method).SimpleQueue()
-        context = mp.start_processes(
+        context = start_processes(  # type: ignore[no-untyped-call]
             _call, (function, folder, queue, arguments), count, False, start_method=start_method
         )
         finished = False

@@ -1,32 +1,31 @@
-"""Accuracy of asynchronous learning by slow-down and by size of the buffers, on the digits.
+"""Accuracy of asynchronous learning by slow-down and by buffer size, on the digits.
 
     python benchmarks/async/accuracy.py --output FILE.json --picture FILE.png
 
-`experiment=async_slowdown_digits`, simulated and for real, each stage slowed in turn; and by the
-size of the buffers; beside synchronous learning of the same stages. Last exit, last epoch, every
-seed.
+`experiment=async_slowdown_digits`, simulated and in real processes: one stage slowed at a time, and
+several buffer sizes without a slow stage; beside synchronous learning of the same stages. Last
+exit, last epoch, every seed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import record
+from benchmarks import common
+from benchmarks.common import interval, log
 
 EXPERIMENT = "experiment=async_slowdown_digits"
 STAGES = 4
 SYNCHRONOUS = ("method.buffer=1", "method.order=sequential", "method.warmup=false")
-"""Bit for bit what `method=dgl` does, with the same optimizer."""
+"""Equal to `method=dgl` bit for bit, with the same optimizer."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +41,12 @@ class Run:
     accuracy: float
     """Of the last exit after the last epoch."""
     mean_age: float | None
-    """Of what the last stage read."""
+    """Age of what the last stage read, in outputs."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--slowdowns", nargs="+", type=float, default=[1.2, 1.5, 2.0])
-    parser.add_argument("--buffers", nargs="+", type=int, default=[1, 5, 20, 50])
-    parser.add_argument("--kinds", nargs="+", default=["simulated", "real"])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--add", help="JSON file of earlier results, which are shown along")
-    parser.add_argument("--output", help="JSON file of the results")
-    parser.add_argument("--picture", help="PNG file of the results")
-    parser.add_argument("overrides", nargs="*", help="of all runs")
-    arguments = parser.parse_args()
-    record.prepare(arguments.output, arguments.picture)
+    arguments = parse()
+    common.prepare(arguments.output, arguments.picture)
     runs = []
     if arguments.add:
         runs += [Run(**run) for run in json.loads(Path(arguments.add).read_text())["runs"]]
@@ -66,14 +56,26 @@ def main() -> None:
         for kind in arguments.kinds:
             for slowdown, stage, buffer in settings(arguments):
                 runs.append(train(kind, slowdown, stage, buffer, seed, arguments.overrides))
-    sys.stdout.write(table(runs) + "\n")
-    record.store(arguments.output, runs=[asdict(run) for run in runs])
+    log(table(runs))
+    common.store(arguments.output, runs=[asdict(run) for run in runs])
     if arguments.picture:
         draw(runs, Path(arguments.picture))
 
 
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = common.parser_of(__doc__)
+    parser.add_argument("--slowdowns", nargs="+", type=float, default=[1.2, 1.5, 2.0])
+    parser.add_argument("--buffers", nargs="+", type=int, default=[1, 5, 20, 50])
+    parser.add_argument("--kinds", nargs="+", default=["simulated", "real"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--add", help="JSON file of earlier runs to include")
+    parser.add_argument("--picture", help="PNG file of the results")
+    parser.add_argument("overrides", nargs="*", help="of all runs")
+    return parser.parse_args(words)
+
+
 def settings(arguments: argparse.Namespace) -> list[tuple[float, int | None, int]]:
-    """(S, slow stage, M)"""
+    """S, slow stage and M of each run."""
     most = max(arguments.buffers)
     sizes = [(1.0, None, size) for size in arguments.buffers]
     slow = [(factor, stage, most) for factor in arguments.slowdowns for stage in range(STAGES)]
@@ -88,17 +90,11 @@ def train(
         factors = [slowdown if j == stage else 1.0 for j in range(STAGES)]
         words = [f"method.simulate={str(kind == 'simulated').lower()}", f"method.buffer={buffer}"]
         words += [f"method.slowdown={factors}"]
-    with tempfile.TemporaryDirectory() as folder:
-        run_dir = Path(folder) / "run"
-        own = [f"seed={seed}", f"run_dir={run_dir}", "evaluate.every=0"]
-        command = [sys.executable, "-m", "dglpipe", "train", EXPERIMENT, *words, *own, *overrides]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        if answer.returncode:
-            raise RuntimeError(answer.stderr)
-        summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
-    age = summary["staleness"][-1]["mean_age"] if summary["staleness"] else None
-    accuracy = summary["test"]["accuracy"][-1]
-    return Run(kind, slowdown, stage, buffer, seed, accuracy, age)
+    words += [f"seed={seed}", "evaluate.every=0", *overrides]
+    training = common.train([EXPERIMENT, *words])
+    staleness = training.summary["staleness"]
+    age = staleness[-1]["mean_age"] if staleness else None
+    return Run(kind, slowdown, stage, buffer, seed, training.accuracy[-1], age)
 
 
 def groups(runs: list[Run]) -> dict[tuple[str, float, int | None, int], list[Run]]:
@@ -116,22 +112,24 @@ def table(runs: list[Run]) -> str:
         ages = [run.mean_age for run in alike if run.mean_age is not None]
         what = f"{kind:11} M={buffer:<3} S={slowdown:<4g} stage {'-' if stage is None else stage}"
         age = f"   mean age at the last {mean(ages):.1f}" if ages else ""
-        lines.append(f"{what}  {mean(values):.4f} ({min(values):.4f} .. {max(values):.4f}){age}")
+        lines.append(f"{what}  {interval(mean(values), min(values), max(values), 4)}{age}")
     return "\n".join(lines)
 
 
 def draw(runs: list[Run], picture: Path) -> None:
-    """Accuracy against S, and against M, with the spread over the seeds."""
+    """Accuracy against S, and against M, with the range over the seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
-    still = [run.accuracy for run in runs if run.kind == "synchronous"]
+    synchronous = [run.accuracy for run in runs if run.kind == "synchronous"]
     most = max(run.buffer for run in runs)
     for axes in (left, right):
-        axes.axhspan(min(still), max(still), color="#d9d9d9", label="synchronous, spread")
+        axes.axhspan(
+            min(synchronous), max(synchronous), color="#d9d9d9", label="synchronous, spread"
+        )
     for kind, colour in (("simulated", "#4c78a8"), ("real", "#f58518")):
         own = [run for run in runs if run.kind == kind]
         by_s = _points([(run.slowdown, run.accuracy) for run in own if run.buffer == most])

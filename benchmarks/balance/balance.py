@@ -1,12 +1,12 @@
-"""Slowest stage / mean stage, predicted and measured, of even cuts and of automatic ones.
+"""Balance of even and automatic cuts: slowest stage / mean stage, predicted and measured.
 
     python benchmarks/balance/balance.py --output FILE.json
 
-For each network and K: four cuts, even, by FLOPs, by measured time, and the one with the least
-slowest / mean of all cuts of these segments, by measured time. The stages of all four take steps
-in turn, on one thread; the median over the rounds counts. Beside them stands the least slowest /
-mean of those cuts whose slowest stage is the fastest there is (to 1 %): the most even cut need not
-be one of those, for heads cost differently, and only the slowest stage sets the pace.
+Four cuts of each network and K: even, by FLOPs, by measured time, and the cut with the least
+slowest / mean of all cuts, by measured time. The stages of all four make steps in alternation, on
+one thread; the result is the median over the rounds. The script also gives the least slowest / mean
+of the cuts whose slowest stage is within 1 % of the fastest possible. The most even cut may not be
+among these, because heads differ in cost. Only the slowest stage determines the throughput.
 """
 
 from __future__ import annotations
@@ -22,8 +22,12 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
-from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks import common
+from benchmarks.common import interval, log
+from benchmarks.processes import CPU
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
 from dglpipe.config import Config
@@ -36,14 +40,9 @@ from dglpipe.partition.balance import SegmentCosts
 from dglpipe.partition.cut_problem import CutProblem
 from dglpipe.partition.segments import trace
 from dglpipe.partition.staged_network import build_staged_network
-from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.precision import PRECISIONS
-from dglpipe.pipeline.stage import RunLength, Stage
+from dglpipe.pipeline.stage import Learning, RunLength, Stage
 from dglpipe.runtime.open_data import open_images
-
-sys.path.append(str(Path(__file__).parents[1]))
-
-import record
 
 NETWORKS = {
     "vgg16_bn": 32,
@@ -51,31 +50,34 @@ NETWORKS = {
     "mobilenet_v3_large": 64,
     "vit_b_16": 64,
 }
-"""With the side of their images."""
+"""Side of the images of each network."""
 SPLITS = {"even": "even", "flops": "auto", "time": "auto"}
 CUTS = (*SPLITS, "most even")
-"""The last: of all cuts the one whose slowest / mean is least, by measured time."""
+"""`most even`: the least slowest / mean of all cuts, by measured time."""
 SAME = 1.01
-"""Two slowest stages that differ by less are as fast as each other: time is not measured better."""
-CPU = Device(torch.device("cpu"), "gloo")
+"""Slowest stages within this factor count as equal: the accuracy of the measured times."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
-    parser.add_argument("--stages", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--output", help="JSON file of the results")
-    arguments = parser.parse_args()
-    record.prepare(arguments.output)
+    arguments = parse()
+    common.prepare(arguments.output)
     torch.set_num_threads(1)
     rows = []
     for name in arguments.networks:
         for stages in arguments.stages:
-            rows += compare(name, stages, arguments.batch, arguments.rounds)
-            tell(rows[-len(CUTS) :])
-    record.store(arguments.output, rows=rows)
+            found = compare(name, stages, arguments.batch, arguments.rounds)
+            log(*map(describe, found))
+            rows += found
+    common.store(arguments.output, rows=rows)
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = common.parser_of(__doc__)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    parser.add_argument("--stages", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=16)
+    return parser.parse_args(words)
 
 
 def compare(name: str, stages: int, batch: int, rounds: int) -> list[dict[str, Any]]:
@@ -103,16 +105,14 @@ def compare(name: str, stages: int, batch: int, rounds: int) -> list[dict[str, A
         chains[cut] = Timed(config, stages)
     for chain in chains.values():
         chain.step()
-    seconds: dict[str, list[list[float]]] = {cut: [] for cut in CUTS}
-    for _ in range(rounds):
-        for cut in CUTS:
-            seconds[cut].append(chains[cut].step())
+    ways = {cut: chain.step for cut, chain in chains.items()}
+    seconds = common.rounds(ways, rounds, rotate=False)
     rows: list[dict[str, Any]] = []
     even = 1.0
     for cut in CUTS:
         typical = [median(one) for one in zip(*seconds[cut], strict=True)]
         even = max(typical) if cut == "even" else even
-        spread = quantiles([imbalance(one) for one in seconds[cut]])
+        low, _, high = quantiles([imbalance(one) for one in seconds[cut]])
         rows.append(
             {
                 "network": name,
@@ -125,8 +125,8 @@ def compare(name: str, stages: int, batch: int, rounds: int) -> list[dict[str, A
                     imbalance(one) for one in every.values() if max(one) <= limit
                 ),
                 "measured": imbalance(typical),
-                "quartiles_over_rounds": [spread[0], spread[2]],
-                # Of the slowest stage, which sets the pace of the chain, beside the even cut's.
+                "quartiles_over_rounds": [low, high],
+                # Time of the slowest stage, which limits the throughput, over that of the even cut.
                 "slowest_predicted": slowest[cut] / slowest["even"],
                 "slowest_measured": max(typical) / even,
             }
@@ -135,7 +135,7 @@ def compare(name: str, stages: int, batch: int, rounds: int) -> list[dict[str, A
 
 
 def flops(config: Config, data: DataInfo) -> SegmentCosts:
-    """What `pipeline.cost=flops` goes by."""
+    """The costs of `pipeline.cost=flops`."""
     with building(True, 0):
         network = build_network(config.model, data.channels, len(data.classes), data.height)
     problem = CutProblem(config, build_method(config.method), data, trace(network), 1)
@@ -150,7 +150,7 @@ class Timed:
         network = build_staged_network(config, build_method(config.method), data, stages)
         length = RunLength(1000, 1000)
         self._stages = [
-            Stage(j, network.learner(j), config.stage(j), nn.CrossEntropyLoss(), CPU, length, 0)
+            Stage(j, network.learner(j), config.stage(j), Learning(), CPU, length, 0)
             for j in range(stages)
         ]
         rows = config.batch_size
@@ -180,8 +180,8 @@ def settings(name: str, stages: int, batch: int) -> Config:
     words = ["model=torchvision", f"model.name={name}"]
     if name.startswith("vit"):
         words.append(f"+model.args.image_size={side}")
-    work = [f"data.image_size={side}", f"batch_size={batch}", f"pipeline.stages={stages}"]
-    return compose(parse_arguments([*words, "data=synthetic", "data.samples=64", *work]))
+    data = [f"data.image_size={side}", f"batch_size={batch}", f"pipeline.stages={stages}"]
+    return compose(parse_arguments([*words, "data=synthetic", "data.samples=64", *data]))
 
 
 def imbalance(times: Sequence[float]) -> float:
@@ -189,17 +189,15 @@ def imbalance(times: Sequence[float]) -> float:
     return max(times) * len(times) / sum(times)
 
 
-def tell(rows: Sequence[dict[str, Any]]) -> None:
-    for row in rows:
-        low, high = row["quartiles_over_rounds"]
-        sys.stdout.write(
-            f"{row['network']:20} K={row['stages']} {row['cut']:9} predicted "
-            f"{row['predicted']:.2f} measured {row['measured']:.2f} ({low:.2f} .. {high:.2f}) "
-            f"slowest/even's {row['slowest_predicted']:.2f} {row['slowest_measured']:.2f} "
-            f"least of all cuts {row['least_of_all_cuts']:.2f}, of the fastest "
-            f"{row['least_of_fastest_cuts']:.2f} {row['bounds']}\n"
-        )
-    sys.stdout.flush()
+def describe(row: dict[str, Any]) -> str:
+    return (
+        f"{row['network']:20} K={row['stages']} {row['cut']:9} predicted "
+        f"{row['predicted']:.2f} measured "
+        f"{interval(row['measured'], *row['quartiles_over_rounds'])} "
+        f"slowest/even's {row['slowest_predicted']:.2f} {row['slowest_measured']:.2f} "
+        f"least of all cuts {row['least_of_all_cuts']:.2f}, of the fastest "
+        f"{row['least_of_fastest_cuts']:.2f} {row['bounds']}"
+    )
 
 
 if __name__ == "__main__":

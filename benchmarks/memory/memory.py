@@ -4,9 +4,9 @@
     python benchmarks/memory/memory.py --batch 16 64 256 --output FILE.json
 
 Each method trains a few steps on the same batch, in real processes, under
-`torch.distributed._tools.mem_tracker`, which sees every tensor. Resident size would not do: a
-process starts at half a gigabyte of libraries, and malloc keeps what is freed. With several sizes
-of the batch it names the memory of a device up to which one method gets a larger batch into it
+`torch.distributed._tools.mem_tracker`, which records every tensor. Resident size is no substitute:
+a process starts at half a gigabyte of libraries, and malloc keeps freed memory. With several sizes
+of the batch the script also prints the device memory up to which one method fits a larger batch
 than another.
 """
 
@@ -16,32 +16,27 @@ import argparse
 import gc
 import itertools
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks import common
+from benchmarks.common import log
+from benchmarks.processes import CPU, connect, in_processes
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
 from dglpipe.config import Config
-from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
 from dglpipe.pipeline.transport import Slot
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.plan import make_plan, plan_layout
 from dglpipe.runtime.trainer import Trainer
 from dglpipe.runtime.worker import open_trainer
 
-sys.path.append(str(Path(__file__).parents[1]))
-
-import record
-
-CPU = Device(torch.device("cpu"), "gloo")
 MIB = 2**20
 PARTS = {
     "weights": ("Parameter", "Gradient", "Buffer"),
@@ -49,12 +44,14 @@ PARTS = {
     "activations": ("Activation", "Temp"),
     "other": ("Other",),
 }
-"""Ours, and what the tracker calls them. Of other there are the buffers of the links."""
+"""Our parts and the tracker's kinds. `other` has the buffers of the links."""
 
 
 class Tracker(MemTracker):
-    """Without figures module by module, of which it cannot make several in a step: a pipeline runs
-    each module once for every micro-batch."""
+    """Without figures of each module, which fail if a module runs more than once a step.
+
+    A pipeline runs each module once for every micro-batch.
+    """
 
     def _pre_fw_hook(self, module: nn.Module, inputs: Any) -> None:
         self._track_module_params_and_buffers(module)
@@ -68,35 +65,32 @@ class Tracker(MemTracker):
 
 def main() -> None:
     arguments = parse()
-    record.prepare(arguments.output)
+    common.prepare(arguments.output)
     rows = []
     for count, batch in itertools.product(arguments.processes, arguments.batch):
         for name, words in methods(count, arguments.microbatches).items():
             whole = [*arguments.overrides, *words, f"batch_size={batch}"]
             peaks = measure(compose(parse_arguments([*whole, f"max_steps={arguments.steps}"])))
             rows.append({"method": name, "processes": count, "batch": batch, "peak_bytes": peaks})
-            sys.stdout.write(told(rows[-1]) + "\n")
-            sys.stdout.flush()
+            log(describe(rows[-1]))
     crossed = crossings(rows)
-    for line in crossed:
-        sys.stdout.write(line + "\n")
-    record.store(arguments.output, rows=rows, crossings=crossed)
+    log(*crossed)
+    common.store(arguments.output, rows=rows, crossings=crossed)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = common.parser_of(__doc__)
     parser.add_argument("--processes", nargs="+", type=int, default=[2, 4])
     parser.add_argument("--batch", nargs="+", type=int, default=[128], help="rows, rising")
     parser.add_argument("--microbatches", type=int, default=8)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--output", help="JSON file of the results")
     network = ["model=cnn6", "model.width=64", "data.image_size=32"]
     parser.add_argument("overrides", nargs="*", default=network, help="network and data")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def methods(count: int, microbatches: int) -> dict[str, list[str]]:
-    """What the command line of each method is, on `count` processes."""
+    """The overrides of each method on `count` processes."""
     chain = [f"pipeline.stages={count}", f"pipeline.processes={count}"]
     backprop = ["method=backprop", *chain, f"method.microbatches={microbatches}"]
     return {
@@ -112,19 +106,13 @@ def measure(config: Config) -> list[dict[str, int]]:
     config.evaluate.every = 0
     config.pipeline.threads = 1
     layout = plan_layout(config.pipeline, config.method, 1)
-    with tempfile.TemporaryDirectory() as folder:
-        results = mp.get_context("fork").Queue()
-        mp.start_processes(run, (config, folder, results), layout.world_size, start_method="fork")
-        peaks = dict(results.get() for _ in range(layout.world_size))
-    return [peaks[rank] for rank in sorted(peaks)]
+    return in_processes(run, layout.world_size, config)
 
 
-def run(rank: int, config: Config, folder: str, results: Any) -> None:
-    """One process of the run."""
-    torch.set_num_threads(1)
+def run(rank: int, folder: str, config: Config) -> dict[str, int]:
+    """The peak of one process, by part."""
     layout = plan_layout(config.pipeline, config.method, 1)
-    store = rendezvous(120, f"file://{folder}/store", rank, layout.world_size)
-    group = ProcessGroup.connect(layout.at(rank), CPU, store, 120)
+    group = connect(rank, folder, layout)
     source = open_images(config)
     trainer = open_trainer(make_plan(config, layout, source=source), source, CPU, group)
     tracker = Tracker()
@@ -137,14 +125,12 @@ def run(rank: int, config: Config, folder: str, results: Any) -> None:
     (snapshot,) = tracker.get_tracker_snapshot("peak").values()
     named = {str(getattr(kind, "value", kind)): size for kind, size in snapshot.items()}
     peak = {part: sum(named.get(n, 0) for n in names) for part, names in PARTS.items()}
-    results.put((rank, with_buckets(peak, trainer) if layout.replicas > 1 else peak))
-    results.close()
-    results.join_thread()
     group.close()
+    return with_buckets(peak, trainer) if layout.replicas > 1 else peak
 
 
 def with_buckets(peak: dict[str, int], trainer: Trainer) -> dict[str, int]:
-    """Of a replica: its gradients lie in buckets, of which the tracker knows not what they hold."""
+    """Counts the buckets of a replica as gradients; the tracker counts them as activations."""
     weights = [w for stage in trainer.runner.stages for w in stage.module.parameters()]
     gradients = sum(weight.numel() * weight.element_size() for weight in weights)
     return {
@@ -154,7 +140,7 @@ def with_buckets(peak: dict[str, int], trainer: Trainer) -> dict[str, int]:
     }
 
 
-def told(row: dict[str, Any]) -> str:
+def describe(row: dict[str, Any]) -> str:
     what = f"{row['method']}, {row['processes']} processes, batch {row['batch']}"
     lines = [f"{what}, MiB at the peak of each"]
     for rank, peak in enumerate(row["peak_bytes"]):
@@ -164,9 +150,9 @@ def told(row: dict[str, Any]) -> str:
 
 
 def crossings(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The memory of a device, and the batch in it, at which one method needs less than another.
+    """The device memory, and its batch, from which on another method needs less memory.
 
-    Between two sizes of the batch that were measured, memory is taken to grow evenly.
+    Between two measured sizes of the batch, memory is interpolated linearly.
     """
     fullest: dict[int, dict[str, dict[int, float]]] = {}
     for row in rows:

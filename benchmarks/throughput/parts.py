@@ -1,14 +1,15 @@
-"""What the benchmark times in a process of its own: one stage, or a plain loop.
+"""Parts of a run, measured in a process of their own: one stage, or a plain loop.
 
-    python parts.py stage 1 OVERRIDES...    stage 1 with its head, fed from memory, no link
-    python parts.py loop OVERRIDES...       all stages in a plain loop, without the trainer
-    python parts.py times OVERRIDES...      seconds a step of segments and heads, as JSON
+    python benchmarks/throughput/parts.py stage 1 OVERRIDES...   stage 1 with its head, no link
+    python benchmarks/throughput/parts.py loop OVERRIDES...      all stages, without the trainer
+    python benchmarks/throughput/parts.py times OVERRIDES...     seconds of segments and heads
 
-A stage of `method=backprop` goes forward and backward in m micro-batches, whose gradient behind
-it is given, and makes that of its input. Where MEETING names a folder and COUNT a number, so many
-processes begin to be timed together; PLACE says which of them, and on which GPU, this one is.
+A stage of `method=backprop` computes forward and backward in m micro-batches from a given gradient
+of its output, and computes the gradient of its input. With PARTS_FOLDER and PARTS_COUNT in the
+environment, this number of processes starts the measured steps together; PARTS_INDEX numbers the
+processes, and their GPUs.
 
-Prints samples a second, from the end of step w to the end of the last step.
+Prints samples a second after the warm-up steps; `times` prints JSON.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ from dglpipe.partition.staged_network import StagedNetwork, build_staged_network
 from dglpipe.pipeline.device import Device, choose_backend, select
 from dglpipe.pipeline.optim import build_optimizer
 from dglpipe.pipeline.precision import PRECISIONS
-from dglpipe.pipeline.stage import RunLength, Stage, StageModule, admit
+from dglpipe.pipeline.stage import Learning, RunLength, Stage, StageModule, cast_input
 
-WARM = 5
+WARM_UP = 5
+"""Steps that are not measured."""
 
 
 def main() -> None:
@@ -45,7 +47,7 @@ def main() -> None:
     j = int(words.pop(0)) if what == "stage" else 0
     config = compose(parse_arguments(words))
     keep_freed_memory()  # as `dglpipe train` does
-    device = place(config)
+    device = select_device(config)
     device.prepare(config.pipeline.threads or 1, config.deterministic)
     source = open_data(config.data, config.seed)
     method = build_method(config.method)
@@ -65,24 +67,24 @@ def main() -> None:
     sys.stdout.write(f"{rate(step, config, device):.3f}\n")
 
 
-def place(config: Config) -> Device:
+def select_device(config: Config) -> Device:
     """The device that `dglpipe train` would give the process."""
-    backend = choose_backend(config.pipeline.backend, int(os.environ.get("COUNT", "1")))
-    return select(backend, int(os.environ.get("PLACE", "0")))
+    backend = choose_backend(config.pipeline.backend, int(os.environ.get("PARTS_COUNT", "1")))
+    return select(backend, int(os.environ.get("PARTS_INDEX", "0")))
 
 
 def rate(step: Callable[[int], None], config: Config, device: Device) -> float:
-    """Samples a second over the steps behind the warm ones."""
+    """Samples a second after the warm-up steps."""
     steps = config.max_steps or 20
-    for number in range(1, WARM + 1):
+    for number in range(1, WARM_UP + 1):
         step(number)
     wait_for(device)
-    meet()
+    wait_for_others()
     start = time.perf_counter()
-    for number in range(WARM + 1, steps + 1):
+    for number in range(WARM_UP + 1, steps + 1):
         step(number)
     wait_for(device)
-    return (steps - WARM) * config.batch_size / (time.perf_counter() - start)
+    return (steps - WARM_UP) * config.batch_size / (time.perf_counter() - start)
 
 
 def wait_for(device: Device) -> None:
@@ -90,20 +92,20 @@ def wait_for(device: Device) -> None:
         torch.accelerator.synchronize(device.torch_device)
 
 
-def meet() -> None:
-    """Returns when as many processes as COUNT have come here."""
-    folder = os.environ.get("MEETING")
+def wait_for_others() -> None:
+    """A barrier of PARTS_COUNT processes."""
+    folder = os.environ.get("PARTS_FOLDER")
     if folder is None:
         return
     (Path(folder) / str(os.getpid())).touch()
-    while len(list(Path(folder).iterdir())) < int(os.environ["COUNT"]):
+    while len(list(Path(folder).iterdir())) < int(os.environ["PARTS_COUNT"]):
         time.sleep(0.001)
 
 
 def batch_of(
     config: Config, shape: tuple[int, ...], dtype: torch.dtype, device: Device
 ) -> tuple[Tensor, Tensor]:
-    """Random rows in the layout of the wire, and labels."""
+    """Random rows in the memory format of a link, and labels."""
     batch = torch.randn(config.batch_size, *shape).to(dtype).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (config.batch_size,))
     return batch.to(device.torch_device), labels.to(device.torch_device)
@@ -112,9 +114,9 @@ def batch_of(
 def stage_step(
     config: Config, network: StagedNetwork, j: int, device: Device
 ) -> Callable[[int], None]:
-    """The package's own stage, without anything around it."""
+    """A stage of the package, without links and trainer."""
     length = RunLength(config.max_steps or 20, 100)
-    stage = Stage(j, network.learner(j), config.stage(j), nn.CrossEntropyLoss(), device, length, 0)
+    stage = Stage(j, network.learner(j), config.stage(j), Learning(), device, length, 0)
     dtype = PRECISIONS[config.precision.name].dtype if j else torch.float32
     batch, labels = batch_of(config, network.spec.input_shape(j), dtype, device)
     return lambda number: stage.learn(batch, labels, number, None)
@@ -123,10 +125,10 @@ def stage_step(
 def backprop_step(
     config: Config, network: StagedNetwork, j: int, device: Device
 ) -> Callable[[int], None]:
-    """What a pipeline of backprop computes of stage `j`, without anything around it."""
+    """Stage `j` of a backprop pipeline, without links and schedule."""
     method = config.method
     assert isinstance(method, BackpropConfig)
-    learner = on(device, network, j)
+    learner = stage_module(device, network, j)
     optimizer = build_optimizer(config.stage(j).optimizer, learner.parameters())
     precision = config.precision.name
     dtype = PRECISIONS[precision].dtype if j else torch.float32
@@ -137,7 +139,7 @@ def backprop_step(
     def step(_: int) -> None:
         for at, part in enumerate(parts):
             with device.autocast(precision):
-                output = learner.segments(admit(part, precision))
+                output = learner.segments(cast_input(part, precision))
             if len(gradients) == at:
                 gradients.append(torch.randn_like(output) / len(parts))
             output.backward(gradients[at])
@@ -148,16 +150,16 @@ def backprop_step(
     return step
 
 
-def on(device: Device, network: StagedNetwork, j: int) -> StageModule:
-    """Stage `j` as `Stage` would have it."""
+def stage_module(device: Device, network: StagedNetwork, j: int) -> StageModule:
+    """Stage `j` on its device and in the memory format of `Stage`."""
     learner = network.learner(j).to(device.torch_device)
     return learner.to(memory_format=torch.channels_last)
 
 
 def loop_step(config: Config, network: StagedNetwork, device: Device) -> Callable[[int], None]:
-    """Algorithm 1 as one would write it by hand, with the same modules and optimizer."""
+    """Algorithm 1 in a plain loop, with the same modules and optimizer."""
     count = network.spec.stages
-    learners = [on(device, network, j) for j in range(count)]
+    learners = [stage_module(device, network, j) for j in range(count)]
     optimizers = [
         build_optimizer(config.stage(j).optimizer, learners[j].parameters()) for j in range(count)
     ]

@@ -2,39 +2,42 @@
 
     python benchmarks/time_to_accuracy/time_to_accuracy.py --output FILE.json
 
-First the segments are timed, for cuts whose busiest process has least to do, and every schedule of
-pipelined backprop runs with every number of micro-batches; the fastest goes on. Then every method
-trains with every learning rate and seed on the same data, network and schedule, in turn; the rate
-that comes first to the accuracy (median over the seeds) is a method's own. A time is the samples
-seen until then over the samples a second of the same run in its steady state, so starting
-processes and evaluating do not count. The accuracy is that of the last exit on the test images,
-after each epoch. A way of backprop that makes less than 0.9 of the samples a second that are its
-own bound is marked, and gives no ratio.
+The segments are measured first, and every method gets the cut whose busiest process has the least
+time. Every schedule of pipelined backprop runs with every number of micro-batches; the fastest is
+compared. Every method then trains with every learning rate and seed on the same data, network and
+schedule, the methods alternating. A method keeps the rate that is first at the accuracy (median
+over the seeds). A time is the samples seen until then over the samples a second of the same run in
+its steady state, so process start and evaluation do not count. The accuracy is that of the last
+exit on the test images, after each epoch. A way of backprop below 0.9 of its own bound is marked
+and gives no ratio.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
-import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks import common
+from benchmarks.common import MARK, UNDERPERFORMS, log, spread
+from benchmarks.throughput.pipelines import (
+    SCHEDULES,
+    best_cut,
+    bound,
+    measure_segments,
+    pipeline_cut,
+    pipeline_words,
+)
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
-from dglpipe.config import from_yaml
 from dglpipe.host import cores
 from dglpipe.partition.balance import SegmentCosts
-
-sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "throughput")]
-
-import record
-import throughput
-from throughput import SCHEDULES
 
 ONE, THREADS, DDP = "backprop, 1 thread", "backprop, all threads", "backprop, data-parallel"
 PIPELINE = "backprop, pipeline"
@@ -42,7 +45,7 @@ MANY = "DGL, a stage a segment"
 PROCESSES = 2
 NEVER = float("inf")
 SHORT = ["evaluate.every=0", "epochs=4"]
-"""Long enough to know a speed."""
+"""Enough epochs to measure the samples a second."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,13 @@ class Outcome:
 
 def main() -> None:
     arguments = parse()
-    record.prepare(arguments.output)
-    costs = throughput.timed([*arguments.overrides, "pipeline.threads=1"])
+    common.prepare(arguments.output)
+    costs = measure_segments([*arguments.overrides, "pipeline.threads=1"])
     screened = screen(arguments, costs)
     schedule, m = max(screened, key=lambda key: median(screened[key]))
     methods = ways(costs, schedule, m)
     short = [*arguments.overrides, *methods[PIPELINE], *SHORT]
-    bound = throughput.bound(short, compose(parse_arguments(short)).batch_size, PROCESSES)
+    pipeline_bound = bound(short, batch_size(short), PROCESSES)
     outcomes: dict[str, list[Outcome]] = {name: [] for name in methods}
     rows: list[dict[str, Any]] = []
     for seed in range(arguments.seeds):
@@ -79,34 +82,33 @@ def main() -> None:
                 whole = [*arguments.overrides, *words]
                 outcomes[name].append(train(whole, rate, seed, arguments.accuracy))
         rows = [row(name, runs) for name, runs in outcomes.items()]
-        mark(rows, bound)
-        record.store(
+        mark(rows, pipeline_bound)
+        common.store(
             arguments.output,
             accuracy=arguments.accuracy,
             best_pipeline={"schedule": schedule, "microbatches": m},
             screened_pipelines={f"{s}, m={m}": rates for (s, m), rates in screened.items()},
             rows=rows,
         )
-    sys.stdout.write(table(rows, arguments.accuracy) + "\n")
+    log(table(rows, arguments.accuracy))
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = common.parser_of(__doc__)
     parser.add_argument("--accuracy", type=float, default=0.97)
     parser.add_argument("--rates", nargs="+", type=float, default=[0.003, 0.01, 0.03, 0.1])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--schedules", nargs="+", default=list(SCHEDULES), choices=list(SCHEDULES))
     parser.add_argument("--microbatches", nargs="+", type=int, default=[2, 4, 8])
-    parser.add_argument("--output", help="JSON file of the results")
     parser.add_argument("overrides", nargs="*", default=["epochs=20"], help="of all methods")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def ways(costs: SegmentCosts, schedule: str, microbatches: int) -> dict[str, list[str]]:
     """The overrides of every method."""
-    local = throughput.best_cut(costs, PROCESSES, max)
     two = [f"pipeline.processes={PROCESSES}", "pipeline.threads=1"]
-    cut = [f"pipeline.stages={PROCESSES}", f"pipeline.split={local[1:]}", *two]
+    split = best_cut(costs, PROCESSES, max)[1:]
+    cut = [f"pipeline.stages={PROCESSES}", f"pipeline.split={split}", *two]
     return {
         ONE: ["method=backprop", "pipeline.threads=1"],
         THREADS: ["method=backprop", f"pipeline.threads={cores()}"],
@@ -119,15 +121,14 @@ def ways(costs: SegmentCosts, schedule: str, microbatches: int) -> dict[str, lis
 
 
 def pipeline(costs: SegmentCosts, schedule: str, microbatches: int) -> list[str]:
-    bounds = throughput.pipeline_cut(costs, schedule, PROCESSES)
-    words = throughput.pipeline(schedule, microbatches, bounds)
+    words = pipeline_words(schedule, microbatches, pipeline_cut(costs, schedule, PROCESSES))
     return [*words, f"pipeline.processes={PROCESSES}", "pipeline.threads=1"]
 
 
 def screen(
     arguments: argparse.Namespace, costs: SegmentCosts
 ) -> dict[tuple[str, int], list[float]]:
-    """Samples a second of every pipeline, of every seed."""
+    """Samples a second of every pipeline with every seed."""
     rates: dict[tuple[str, int], list[float]] = {}
     for seed in range(arguments.seeds):
         for schedule in arguments.schedules:
@@ -138,43 +139,38 @@ def screen(
     return rates
 
 
-def train(words: list[str], rate: float, seed: int, accuracy: float) -> Outcome:
-    with tempfile.TemporaryDirectory() as folder:
-        run_dir = Path(folder) / "run"
-        own = [f"optimizer.lr={rate}", f"seed={seed}", f"run_dir={run_dir}"]
-        command = [sys.executable, "-m", "dglpipe", "train", *words, *own]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        if answer.returncode:
-            raise RuntimeError(answer.stderr)
-        summary = json.loads((run_dir / "summary.json").read_text())
-        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-        batch = from_yaml((run_dir / "config.yaml").read_text()).batch_size
-    last = len(summary["per_stage"]) - 1
-    tests = [line for line in lines if line["kind"] == "test" and line["stage"] == last]
-    steps = [line["step"] for line in tests if line["accuracy"] >= accuracy]
-    speed = summary["throughput"]["samples_per_second"]
+def train(words: Sequence[str], rate: float, seed: int, accuracy: float) -> Outcome:
+    training = common.train([*words, f"optimizer.lr={rate}", f"seed={seed}"])
+    last = len(training.peak_memory) - 1
+    tests = [one for one in training.metrics if one["kind"] == "test" and one["stage"] == last]
+    steps = [one["step"] for one in tests if one["accuracy"] >= accuracy]
+    speed = training.samples_per_second
     return Outcome(
         rate=rate,
         seed=seed,
-        seconds=min(steps) * batch / speed if steps else None,
-        accuracy=summary["test"]["accuracy"][-1],
+        seconds=min(steps) * batch_size(words) / speed if steps else None,
+        accuracy=training.accuracy[-1],
         samples_per_second=speed,
-        peak_memory_bytes=max(stage["peak_memory_bytes"] for stage in summary["per_stage"]),
+        peak_memory_bytes=max(training.peak_memory),
     )
 
 
-def row(name: str, outcomes: list[Outcome]) -> dict[str, Any]:
-    """All runs of a method, and its own learning rate."""
+def batch_size(words: Sequence[str]) -> int:
+    return compose(parse_arguments(list(words))).batch_size
+
+
+def row(name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """All runs of a method, and the learning rate that it keeps."""
     runs = [asdict(one) for one in outcomes]
-    by_rate: dict[float, list[dict[str, Any]]] = {}
+    by_rate: dict[float, list[float]] = {}
     for run in runs:
-        by_rate.setdefault(run["rate"], []).append(run)
-    best = min(by_rate, key=lambda rate: median(map(_seconds, by_rate[rate])))
+        by_rate.setdefault(run["rate"], []).append(seconds_of(run))
+    best = min(by_rate, key=lambda rate: median(by_rate[rate]))
     return {"method": name, "rate": best, "of_its_bound": None, "runs": runs}
 
 
-def mark(rows: list[dict[str, Any]], pipeline_bound: float) -> None:
-    """Tells every way of backprop what part of its own bound it reaches."""
+def mark(rows: Sequence[dict[str, Any]], pipeline_bound: float) -> None:
+    """Sets what share of its own bound each way of backprop reaches."""
     speed = {
         one["method"]: median(run["samples_per_second"] for run in chosen(one)) for one in rows
     }
@@ -184,40 +180,49 @@ def mark(rows: list[dict[str, Any]], pipeline_bound: float) -> None:
         one["of_its_bound"] = speed[name] / bounds[name] if name in bounds else None
 
 
-def chosen(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The runs with the method's own rate."""
+def chosen(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The runs with the learning rate that the method keeps."""
     return [run for run in row["runs"] if run["rate"] == row["rate"]]
 
 
-def table(rows: list[dict[str, Any]], accuracy: float) -> str:
-    """Relative to backprop on one thread; a time itself says more of the machine."""
+def seconds(row: Mapping[str, Any]) -> list[float]:
+    """Seconds to the accuracy of these runs."""
+    return [seconds_of(run) for run in chosen(row)]
+
+
+def seconds_of(run: Mapping[str, Any]) -> float:
+    return NEVER if run["seconds"] is None else float(run["seconds"])
+
+
+def underperforms(row: Mapping[str, Any]) -> bool:
+    """Whether a way of backprop is below its bound, so that it gives no ratio."""
+    return row["of_its_bound"] is not None and row["of_its_bound"] < UNDERPERFORMS
+
+
+def table(rows: Sequence[dict[str, Any]], accuracy: float) -> str:
+    """Times over that of backprop on one thread, with learning rate, accuracy and bound."""
     lines = [f"time to {accuracy:.1%} at the last exit over that of {rows[0]['method']}"]
-    base = median(map(_seconds, chosen(rows[0])))
+    base = median(seconds(rows[0]))
     for one in rows:
         rates = sorted({run["rate"] for run in one["runs"]})
         edge = len(rates) > 1 and one["rate"] in (rates[0], rates[-1])
         final = median(run["accuracy"] for run in chosen(one))
         rate = f"rate {one['rate']:g}{' (the last that was tried)' if edge else ''}"
-        reached = one["of_its_bound"]
-        share = "" if reached is None else f", {reached:.2f} of its bound"
+        share = one["of_its_bound"]
+        bounded = "" if share is None else f", {share:.2f} of its bound"
         lines.append(
-            f"  {one['method']:24} {_ratio(one, base):26} {rate}, last epoch {final:.1%}{share}"
+            f"  {one['method']:24} {ratio(one, base):26} {rate}, last epoch {final:.1%}{bounded}"
         )
     return "\n".join(lines)
 
 
-def _ratio(row: dict[str, Any], base: float) -> str:
-    if row["of_its_bound"] is not None and row["of_its_bound"] < throughput.UNDERPERFORMS:
-        return throughput.MARK
+def ratio(row: Mapping[str, Any], base: float) -> str:
+    """Times of a method over `base`, or why there is no ratio."""
+    if underperforms(row):
+        return MARK
     if base == NEVER:
-        return "nothing to compare with"
-    seconds = sorted(map(_seconds, chosen(row)))
-    middle, low, high = (one / base for one in (median(seconds), seconds[0], seconds[-1]))
-    return f"{middle:6.2f} ({low:.2f} .. {high:.2f})"
-
-
-def _seconds(run: dict[str, Any]) -> float:
-    return NEVER if run["seconds"] is None else float(run["seconds"])
+        return "no ratio: backprop on one thread did not reach the accuracy"
+    return spread(one / base for one in seconds(row))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +19,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.common import train
 from dglpipe.monitoring.trace_plot import COLOURS
 
 COMMON = (
@@ -50,13 +50,8 @@ def main() -> None:
 
 
 def trace(words: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The events of a run, in the trace format of Chrome."""
-    with tempfile.TemporaryDirectory() as folder:
-        run_dir = Path(folder) / "run"
-        command = [sys.executable, "-m", "dglpipe", "train", *COMMON, *words, f"run_dir={run_dir}"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        events = json.loads((run_dir / "timeline.json").read_text())["traceEvents"]
-    return [event for event in events if event["ph"] == "X" and event["args"]["step"]]
+    """The spans of the training steps of a run."""
+    return [span for span in train([*COMMON, *words]).spans if span["args"]["step"]]
 
 
 def starts(events: list[dict[str, Any]]) -> list[float]:
