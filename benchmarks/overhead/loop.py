@@ -115,7 +115,7 @@ def run(rank: int, folder: str, config: Config) -> dict[str, Any]:
         learn(*args, **kwargs)
         stopwatch.end_step()
 
-    Stage.learn = learn_and_end  # type: ignore[method-assign, assignment]
+    Stage.learn = learn_and_end  # type: ignore[method-assign]
     trainer.run()
     group.close()
     return summarize(rank, stopwatch.steps[WARM_UP:])

@@ -1,9 +1,9 @@
-"""What a way could reach at most: its own waiting and its links, and nothing else.
+"""Bounds of the ways: only waiting and links take time.
 
-A schedule is played through: every process does its parts in the schedule's order, each as soon as
-its input has come; a message leaves behind those before it, at the link's bandwidth, and arrives a
-latency later. Each process has a core whenever it wants one, calls cost nothing, and a stage's time
-does not vary, so with `spin` or `jitter` a bound is more than can be reached.
+A schedule is simulated: every process does its parts in the schedule's order, each as soon as its
+input has arrived. A message leaves after the messages before it, at the link's bandwidth, and
+arrives one latency later. Each process has a core at any time, calls cost nothing, and the time of
+a stage does not vary, so with `spin` or `jitter` no way can reach its bound.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from emulated import FORWARD, PIPELINES, Case
 from torch.distributed.pipelining import ScheduleZBVZeroBubble
 
+from benchmarks.scaling.case import FORWARD, PIPELINES, Case
+
 STEPS = 4
-"""Until a schedule repeats itself: a process may begin a step before others have ended theirs."""
+"""Enough to reach the steady state: a process may start a step before others end theirs."""
 
 
 class Part(NamedTuple):
-    """What a process does at a time."""
+    """One action of a schedule."""
 
     kind: str
     """F: forward, B: backward; I and W: backward to the input and to the weights."""
@@ -35,7 +36,7 @@ def bound(case: Case) -> float:
 
 
 def bound_without_link(case: Case) -> float:
-    """The same with links that cost nothing."""
+    """Largest possible efficiency with links that cost nothing."""
     return bound(replace(case, latency_ms=0.0, gbit=0.0))
 
 
@@ -46,12 +47,12 @@ def step_seconds(case: Case) -> float:
         return replica_seconds(case)
     if case.stages == 1:
         return case.ideal
-    # One message is under way on a link: its sender writes the next when it has arrived.
+    # A link carries one message at a time: the sender writes the next after its arrival.
     return max(case.ideal, case.latency + case.kib * 1024 / case.rate)
 
 
 def replica_seconds(case: Case) -> float:
-    """The buckets of a step, one after the other, each once backward has come so far."""
+    """The buckets of a step in sequence, each after its part of backward."""
     hops = case.hops
     size = case.gradient_kib * 1024 / case.buckets * hops / case.stages
     left = 0.0
@@ -62,63 +63,63 @@ def replica_seconds(case: Case) -> float:
 
 
 def pipeline_seconds(case: Case) -> float:
-    """Of a step of the last process, once steps follow each other."""
+    """Seconds a step of the last process in the steady state."""
     ends = [0.0]
     orders = [order(case, rank) for rank in range(case.stages)]
-    play = _Play(case)
+    simulation = _Simulation(case)
     for step in range(STEPS):
-        play.through(step, orders)
-        ends.append(play.free[-1])
+        simulation.run_step(step, orders)
+        ends.append(simulation.free[-1])
     return [b - a for a, b in pairwise(ends)][-1]
 
 
-class _Play:
+class _Simulation:
     """When processes are free and messages arrive, in seconds."""
 
     def __init__(self, case: Case) -> None:
         self.free = [0.0] * case.stages
         self._case = case
         self._whole = case.stages * case.chunks
-        self._came: dict[tuple[int, str, int, int], float] = {}
+        self._arrivals: dict[tuple[int, str, int, int], float] = {}
         self._lines: dict[tuple[int, int], float] = {}
         bytes_ = case.kib * 1024 / case.microbatches
         self._transfer = bytes_ / case.rate
 
-    def through(self, step: int, orders: list[list[Part]]) -> None:
-        """One step of all processes."""
+    def run_step(self, step: int, orders: list[list[Part]]) -> None:
+        """Simulates one step of all processes."""
         done = [0] * len(orders)
         before = -1
         while sum(done) > before:
             before = sum(done)
             for rank, parts in enumerate(orders):
-                while done[rank] < len(parts) and self._does(step, rank, parts[done[rank]]):
+                while done[rank] < len(parts) and self._run(step, rank, parts[done[rank]]):
                     done[rank] += 1
-        assert before == sum(map(len, orders)), "a schedule waits for what nobody sends"
+        assert before == sum(map(len, orders)), "a schedule waits for a message that is never sent"
 
-    def _does(self, step: int, rank: int, part: Part) -> bool:
-        """False if the input of `part` is not known yet."""
+    def _run(self, step: int, rank: int, part: Part) -> bool:
+        """False if the input of `part` has not arrived."""
         kind = "F" if part.kind == "F" else "B"
         start = self.free[rank]
         if self._has_input(part):
-            came = self._came.get((step, kind, part.stage, part.microbatch))
-            if came is None:
+            arrival = self._arrivals.get((step, kind, part.stage, part.microbatch))
+            if arrival is None:
                 return False
-            start = max(start, came)
+            start = max(start, arrival)
         seconds = self._case.seconds(rank) / self._case.microbatches / self._case.chunks / 3
         self.free[rank] = start + seconds * (2 if part.kind == "B" else 1)
         to = part.stage + (1 if kind == "F" else -1)
         if part.kind != "W" and 0 <= to < self._whole:
-            self._came[step, kind, to, part.microbatch] = self._sent(rank, self._process(to))
+            self._arrivals[step, kind, to, part.microbatch] = self._sent(rank, self._process(to))
         return True
 
     def _has_input(self, part: Part) -> bool:
-        """Weights' gradients need nothing more, and the ends of the network nothing at all."""
+        """Gradients of weights need no message, nor do the ends of the network."""
         if part.kind == "F":
             return part.stage > 0
         return part.kind != "W" and part.stage < self._whole - 1
 
     def _sent(self, source: int, target: int) -> float:
-        """When what `source` sends now arrives."""
+        """Arrival time of a message that `source` sends now."""
         now = self.free[source]
         if source == target:
             return now
@@ -127,12 +128,12 @@ class _Play:
         return left + self._case.latency
 
     def _process(self, stage: int) -> int:
-        """Of a chain, or of a V, that comes back to the first process."""
+        """Process of a stage: of a chain, or of a V that ends at the first process."""
         return stage if stage < self._case.stages else self._whole - 1 - stage
 
 
 def order(case: Case, rank: int) -> list[Part]:
-    """What a process does in a step, as `torch.distributed.pipelining` orders it."""
+    """Actions of a process in a step, in the order of `torch.distributed.pipelining`."""
     m = case.microbatches
     if case.way == "zbv":
         return _zero_bubble(case.stages, m, rank)
@@ -141,12 +142,12 @@ def order(case: Case, rank: int) -> list[Part]:
     if case.way == "gpipe":
         return forward + backward
     ahead = min(m, case.stages - rank)
-    turns = [part for pair in zip(backward, forward[ahead:], strict=False) for part in pair]
-    return forward[:ahead] + turns + backward[m - ahead :]
+    steady = [part for pair in zip(backward, forward[ahead:], strict=False) for part in pair]
+    return forward[:ahead] + steady + backward[m - ahead :]
 
 
 def _zero_bubble(processes: int, m: int, rank: int) -> list[Part]:
-    """From torch itself, whose schedule asks an object for no more than this."""
+    """From torch's schedule, which reads only these three attributes."""
     schedule: Any = SimpleNamespace(
         pp_group_size=processes, num_stages=2 * processes, _n_microbatches=m
     )

@@ -1,4 +1,4 @@
-"""Slow links for what `torch.distributed.pipelining` sends."""
+"""Emulated slow links for the messages of `torch.distributed.pipelining`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dglpipe.pipeline.transport import Work
 
 
 def slow_down(latency: float, rate: float) -> None:
-    """Slows down what is sent in this process, neighbour by neighbour and way by way.
+    """Delays the messages that this process sends, by neighbour.
 
     Args:
         latency: seconds.
