@@ -1,62 +1,59 @@
-"""The measured figures of the documents, made from the result files.
+"""The measured figures of the documents, from the result files.
 
     python benchmarks/figures.py            prints the tables
     python benchmarks/figures.py --write    writes them between the marks in the documents
 
-A test compares the documents with this script, so that no figure is copied by hand. Medians, with
-the range over the rounds or seeds in brackets.
+A test compares the documents with this script, so no figure is copied by hand. Figures are medians,
+with the range over the rounds or seeds in brackets.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-HERE = Path(__file__).parent
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.common import HERE, load, ratios, reaches_bound, spread
+from benchmarks.memory.crossings import fullest
+from benchmarks.time_to_accuracy.outcomes import chosen, seconds, underperforms
+
 README = HERE.parent / "README.md"
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- measured -->\n", "<!-- /measured -->\n"
-UNDERPERFORMS = 0.9
-"""Of its own bound: a baseline below gives no ratio."""
-
-COLUMNS = {
-    "zen4_all": "",
-    "zen4_batch512": "",
-    "epyc_batch512": " (AVX2)",
-    "epyc_resnet18": " (AVX2)",
-    "epyc_resnet18_again": " (AVX2), once more",
+FILES = {"zen4_all": "", "zen4_batch512": "", "epyc_batch512": "AVX2", "epyc_resnet18": "AVX2"}
+"""Result files of the throughput, with the machine where it is not the first one."""
+RATIOS = {
+    "the same stages without links": "DGL / without communication",
+    "the same stages in one process": "DGL / DGL on 1 process",
+    "what `dglpipe plan pipeline.cost=time` predicts": "DGL / as planned",
+    "backprop on one thread": "DGL / backprop on 1 thread",
+    "backprop on two threads": "DGL / backprop, all threads",
+    "backprop on two replicas": "DGL / backprop, data-parallel",
+    "the best pipeline of backprop": "DGL / best pipeline",
+    "the bound of that pipeline: its stages alone, no links": "DGL / bound of the best pipeline",
 }
-"""Files, with what tells apart another machine."""
-THROUGHPUT = [
-    ("the same stages without links", "DGL / without communication"),
-    ("the same stages in one process", "DGL / DGL on 1 process"),
-    ("what `dglpipe plan pipeline.cost=time` predicts", "DGL / as planned"),
-    ("backprop on one thread", "DGL / backprop on 1 thread"),
-    ("backprop on two threads", "DGL / backprop, all threads"),
-    ("backprop on two replicas", "DGL / backprop, data-parallel"),
-    ("the best pipeline of backprop", "DGL / best pipeline"),
-    ("the bound of that pipeline: its stages alone, no links", "DGL / bound of the best pipeline"),
-]
-SUMMARY = {
-    "DGL / without communication",
-    "DGL / backprop on 1 thread",
-    "DGL / backprop, all threads",
-    "DGL / backprop, data-parallel",
-    "DGL / best pipeline",
-}
-"""Ratios that the overview shows."""
-REACHED = {
+OVERVIEW = (
+    "the same stages without links",
+    "backprop on one thread",
+    "backprop on two threads",
+    "backprop on two replicas",
+    "the best pipeline of backprop",
+)
+"""The ratios of README.md."""
+BOUNDS = {
     "DGL / backprop, all threads": "backprop, all threads / its bound",
     "DGL / backprop, data-parallel": "backprop, data-parallel / its bound",
     "DGL / best pipeline": "best pipeline / its bound",
 }
-"""Where it stands what a baseline reaches of its own bound."""
+"""Where a result file has the share of its bound that a baseline reaches."""
 SCHEDULES = {"gpipe": "GPipe", "1f1b": "1F1B", "interleaved_1f1b": "interleaved 1F1B", "zbv": "ZBV"}
+
+Row = dict[str, Any]
 
 
 def main() -> None:
@@ -75,92 +72,71 @@ def main() -> None:
 
 
 def documents() -> dict[Path, str]:
-    """What stands between the marks of each document."""
-    page = "\n".join([*throughput(), "", *others()]) + "\n"
+    """The text between the marks of each document."""
+    page = "\n".join([*throughput(), "", *other_figures()]) + "\n"
     return {
-        README: "\n".join(summary()) + "\n",
+        README: "\n".join(overview()) + "\n",
         PAGE: page.replace("](benchmarks/", "](../benchmarks/"),
     }
 
 
-def summary() -> list[str]:
-    """Six rows for the overview."""
+def overview() -> list[str]:
+    """At most six rows for README.md."""
     rows = load("throughput/zen4_all")["rows"]
-    names = [row["precision"] for row in rows]
-    head = "two processes of DGL, `cnn6`, batch 128, two cores"
-    lines = table_head([head, *names])
-    for label, ratio in THROUGHPUT:
-        if ratio in SUMMARY:
-            cells = (told(row, ratio) for row in rows)
-            lines.append(line([f"samples a second over {label}", *cells]))
+    precisions = [row["precision"] for row in rows]
+    lines = table_head(["two processes of DGL, `cnn6`, batch 128, two cores", *precisions])
+    for way in OVERVIEW:
+        cells = (ratio(row, RATIOS[way]) for row in rows)
+        lines.append(line([f"samples a second over {way}", *cells]))
     tree = load("time_to_accuracy/zen4")
-    found = {row["method"]: row for row in tree["rows"]}
-    base = median(seconds(found["backprop, 1 thread"]))
-    time = spread(one / base for one in seconds(found["DGL"]))
+    methods = {row["method"]: row for row in tree["rows"]}
+    base = median(seconds(methods["backprop, 1 thread"]))
+    time = spread(one / base for one in seconds(methods["DGL"]))
+    measured = tree.get("precision", "fp32")
     what = f"digits: time to {100 * tree['accuracy']:.0f} % over backprop on one thread"
-    lines.append(
-        line(
-            [
-                what,
-                *[
-                    "not measured" if one != tree.get("precision", "fp32") else time
-                    for one in names
-                ],
-            ]
-        )
-    )
+    lines.append(line([what, *(time if one == measured else "not measured" for one in precisions)]))
     return lines
-
-
-def load(name: str) -> Any:
-    folder, _, file = name.partition("/")
-    return json.loads((HERE / folder / "results" / f"{file}.json").read_text())
 
 
 def throughput() -> list[str]:
-    """Two processes of DGL over every other way."""
-    columns = [
-        (row, other)
-        for file, other in COLUMNS.items()
-        for row in load(f"throughput/{file}")["rows"]
-    ]
-    names = [
-        f"`{row['network']}`, batch {row['batch']}, {row['precision']}{other}"
-        for row, other in columns
-    ]
-    rows = [row for row, _ in columns]
-    lines = table_head(
-        ["samples a second of two processes of DGL, over samples a second of", *names]
-    )
-    for label, ratio in THROUGHPUT:
-        lines.append(line([label, *(told(row, ratio) for row in rows)]))
-    lines.append(line(["that pipeline", *(pipeline(row["best_pipeline"]) for row in rows)]))
-    return lines
+    """Two processes of DGL over every other way; a column for each row of the result files."""
+    columns: dict[str, Row] = {}
+    for file, machine in FILES.items():
+        for row in load(f"throughput/{file}")["rows"]:
+            name = f"`{row['network']}`, batch {row['batch']}, {row['precision']}"
+            name += f" ({machine})" if machine else ""
+            columns[f"{name}, once more" if name in columns else name] = row
+    head = "samples a second of two processes of DGL, over samples a second of"
+    lines = table_head([head, *columns])
+    for way, name in RATIOS.items():
+        lines.append(line([way, *(ratio(row, name) for row in columns.values())]))
+    pipelines = (pipeline_name(row["best_pipeline"]) for row in columns.values())
+    return [*lines, line(["that pipeline", *pipelines])]
 
 
-def told(row: dict[str, Any], name: str) -> str:
-    """A ratio of one row of the throughput benchmark."""
+def ratio(row: Row, name: str) -> str:
+    """A ratio of one row of the throughput benchmark, or why there is none."""
     value = row["ratios"].get(name)
     if value is None:
         return "not measured"
     if isinstance(value, str):
-        return f"it underperforms: {median(row['ratios'][REACHED[name]]):.2f} of its bound"
+        return f"it underperforms: {median(row['ratios'][BOUNDS[name]]):.2f} of its bound"
     return spread(value)
 
 
-def pipeline(name: str) -> str:
+def pipeline_name(name: str) -> str:
     schedule, _, rest = name.partition(", ")
     return f"{SCHEDULES[schedule]}, {rest.replace('=', ' = ')}"
 
 
-def others() -> list[str]:
-    rows = [*segments(), *slept(), *slow_links(), *to_accuracy(), *digits()]
-    rows += [*balance(), *paces(), *aged(), *memory()]
-    return [*table_head(["what", "figure", "by"]), *(line(row) for row in rows)]
+def other_figures() -> list[str]:
+    rows = [*segments(), *slept(), *slow_links(), *time_to_accuracy(), *control(), *balance()]
+    rows += [*update_rates(), *asynchronous_accuracy(), *memory()]
+    return [*table_head(["what", "figure", "by"]), *map(line, rows)]
 
 
-def segments() -> Iterable[list[str]]:
-    """Six stages of `cnn6`, on two cores."""
+def segments() -> Iterator[list[str]]:
+    """Six stages of `cnn6` on two cores."""
     many, few = "DGL, a process a segment", "DGL, the same on fewer processes"
     best, threads = "best pipeline of backprop", "backprop, all threads"
     pairs = {
@@ -170,36 +146,29 @@ def segments() -> Iterable[list[str]]:
         "six processes, over two threads": (many, threads),
         "six processes, over the same on two": (many, few),
     }
-    reached = {best: "best pipeline / its bound", threads: f"{threads} / its bound"}
-    rows = load("throughput/zen4_all")["rows"]
+    bounds = {best: "best pipeline / its bound", threads: f"{threads} / its bound"}
     for name, (one, other) in pairs.items():
         cells = []
-        for row in rows:
+        for row in load("throughput/zen4_all")["rows"]:
             rates = row["samples_per_second"]
-            ratio = spread(a / b for a, b in zip(rates[one], rates[other], strict=True))
-            if other in reached and median(row["ratios"][reached[other]]) < UNDERPERFORMS:
-                ratio = "no ratio: it underperforms"
-            cells.append(f"{row['precision']} {ratio}")
+            figure = spread(ratios(rates[one], rates[other]))
+            if other in bounds and not reaches_bound(row["ratios"][bounds[other]]):
+                figure = "no ratio: it underperforms"
+            cells.append(f"{row['precision']} {figure}")
         yield [f"six stages (`cnn6`) on {name}", ", ".join(cells), "benchmarks/throughput"]
 
 
-def slept() -> Iterable[list[str]]:
+def slept() -> Iterator[list[str]]:
+    """Sixteen processes on two cores."""
     rows = [row for row in load("scaling/epyc_k16")["rows"] if row["way"] == "dgl"]
-    depths = [
-        ", ".join(
-            f"{median(row['efficiency']):.2f}"
-            for ms in (5, 10, 50)
-            for row in rows
-            if (row["ms"], row["depth"]) == (ms, depth)
-        )
-        for depth in (2, 3)
-    ]
+    found = {(row["depth"], row["ms"]): f"{median(row['efficiency']):.2f}" for row in rows}
+    figures = "; ".join(", ".join(found[depth, ms] for ms in (5, 10, 50)) for depth in (2, 3))
     what = "16 processes whose computing is slept, a stage 5, 10, 50 ms: efficiency with "
     what += "two messages under way; with three"
-    yield [what, "; ".join(depths), "benchmarks/scaling"]
+    yield [what, figures, "benchmarks/scaling"]
 
 
-def slow_links() -> Iterable[list[str]]:
+def slow_links() -> Iterator[list[str]]:
     ways = {"dgl": "DGL", "gpipe": "GPipe", "1f1b": "1F1B", "zbv": "ZBV", "ddp": "data-parallel"}
     four = "4 processes of 200 ms, 1 MiB a message, 4 MiB of gradients"
     cases = [
@@ -213,17 +182,17 @@ def slow_links() -> Iterable[list[str]]:
         yield [f"{what}, computing slept: efficiency", ", ".join(figures), "benchmarks/scaling"]
 
 
-def efficiency(row: dict[str, Any]) -> str:
-    """Of a baseline that underperforms, what it could reach."""
+def efficiency(row: Row) -> str:
+    """For a marked baseline: its bound."""
     return f"at most {row['bound']:.2f}" if row["mark"] else f"{median(row['efficiency']):.2f}"
 
 
-def to_accuracy() -> Iterable[list[str]]:
+def time_to_accuracy() -> Iterator[list[str]]:
     tree = load("time_to_accuracy/zen4")
     rows = {row["method"]: row for row in tree["rows"]}
     base = median(seconds(rows["backprop, 1 thread"]))
     best = tree["best_pipeline"]
-    named = {
+    methods = {
         "DGL": "two stages of DGL on two processes",
         "DGL, a stage a segment": "six",
         "backprop, all threads": "two threads",
@@ -232,16 +201,15 @@ def to_accuracy() -> Iterable[list[str]]:
         "sequential": "sequential",
     }
     times = []
-    for method, name in named.items():
-        reached = rows[method]["of_its_bound"]
-        if reached is not None and reached < UNDERPERFORMS:
-            times.append(f"{name} no ratio: at {reached:.2f} of its bound")
+    for method, name in methods.items():
+        row = rows[method]
+        if underperforms(row):
+            times.append(f"{name} no ratio: at {row['of_its_bound']:.2f} of its bound")
         else:
-            times.append(f"{name} {spread([one / base for one in seconds(rows[method])])}")
+            times.append(f"{name} {spread(one / base for one in seconds(row))}")
     by = "benchmarks/time_to_accuracy"
-    share = f"{100 * tree['accuracy']:.0f} %"
-    what = f"digits, time to {share} at the last exit over that of backprop on one thread, "
-    what += "each with its best rate, 3 seeds"
+    what = f"digits, time to {100 * tree['accuracy']:.0f} % at the last exit over that of "
+    what += "backprop on one thread, each with its best rate, 3 seeds"
     yield [what, "; ".join(times), by]
     ends = [
         f"{name} {percent(run['accuracy'] for run in chosen(rows[method]))}"
@@ -250,85 +218,68 @@ def to_accuracy() -> Iterable[list[str]]:
     yield ["the same runs, accuracy of the last epoch", "; ".join(ends), by]
 
 
-def chosen(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The runs of a method with its own rate."""
-    return [run for run in row["runs"] if run["rate"] == row["rate"]]
-
-
-def seconds(row: dict[str, Any]) -> list[float]:
-    return [float("inf") if run["seconds"] is None else run["seconds"] for run in chosen(row)]
-
-
-def digits() -> Iterable[list[str]]:
+def control() -> Iterator[list[str]]:
     rows = load("control/quickstart")["rows"]
     by = "`make quickstart`; benchmarks/control"
     yield ["digits, last exit, 3 seeds", percent(row["learnt"] for row in rows), by]
     rows = [row for row in load("control/digits")["rows"] if (row["stages"], row["exit"]) == (3, 2)]
+    figures = (percent(row[kind] for row in rows) for kind in ("learnt", "frozen"))
     what = "digits, width 4, K = 3, last exit, 3 seeds: learnt below; frozen at random below"
-    kinds = (percent(row[key] for row in rows) for key in ("learnt", "frozen"))
-    yield [what, "; ".join(kinds), "benchmarks/control"]
+    yield [what, "; ".join(figures), "benchmarks/control"]
 
 
-def balance() -> Iterable[list[str]]:
+def balance() -> Iterator[list[str]]:
     rows = [row for row in load("balance/epyc")["rows"] if row["stages"] == 4]
-    cells = [
+    figures = [
         f"{row['network']} {row['slowest_measured']:.2f}" for row in rows if row["cut"] == "time"
     ]
     what = "slowest stage of the cut by time / of the even cut, K = 4"
-    yield [what, ", ".join(cells), "benchmarks/balance"]
+    yield [what, ", ".join(figures), "benchmarks/balance"]
 
 
-def paces() -> Iterable[list[str]]:
-    kept = {}
-    for case in load("async/epyc_paces")["results"]:
+def update_rates() -> Iterator[list[str]]:
+    """Asynchronous stages, of which one is slower."""
+    figures = {}
+    for case in load("scaling/epyc_asynchronous")["results"]:
         if max(case["slowdown"]) > 1:
-            runs = zip(*case["runs"], strict=True)
-            kept[case["policy"]] = ", ".join(
-                f"{median(stage['share_of_own_pace'] for stage in stages):.2f}" for stages in runs
-            )
-    what = "4 processes whose computing is slept, asynchronous, one slower by 2: share of its "
-    what += "own pace that each stage keeps; with links that block"
-    yield [what, f"{kept['overwrite']}; {kept['block']}", "benchmarks/async"]
+            by_stage = zip(*case["runs"], strict=True)
+            shares = (median(one["share_of_own_pace"] for one in runs) for runs in by_stage)
+            figures[case["policy"]] = ", ".join(f"{share:.2f}" for share in shares)
+    what = "4 processes whose computing is slept, asynchronous, one slower by 2: updates a second "
+    what += "of each stage over those of the stage alone; with links that block"
+    yield [what, f"{figures['overwrite']}; {figures['block']}", "benchmarks/scaling"]
 
 
-def aged() -> Iterable[list[str]]:
+def asynchronous_accuracy() -> Iterator[list[str]]:
     runs = load("async/two_cores_accuracy")["runs"]
-    cells = [
-        f"{name} {percent(run['accuracy'] for run in runs if matches(run))}"
-        for name, matches in {
-            "synchronous": lambda run: run["kind"] == "synchronous",
-            "no stage slowed": lambda run: is_real(run, 1.0),
-            "one stage by 1.2": lambda run: is_real(run, 1.2),
-            "by 2": lambda run: is_real(run, 2.0),
-        }.items()
-    ]
+    synchronous = percent(run["accuracy"] for run in runs if run["kind"] == "synchronous")
+    figures = [f"synchronous {synchronous}"]
+    for slowdown, name in {1.0: "no stage slowed", 1.2: "one stage by 1.2", 2.0: "by 2"}.items():
+        own = (
+            run["accuracy"]
+            for run in runs
+            if (run["kind"], run["slowdown"], run["buffer"]) == ("real", slowdown, 50)
+        )
+        figures.append(f"{name} {percent(own)}")
     what = "digits, K = 4, asynchronous in processes of their own, M = 50, last exit, 3 seeds "
     what += "for each stage that is slowed"
-    yield [what, "; ".join(cells), "benchmarks/async"]
+    yield [what, "; ".join(figures), "benchmarks/async"]
 
 
-def is_real(run: dict[str, Any], slowdown: float) -> bool:
-    return (run["kind"], run["slowdown"], run["buffer"]) == ("real", slowdown, 50)
-
-
-def memory() -> Iterable[list[str]]:
+def memory() -> Iterator[list[str]]:
     for file, network, batch in (("cnn6", "cnn6", 128), ("two_cores_vgg16_bn", "vgg16_bn", 64)):
         rows = load(f"memory/{file}")["rows"]
-        cells = [
-            f"{row['method']} {max(sum(one.values()) for one in row['peak_bytes']) / 2**20:.0f}"
+        figures = [
+            f"{row['method']} {fullest(row):.0f}"
             for row in rows
             if (row["processes"], row["batch"]) == (2, batch)
         ]
         what = f"fullest of two processes, `{network}`, batch {batch}, MiB at the peak"
-        yield [what, ", ".join(cells), "benchmarks/memory"]
-
-
-def spread(values: Iterable[float]) -> str:
-    numbers = sorted(values)
-    return f"{median(numbers):.2f} ({numbers[0]:.2f}-{numbers[-1]:.2f})"
+        yield [what, ", ".join(figures), "benchmarks/memory"]
 
 
 def percent(values: Iterable[float]) -> str:
+    """Median with minimum and maximum, in percent."""
     numbers = [100 * value for value in sorted(values)]
     return f"{median(numbers):.1f} % ({numbers[0]:.1f}-{numbers[-1]:.1f})"
 
@@ -338,6 +289,7 @@ def table_head(names: Sequence[str]) -> list[str]:
 
 
 def line(cells: Sequence[str]) -> str:
+    """A row of a table; a folder of the benchmarks becomes a link."""
     linked = [f"[{one}]({one})" if one.startswith("benchmarks/") else one for one in cells]
     return "|" + "|".join("---" if one == "---" else f" {one} " for one in linked) + "|"
 

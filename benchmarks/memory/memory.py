@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import common
 from benchmarks.common import log
+from benchmarks.memory.crossings import MIB, crossings
 from benchmarks.processes import CPU, connect, in_processes
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
@@ -37,7 +38,6 @@ from dglpipe.runtime.plan import make_plan, plan_layout
 from dglpipe.runtime.trainer import Trainer
 from dglpipe.runtime.worker import open_trainer
 
-MIB = 2**20
 PARTS = {
     "weights": ("Parameter", "Gradient", "Buffer"),
     "optimizer": ("Optstate",),
@@ -47,7 +47,7 @@ PARTS = {
 """Our parts and the tracker's kinds. `other` has the buffers of the links."""
 
 
-class Tracker(MemTracker):
+class Tracker(MemTracker):  # type: ignore[no-untyped-call]
     """Without figures of each module, which fail if a module runs more than once a step.
 
     A pipeline runs each module once for every micro-batch.
@@ -147,31 +147,6 @@ def describe(row: dict[str, Any]) -> str:
         parts = ", ".join(f"{part} {size / MIB:.1f}" for part, size in peak.items())
         lines.append(f"  {rank}: {sum(peak.values()) / MIB:7.1f} ({parts})")
     return "\n".join(lines)
-
-
-def crossings(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The device memory, and its batch, from which on another method needs less memory.
-
-    Between two measured sizes of the batch, memory is interpolated linearly.
-    """
-    fullest: dict[int, dict[str, dict[int, float]]] = {}
-    for row in rows:
-        most = max(sum(peak.values()) for peak in row["peak_bytes"]) / MIB
-        fullest.setdefault(row["processes"], {}).setdefault(row["method"], {})[row["batch"]] = most
-    lines = []
-    for count, needs in fullest.items():
-        for one, other in itertools.combinations(needs, 2):
-            for a, b in itertools.pairwise(needs[one]):
-                before, after = (needs[one][at] - needs[other][at] for at in (a, b))
-                if before * after < 0:
-                    share = before / (before - after)
-                    size = needs[one][a] + share * (needs[one][b] - needs[one][a])
-                    low, high = (one, other) if before < 0 else (other, one)
-                    lines.append(
-                        f"{count} processes: {low} needs less up to {size:.0f} MiB, {high} from "
-                        f"there on (batch {a + share * (b - a):.0f})"
-                    )
-    return lines
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import common
 from benchmarks.common import MARK, UNDERPERFORMS, log, spread
-from benchmarks.memory.memory import crossings as memory_crossings
+from benchmarks.memory.crossings import crossings as memory_crossings
 from benchmarks.scaling.bounds import bound, bound_without_link
 from benchmarks.scaling.case import PIPELINES, Case
 from benchmarks.scaling.emulated import WAYS, measure

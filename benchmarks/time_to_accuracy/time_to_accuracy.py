@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import common
-from benchmarks.common import MARK, UNDERPERFORMS, log, spread
+from benchmarks.common import MARK, log, spread
 from benchmarks.throughput.pipelines import (
     SCHEDULES,
     best_cut,
@@ -34,6 +34,7 @@ from benchmarks.throughput.pipelines import (
     pipeline_cut,
     pipeline_words,
 )
+from benchmarks.time_to_accuracy.outcomes import NEVER, chosen, seconds, seconds_of, underperforms
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
 from dglpipe.host import cores
@@ -43,7 +44,6 @@ ONE, THREADS, DDP = "backprop, 1 thread", "backprop, all threads", "backprop, da
 PIPELINE = "backprop, pipeline"
 MANY = "DGL, a stage a segment"
 PROCESSES = 2
-NEVER = float("inf")
 SHORT = ["evaluate.every=0", "epochs=4"]
 """Enough epochs to measure the samples a second."""
 
@@ -178,25 +178,6 @@ def mark(rows: Sequence[dict[str, Any]], pipeline_bound: float) -> None:
     for one in rows:
         name = one["method"]
         one["of_its_bound"] = speed[name] / bounds[name] if name in bounds else None
-
-
-def chosen(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The runs with the learning rate that the method keeps."""
-    return [run for run in row["runs"] if run["rate"] == row["rate"]]
-
-
-def seconds(row: Mapping[str, Any]) -> list[float]:
-    """Seconds to the accuracy of these runs."""
-    return [seconds_of(run) for run in chosen(row)]
-
-
-def seconds_of(run: Mapping[str, Any]) -> float:
-    return NEVER if run["seconds"] is None else float(run["seconds"])
-
-
-def underperforms(row: Mapping[str, Any]) -> bool:
-    """Whether a way of backprop is below its bound, so that it gives no ratio."""
-    return row["of_its_bound"] is not None and row["of_its_bound"] < UNDERPERFORMS
 
 
 def table(rows: Sequence[dict[str, Any]], accuracy: float) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -27,22 +26,25 @@ import torch
 from gpu_checks import Checks, Plan, Result, plan_for
 from gpu_runs import Runner
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.common import environment
+from dglpipe.files import write_json
+
 REPORT = Path(__file__).parent / "results" / "gpu-report.json"
 
 
 def machine() -> Result:
-    """Versions and devices."""
-    cuda = torch.cuda.is_available()
-    devices = [
-        torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())
-    ]
+    """Versions and devices, with those of CUDA."""
+    libraries: Any = torch.backends.cudnn, torch.cuda.nccl
+    cudnn, nccl = (one.version() if torch.cuda.is_available() else None for one in libraries)
+    devices = range(torch.cuda.device_count())
     return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        **environment(),
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if cuda else None,
-        "devices": [{"name": one.name, "memory_bytes": one.total_memory} for one in devices],
+        "cudnn": cudnn,
+        "nccl": ".".join(map(str, nccl)) if nccl else None,
+        "memory_bytes": [torch.cuda.get_device_properties(one).total_memory for one in devices],
     }
 
 
@@ -124,7 +126,7 @@ def main(arguments: Sequence[str]) -> int:
     output = options.output or (None if options.rehearse else REPORT)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(output, report)
         print(f"wrote {os.path.relpath(output)}")
     print("passed" if report["passed"] else "FAILED")
     return 0 if report["passed"] else 1
