@@ -137,7 +137,7 @@ def kill_one(process: subprocess.Popen[bytes], path: Path, patience: float = 120
     """Kills the worker of the last rank in the middle of training.
 
     Returns:
-        Milliseconds until every other process was gone; empty if it never came to training.
+        Milliseconds until every other process was gone; empty if training never started.
     """
     deadline = time.monotonic() + patience
     while not _has_line(path):
