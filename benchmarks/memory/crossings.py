@@ -11,7 +11,8 @@ MIB = 2**20
 
 def fullest(row: Mapping[str, Any]) -> float:
     """MiB at the peak of the process that needs most."""
-    return max(sum(peak.values()) for peak in row["peak_bytes"]) / MIB
+    bytes_: int = max(sum(peak.values()) for peak in row["peak_bytes"])
+    return bytes_ / MIB
 
 
 def crossings(rows: Sequence[dict[str, Any]]) -> list[str]:
