@@ -27,7 +27,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -112,11 +112,13 @@ def run_world(
 def fork_server() -> ForkServerContext:
     """Starts processes that have imported all of dglpipe already.
 
-    dglpipe imports most of its modules at first use, so each is named here.
+    dglpipe imports most of its modules at first use, so each is named here. A process has one fork
+    server, so the server is started here, before dglpipe starts one with fewer imports.
     """
     context = multiprocessing.get_context("forkserver")
     names = [module.name for module in pkgutil.walk_packages(dglpipe.__path__, "dglpipe.")]
     context.set_forkserver_preload([*PRELOAD, *sorted({*names} - {"dglpipe.__main__"})])
+    forkserver.ensure_running()
     return context
 
 

@@ -23,8 +23,10 @@ from dglpipe.data.sampler import uniform
 from dglpipe.data.streaming import Streamed
 from dglpipe.data.transforms import BOX_DRAWS, CIFAR, IMAGENET, random_box
 from dglpipe.errors import DataError
+from harness.worlds import fork_server
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*TorchCodec:DeprecationWarning")
+fork_server()  # before a test starts the one of dglpipe, which has fewer imports
 _CIFAR10 = os.environ.get("DGLPIPE_CIFAR10", "")
 
 
