@@ -14,7 +14,7 @@ from dglpipe.errors import LinkError, PeerLostError
 from dglpipe.pipeline.link import Receiver, Sender
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageFormat, contiguous_field
 from harness.configs import layout, make_config
-from harness.training import make_trainer
+from harness.training import make_trainer, run_planned
 from harness.worlds import WorldError, run_world
 
 CPU = torch.device("cpu")
@@ -175,10 +175,10 @@ class Liar:
         self.inner.fill(target, value + 100 if value == self.wrong else value)
 
 
-def train_with_liar(group, config, run_dir):
+def train_with_liar(group, plan, run_dir):
     if group.topology.rank == 0:
         group.following = Liar(group.following, wrong=6)
-    trainer = make_trainer(group, config, run_dir)
+    trainer = make_trainer(group, plan, run_dir)
     trainer.run()
 
 
@@ -186,7 +186,7 @@ def test_a_worker_notices_before_the_next_checkpoint_is_complete(run_dir):
     """Checkpoints at steps 3 and 6; the header of the message of step 6 is wrong."""
     config = make_config("checkpoint.every=3", "checkpoint.keep=9", "log_every=100")
     with pytest.raises(WorldError) as caught:
-        run_world(layout(2), train_with_liar, config, run_dir)
+        run_planned(layout(2), train_with_liar, config, run_dir)
     first = caught.value.failures[0]
     assert first.kind == "LinkError"
     assert "link 0 -> 1: the receiver expected train batch 6 of 400 rows" in first.message
@@ -222,8 +222,8 @@ def test_the_loss_of_a_neighbour_raises_peer_lost_error(leaver):
     assert second.message.startswith(f"lost rank {leaver} (stage {leaver})")
 
 
-def replica_dies(group, config):
-    trainer = make_trainer(group, config)
+def replica_dies(group, plan):
+    trainer = make_trainer(group, plan)
     train = trainer.runner.train
 
     def train_or_fail(arrival):
@@ -238,7 +238,7 @@ def replica_dies(group, config):
 def test_the_loss_of_a_replica_raises_peer_lost_error():
     """Rank 2 is stage 0 of replica 1: stage 1 misses its messages, replica 0 its gradients."""
     with pytest.raises(WorldError) as caught:
-        run_world(layout(2, 2, 2), replica_dies, make_config("pipeline.replicas=2"))
+        run_planned(layout(2, 2, 2), replica_dies, make_config("pipeline.replicas=2"))
     first, *others = caught.value.failures
     assert (first.rank, first.kind) == (2, "ZeroDivisionError")
     assert {other.rank for other in others} == {0, 1, 3}

@@ -103,6 +103,7 @@ def test_requirements_have_lower_bounds_only(section):
     assert not [line for line in wanted if any(mark in line for mark in ("<", "==", "~=", "!="))]
 
 
+@pytest.mark.slow
 def test_it_trains_away_from_the_checkout(installed, tmp_path):
     own = {"PYTHONPATH": str(installed), "PYTHONSAFEPATH": "1"}
     program = installed / "bin" / "dglpipe"

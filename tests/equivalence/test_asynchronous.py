@@ -14,11 +14,10 @@ import torch
 from dglpipe.config import AsyncConfig, from_yaml
 from dglpipe.errors import ConfigError
 from dglpipe.methods.dgl_async.staleness import draw_staleness
-from dglpipe.runtime.plan import plan_layout
-from dglpipe.runtime.plan import plan_run as plan
-from harness.configs import layout, make_config, small
-from harness.training import hash_all, make_trainer, train_all, train_world
-from harness.worlds import WorldError, run_world
+from dglpipe.runtime.plan import plan_layout, plan_run
+from harness.configs import in_test_all, layout, make_config, small
+from harness.training import hash_all, make_trainer, run_planned, train_all, train_world
+from harness.worlds import WorldError
 
 TINY = ("model.width=2", "batch_size=400", "max_steps=6", "model.dropout=0.2")
 IN_STEP = (
@@ -39,8 +38,13 @@ def test_a_sequential_simulation_is_synchronous_learning(stages):
     assert hash_all(precise(*IN_STEP), alone) == hash_all(precise(), alone)
 
 
-@pytest.mark.parametrize("stages", [2, 3])
-@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("stages", "depth"),
+    [
+        *((2, 1), (3, 2), (3, 4)),
+        *(in_test_all(*case) for case in ((2, 2), (2, 4), (3, 1))),
+    ],
+)
 def test_links_that_block_are_synchronous_learning(stages, depth):
     configs = precise(*REAL, "method.policy=block", f"pipeline.depth={depth}")
     assert hash_all(configs, layout(stages)) == hash_all(precise(), layout(stages, 1))
@@ -89,7 +93,7 @@ def assert_accounts(entries):
     assert entries[-1]["outputs"] == 0
 
 
-@pytest.mark.parametrize("slow", [0, 1, 2])
+@pytest.mark.parametrize("slow", [in_test_all(0), 1, 2])
 def test_every_stage_of_a_simulation_makes_its_updates_and_all_is_accounted_for(slow):
     factors = [2.0 if stage == slow else 1.0 for stage in range(3)]
     config = make_config(*TINY, *SIMULATED, f"method.slowdown={factors}", "log_every=1")
@@ -181,9 +185,9 @@ KILLED = (
 )
 
 
-def simulate_and_die(group, config, run_dir, dies_before):
+def simulate_and_die(group, plan, run_dir, dies_before):
     """Kills its process at draw `dies_before`."""
-    trainer = make_trainer(group, config, run_dir)
+    trainer = make_trainer(group, plan, run_dir)
     draw, count = trainer.runner._draw, itertools.count(1)
 
     def draw_or_die(event):
@@ -195,7 +199,7 @@ def simulate_and_die(group, config, run_dir, dies_before):
     trainer.run()
 
 
-@pytest.mark.parametrize("keeping", [(), ("method.storage_precision=bf16",)])
+@pytest.mark.parametrize("keeping", [(), in_test_all(("method.storage_precision=bf16",))])
 def test_a_killed_simulation_resumes_to_the_same_weights(keeping, tmp_path):
     config = make_config(*KILLED, *keeping)
     alone = layout(3, 1)
@@ -204,7 +208,7 @@ def test_a_killed_simulation_resumes_to_the_same_weights(keeping, tmp_path):
     checkpoints, found = tmp_path / "run" / "checkpoints", []
     for dies_before in (4, 25, 20):  # before the first checkpoint, and after later checkpoints
         with pytest.raises(WorldError, match="exit code -9"):
-            run_world(alone, simulate_and_die, config, tmp_path / "run", dies_before)
+            run_planned(alone, simulate_and_die, config, tmp_path / "run", dies_before)
         found.append([folder.name for folder in checkpoints.glob("step_*")])
     assert found[0] == []
     assert 0 < len(found[1]) == len(found[2])
@@ -260,7 +264,7 @@ def test_the_defaults_equal_the_file():
 
 def test_the_plan_states_the_buffer_and_the_limit_counts_it():
     config = make_config("method=dgl_async", "pipeline.split=[3]")
-    stages = plan(config).stages
+    stages = plan_run(config).stages
     below = stages[0].link_bytes_per_sample * config.batch_size
     assert stages[0].buffer_bytes == config.pipeline.depth * below
     assert stages[1].buffer_bytes == (config.method.buffer + 2) * below
@@ -270,14 +274,14 @@ def test_the_plan_states_the_buffer_and_the_limit_counts_it():
         (("method.simulate=true", "method.storage_precision=bf16"), config.method.buffer / 2),
     ):
         other = make_config("method=dgl_async", "pipeline.split=[3]", *overrides)
-        assert plan(other).stages[1].buffer_bytes == held * below
+        assert plan_run(other).stages[1].buffer_bytes == held * below
     limit = max(stage.memory_bytes for stage in stages)
     words = ("method=dgl_async", "pipeline.split=[3]", f"pipeline.memory_limit={limit}")
-    assert plan(make_config(*words)).stages == stages
+    assert plan_run(make_config(*words)).stages == stages
     with pytest.raises(
         ConfigError, match=r"Stage 1 .* including .* MiB for the buffers of its links"
     ):
-        plan(make_config(*words, "method.buffer=30"))
+        plan_run(make_config(*words, "method.buffer=30"))
 
 
 def test_the_picture_has_one_column_per_buffer(tmp_path):
@@ -300,7 +304,7 @@ def test_tests_between_the_lines_of_training_count_test_images_alone():
     assert run.hashes[0] == in_step.hashes[0]
 
 
-@pytest.mark.parametrize("most", [0, 40, None])
+@pytest.mark.parametrize("most", [0, in_test_all(40), None])
 def test_a_stage_waits_instead_of_reading_a_batch_that_is_too_old(most, start, run_dir):
     """Messages arrive several outputs late. With max_age=0, no message is young enough while the
     stage below continues. Without a limit, ages count all later outputs, received or not."""
@@ -322,15 +326,15 @@ def test_a_stage_waits_instead_of_reading_a_batch_that_is_too_old(most, start, r
     run.assert_nobody_left()
 
 
-def evaluate_at_length(group, config):
+def evaluate_at_length(group, plan):
     """Every evaluation of the last stage takes longer than `timeout_s`."""
-    trainer = make_trainer(group, config)
+    trainer = make_trainer(group, plan)
     evaluate = trainer.runner.evaluate
 
     def evaluate_and_wait(item):
         yield from evaluate(item)
         if item.ends_pass and group.topology.is_last:
-            time.sleep(1.5 * config.timeout_s)
+            time.sleep(1.5 * plan.config.timeout_s)
 
     trainer.runner.evaluate = evaluate_and_wait
     trainer.run()
@@ -340,21 +344,22 @@ def evaluate_at_length(group, config):
 def test_an_evaluation_may_take_longer_than_timeout_s():
     bound = ("method.max_age=0", "method.max_reuse=1", "method.slowdown=[8.0,1.0]", "timeout_s=2")
     config = make_config(*TINY, *REAL, *bound)
-    assert run_world(layout(2), evaluate_at_length, config) == [6, 6]
+    assert run_planned(layout(2), evaluate_at_length, config) == [6, 6]
 
 
 def test_a_simulation_resumed_after_its_last_stage_reports_time_fractions(tmp_path):
     """Stage 0 is slow: the last stage finishes its updates long before."""
     own = ("epochs=5", "max_steps=20", "method.slowdown=[6.0,1.0]", "checkpoint.every=5")
-    config = make_config(*TINY, *SIMULATED, *own)
+    config, alone = make_config(*TINY, *SIMULATED, *own), layout(2, 1)
     with pytest.raises(WorldError, match="exit code -9"):
-        run_world(layout(2, 1), simulate_and_die, config, tmp_path, 60)
+        run_planned(alone, simulate_and_die, config, tmp_path, 60)
     config.resume = "auto"
-    finals = train_world(config, layout(2, 1), tmp_path).finals
+    finals = train_world(config, alone, tmp_path).finals
     assert finals[0]["busy_fraction"] > 0
     assert [final["staleness"]["updates"] for final in finals] == [20, 20]
 
 
+@pytest.mark.slow
 def test_a_sweep_takes_its_lists_from_the_experiment(start, tmp_path):
     words = ["-m", "experiment=async_buffer_digits", "seed=0", "method.buffer=1,5", "max_steps=2"]
     run = start("train", *words, f"run_dir={tmp_path / 'sweep'}")

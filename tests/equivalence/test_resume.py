@@ -11,8 +11,8 @@ import pytest
 from dglpipe.data.batch_schedule import Phase, build_batch_schedule
 from dglpipe.runtime.open_data import open_images
 from harness.configs import layout, make_config
-from harness.training import make_trainer, train_world
-from harness.worlds import WorldError, run_world
+from harness.training import make_trainer, run_planned, train_world
+from harness.worlds import WorldError
 
 STAGES = 3
 SETTINGS = (f"pipeline.stages={STAGES}", "model.dropout=0.2", "optimizer=adam")
@@ -25,9 +25,9 @@ def whole():
     return train_world(make_config(*SETTINGS))
 
 
-def train_and_die(group, config, run_dir, dies_before):
+def train_and_die(group, plan, run_dir, dies_before):
     """Rank r kills itself when it takes the batch of step `dies_before[r]`."""
-    trainer = make_trainer(group, config, run_dir)
+    trainer = make_trainer(group, plan, run_dir)
     train = trainer.runner.train
 
     def train_or_die(arrival):
@@ -61,7 +61,7 @@ def complete_steps(run_dir):
 def test_killed_and_resumed(before, dies_before, after, resumed_at, whole, run_dir):
     config = make_config(*SETTINGS, *CHECKPOINTS)
     with pytest.raises(WorldError, match="exit code -9"):
-        run_world(layout(STAGES, before), train_and_die, config, run_dir, dies_before)
+        run_planned(layout(STAGES, before), train_and_die, config, run_dir, dies_before)
     assert complete_steps(run_dir) == [resumed_at] * bool(resumed_at)
     config.resume = "auto"
     resumed = train_world(config, layout(STAGES, after), run_dir)
@@ -75,7 +75,7 @@ def test_files_of_a_killed_run_do_not_complete_a_checkpoint(run_dir):
     """Files of step 6 from the killed run do not count for the resumed run."""
     config = make_config(*SETTINGS, *CHECKPOINTS)
     with pytest.raises(WorldError):
-        run_world(layout(STAGES), train_and_die, config, run_dir, {2: 5})
+        run_planned(layout(STAGES), train_and_die, config, run_dir, {2: 5})
     left = run_dir / "checkpoints" / "step_00000006"
     shutil.rmtree(left, ignore_errors=True)
     left.mkdir()
@@ -83,7 +83,7 @@ def test_files_of_a_killed_run_do_not_complete_a_checkpoint(run_dir):
         (left / f"stage_{j}.pt").write_bytes(b"left")
     config.resume = "auto"
     with pytest.raises(WorldError):
-        run_world(layout(STAGES), train_and_die, config, run_dir, {0: 4})
+        run_planned(layout(STAGES), train_and_die, config, run_dir, {0: 4})
     assert complete_steps(run_dir) == [3]
     assert not left.exists()
 
@@ -91,7 +91,7 @@ def test_files_of_a_killed_run_do_not_complete_a_checkpoint(run_dir):
 def test_without_resume_a_run_starts_from_the_beginning(whole, run_dir):
     config = make_config(*SETTINGS, *CHECKPOINTS)
     with pytest.raises(WorldError):
-        run_world(layout(STAGES), train_and_die, config, run_dir, {2: 5})
+        run_planned(layout(STAGES), train_and_die, config, run_dir, {2: 5})
     assert complete_steps(run_dir) == [3]
     again = train_world(config, run_dir=run_dir)
     assert again.hashes == whole.hashes
@@ -110,10 +110,10 @@ def test_a_resumed_run_repeats_the_evaluation_that_followed_its_checkpoint(run_d
     assert resumed.hashes == whole.hashes
 
 
-def window_of(group, config, run_dir):
+def window_of(group, plan, run_dir):
     """The step from which the run resumed, the rows of its throughput window, and whether it has a
     rate."""
-    trainer = make_trainer(group, config, run_dir)
+    trainer = make_trainer(group, plan, run_dir)
     rates = []
     trainer._reporter.finish = lambda rate, _: rates.append(rate)
     trainer.run()
@@ -125,10 +125,10 @@ def window_of(group, config, run_dir):
 def test_the_window_of_a_resumed_run_opens_when_its_chain_is_full(steps, opens, has_rate, run_dir):
     config = make_config(*SETTINGS, "checkpoint.every=8", "epochs=6", f"max_steps={steps}")
     with pytest.raises(WorldError, match="exit code -9"):
-        run_world(layout(STAGES, 1), train_and_die, config, run_dir, {0: 10})
+        run_planned(layout(STAGES, 1), train_and_die, config, run_dir, {0: 10})
     config.resume = "auto"
     plan = build_batch_schedule(config, open_images(config))
     items = [item for item in plan.items() if item.phase is Phase.TRAIN and item.step > opens]
     rows = sum(item.rows for item in items)
-    for found in run_world(layout(STAGES), window_of, config, run_dir):
+    for found in run_planned(layout(STAGES), window_of, config, run_dir):
         assert found == (8, rows, has_rate)

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+
 import oracle
 import pytest
 import torch
 
 from dglpipe.data import open_data
 from dglpipe.data.batch_schedule import Phase, build_batch_schedule
-from harness.configs import layout, make_config
+from harness.configs import WORLDS, in_test_all, layout, make_config
 from harness.training import hash_all, train_all, train_world
 
 TINY = ("model.width=2", "batch_size=1000", "max_steps=3", "model.dropout=0.2")
 SEQUENTIAL = "method=sequential"
 
 
-@pytest.mark.parametrize("stages", [2, 3, 6])
-def test_weights_equal_a_plain_loop_on_any_number_of_processes(stages):
+@functools.cache
+def by_oracle(stages):
+    """The configurations of both precisions, with the weights of a plain loop."""
     configs = [
         make_config(*TINY, SEQUENTIAL, f"precision={precision}") for precision in ("fp32", "bf16")
     ]
-    expected = [oracle.train_sequentially(config, stages) for config in configs]
-    for processes in range(1, stages + 1):
-        assert hash_all(configs, layout(stages, processes)) == expected
+    return configs, [oracle.train_sequentially(config, stages) for config in configs]
+
+
+@pytest.mark.parametrize(("stages", "processes"), WORLDS)
+def test_weights_equal_a_plain_loop_on_any_number_of_processes(stages, processes):
+    configs, expected = by_oracle(stages)
+    assert hash_all(configs, layout(stages, processes)) == expected
 
 
 def test_the_first_stage_learns_as_in_decoupled_learning_and_the_others_do_not():
@@ -70,7 +77,7 @@ def test_the_plan_goes_through_the_epochs_once_a_stage():
     assert [plan.crossing(item, 1).rows for item in items] == [0] * 6 + [1000, 437, 1000]
 
 
-@pytest.mark.parametrize("done", [2, 3, 4, 5])
+@pytest.mark.parametrize("done", [in_test_all(2), 3, in_test_all(4), 5])
 def test_a_run_that_is_resumed_in_any_round_ends_the_same(done, tmp_path):
     whole = train_world(make_config(*TINY, SEQUENTIAL), layout(2)).hashes
     # As if killed after step `done`: later checkpoints are removed.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+from typing import Any
 
+import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dglpipe.cli.compose import Arguments, compose
@@ -13,6 +15,12 @@ from dglpipe.data import DataInfo
 from dglpipe.methods import build_method
 from dglpipe.partition.staged_network import StagedNetwork, build_staged_network
 from dglpipe.pipeline.topology import Layout
+
+
+def in_test_all(*values: object) -> Any:
+    """An entry of `parametrize` that runs in `make test-all` only."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
 
 SMALL = (
     "batch_size=400",
@@ -25,6 +33,11 @@ SMALL = (
 )
 """Digits in 4 batches per epoch, the last of 237 rows; links check for misuse of buffers."""
 WIDTH = "model.width=4"
+WORLDS = [
+    *((2, 1), (2, 2), (3, 1), (3, 2), (3, 3), (6, 1), (6, 6)),
+    *(in_test_all(6, processes) for processes in (2, 3, 4, 5)),
+]
+"""Stages and processes whose weights are compared bit for bit."""
 GROUPS = ("model", "head", "data", "optimizer", "schedule", "method", "precision")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 
 from dglpipe.config import Config
+from dglpipe.methods.run_plan import RunPlan
 from dglpipe.monitoring.metrics import Collector, Line
 from dglpipe.pipeline.process_group import ProcessGroup
 from dglpipe.pipeline.topology import Layout
@@ -47,6 +48,13 @@ class TrainedNetwork:
         return sorted((line for line in tests if line.step == last), key=lambda at: str(at.stage))
 
 
+def run_planned(
+    layout: Layout, function: Callable[..., Any], config: Config, *args: Any
+) -> list[Any]:
+    """`run_world` with the plan of `config`, which is made once, as in `dglpipe train`."""
+    return run_world(layout, function, make_plan(config, layout), *args)
+
+
 def train_world(
     config: Config,
     layout: Layout | None = None,
@@ -70,7 +78,8 @@ def train_all(
 ) -> list[TrainedNetwork]:
     """`train_world` for one configuration after the other, in the same processes."""
     layout = layout or plan_layout(configs[0].pipeline, configs[0].method, cores=1)
-    by_rank = run_world(layout, _train_all, configs, run_dir, deadline_s=deadline_s)
+    plans = [make_plan(config, layout) for config in configs]
+    by_rank = run_world(layout, _train_all, plans, run_dir, deadline_s=deadline_s)
     return [_gather(layout, [of_rank[at] for of_rank in by_rank]) for at in range(len(configs))]
 
 
@@ -79,18 +88,19 @@ def hash_all(configs: Sequence[Config], layout: Layout, deadline_s: float = 60) 
 
     Without the final report, which takes longer than such short runs.
     """
-    by_rank = run_world(layout, _hash_all, configs, deadline_s=deadline_s)
+    plans = [make_plan(config, layout) for config in configs]
+    by_rank = run_world(layout, _hash_all, plans, deadline_s=deadline_s)
     firsts = [rank for rank in range(layout.world_size) if layout.at(rank).replica == 0]
     return [
         [digest for rank in firsts for digest in by_rank[rank][at]] for at in range(len(configs))
     ]
 
 
-def _hash_all(group: ProcessGroup, configs: Sequence[Config]) -> list[list[str]]:
+def _hash_all(group: ProcessGroup, plans: Sequence[RunPlan]) -> list[list[str]]:
     store, hashes = group.store, []
-    for number, config in enumerate(configs):
+    for number, plan in enumerate(plans):
         group.store = PrefixStore(f"run{number}", store)
-        trainer = make_trainer(group, config)
+        trainer = make_trainer(group, plan)
         trainer.run()
         hashes.append([sha256(named_tensors(stage.module)) for stage in trainer.runner.stages])
     group.store = store
@@ -121,24 +131,24 @@ class _Lines:
         """Does nothing: no resource is open."""
 
 
-def _train_all(group: ProcessGroup, configs: Sequence[Config], run_dir: Path | None) -> list[Any]:
+def _train_all(group: ProcessGroup, plans: Sequence[RunPlan], run_dir: Path | None) -> list[Any]:
     store, results = group.store, []
-    for number, config in enumerate(configs):
+    for number, plan in enumerate(plans):
         group.store = PrefixStore(f"run{number}", store)
-        results.append(_train(group, config, run_dir))
+        results.append(_train(group, plan, run_dir))
     group.store = store
     return results
 
 
-def _train(group: ProcessGroup, config: Config, run_dir: Path | None) -> Any:
+def _train(group: ProcessGroup, plan: RunPlan, run_dir: Path | None) -> Any:
     topology = group.topology
-    trainer = make_trainer(group, config, run_dir)
+    trainer = make_trainer(group, plan, run_dir)
     sink = _Lines()
     size, replicas = topology.layout.world_size, topology.layout.replicas
     collector = Collector(group.store, size, replicas, [sink]) if topology.rank == 0 else None
     trainer.run()
     trainer.finish()
-    finals = collector.finals(config.timeout_s) if collector else []
+    finals = collector.finals(plan.config.timeout_s) if collector else []
     tensors = {
         (topology.replica, stage.index): named_tensors(stage.module)
         for stage in trainer.runner.stages
@@ -146,8 +156,7 @@ def _train(group: ProcessGroup, config: Config, run_dir: Path | None) -> Any:
     return finals, sink.lines, tensors
 
 
-def make_trainer(group: ProcessGroup, config: Config, run_dir: Path | None = None) -> Trainer:
+def make_trainer(group: ProcessGroup, plan: RunPlan, run_dir: Path | None = None) -> Trainer:
     """The trainer of this rank, ready to run."""
-    source = open_images(config)
-    plan = make_plan(config, group.topology.layout, source=source)
+    source = open_images(plan.config)
     return open_trainer(plan, source, CPU, group, RunDir(run_dir) if run_dir else None)

@@ -14,8 +14,7 @@ from dglpipe.monitoring.trace_plot import COLOURS, _middle, draw_timeline
 from dglpipe.pipeline.process_group import ProcessGroup
 from dglpipe.pipeline.topology import Layout
 from harness.configs import layout, make_config
-from harness.training import make_trainer, train_world
-from harness.worlds import run_world
+from harness.training import make_trainer, run_planned, train_world
 
 
 def test_spans_are_consecutive_and_sum_to_the_fractions():
@@ -131,8 +130,8 @@ RUNS = {
 }
 
 
-def spans_of(group: ProcessGroup, config):
-    trainer = make_trainer(group, config)
+def spans_of(group: ProcessGroup, plan):
+    trainer = make_trainer(group, plan)
     trainer.run()
     return trainer.context.timer.spans()
 
@@ -141,7 +140,7 @@ def spans_of(group: ProcessGroup, config):
 def test_all_parts_of_all_steps_are_there(method):
     world, parts = RUNS[method]
     config = make_config(f"method={method}", "timeline=true", "max_steps=4")
-    by_rank = run_world(world, spans_of, config)
+    by_rank = run_planned(world, spans_of, config)
     found = [{span.what for span in spans if span.step} for spans in by_rank]
     assert parts | {"evaluation", "log"} <= found[0]
     assert {"receive", "forward", "backward", "step", "evaluation"} <= found[1]
@@ -183,7 +182,7 @@ def test_evaluation_in_a_pipeline_has_no_forward_spans(schedule):
     world = PIPELINES[schedule]
     words = (f"method.schedule={schedule}", "method.microbatches=4", "max_steps=3")
     config = make_config("method=backprop", "timeline=true", *words)
-    for spans in run_world(world, spans_of, config):
+    for spans in run_planned(world, spans_of, config):
         assert any(span.what == "evaluation" for span in spans)
         forwards = [span for span in spans if span.what == "forward"]
         # Only the forwards of training: stages of the process x steps x micro-batches. The last
