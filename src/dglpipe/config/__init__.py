@@ -1,7 +1,7 @@
 """The typed configuration: one dataclass per group, with unit and range of every field.
 
-`parse` converts a composed dictionary to a `Config` once; no other module reads raw dictionaries.
-A configuration is an input: do not modify it. This package imports only `dglpipe.errors`, besides
+`parse` converts a composed dictionary to a `Config` once; no other module reads raw dictionaries. A
+configuration is an input: do not modify it. This package imports only `dglpipe.errors`, besides
 OmegaConf, and does not load torch. Begin reading at `schema.Config`; each group has a file of its
 own, `parse` and `build` do the conversion, `instantiate` imports plug-ins.
 """

@@ -1,10 +1,10 @@
 """Data sets, batch order, augmentation, and the batch schedule of a run.
 
-`open_data` opens a data set by its configuration; each data set has a file of its own. Begin
-reading at `dataset.py`, which defines the interface. Images are stored as (n,H,W,C) uint8. Batch
-order (`sampler`) and augmentation (`transforms`) are pure functions of the seed. This package
-imports `config`, `errors`, `host` and `seeds`; only the files that decode images or read CIFAR-10
-load torchvision.
+`open_data`, in this file, opens a data set by its configuration; each data set has a file of its
+own. Begin reading at `dataset.py`, which defines the interface. Images are stored as (n,H,W,C)
+uint8. Batch order (`sampler`) and augmentation (`transforms`) are pure functions of the seed. This
+package imports `config`, `errors`, `host` and `seeds`; only the files that decode images or read
+CIFAR-10 load torchvision.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Methods of learning: one file or folder per method, and the base class of new methods.
+"""Methods of learning, one file or folder each, and what all methods share.
 
-Imports every package except `runtime` and `cli`. Begin with `base` (Method, Runner, RunContext),
-then `dgl` (the default method) and `chain_runner`. `run_plan` defines the plan of a run; `registry`
-finds a method by name. A method from outside the package derives from `Dgl` or `Method`.
+Imports every package except `runtime` and `cli`. To add a method, begin with `base` (the classes
+Method, Runner and RunContext) and `dgl` (the default method); then enter it in `registry`, or load
+it from outside with `method=custom`. `chain_runner` has the steps that methods share; `run_plan`
+has the data class of a plan, which `runtime.plan` fills.
 """
 
 from dglpipe.methods.base import Emission, Method, RunContext, Runner

@@ -1,9 +1,10 @@
 """Networks by name, heads, losses and initial weights.
 
-Imports only `config` and `errors`. Begin with `build_network`. Builders draw weights from the
-global random state of torch, which the caller seeds (`meta.building`). `heads.py` has the
-auxiliary heads, `meta.py` builds networks without memory, and `partial.py` builds networks of which
-only some parameters are stored.
+Imports only `config` and `errors`. Begin with `build_network`, in this file. `cnn`, `resnet_cifar`
+and `library` (torchvision and timm) have the networks, `heads` builds the auxiliary heads, `losses`
+the loss function. Builders draw weights from the global random state of torch, which the caller
+seeds (`meta.building`). `meta` builds networks whose weights take no memory, `partial` networks of
+which only some weights are stored.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """A network as a graph of operations, and the properties of the operations.
 
-Imports only `torch.fx` and `errors`. Begin with `tracing.py`, which creates the graph, and
-`graph.py`, which finds the possible cuts of the graph.
+Imports only `torch.fx` and `errors`. Begin with `tracing`, which creates the graph, and `graph`,
+which says after which operations a cut is possible; `partition.segments` makes segments of them.
 """
