@@ -1,4 +1,10 @@
-"""dglpipe: layer-parallel training by Decoupled Greedy Learning."""
+"""dglpipe: layer-parallel training by Decoupled Greedy Learning.
+
+`train`, `load` and `split` (in `api`) are the public functions. The packages, each of which imports
+only packages before it: `config`, `data`, `models`, `monitoring`, `pipeline` (stages and links),
+`partition` (stages from a network), `methods` (how stages learn), `runtime` (a run) and `cli`.
+`errors`, `files`, `host`, `seeds` and `version` are small modules that every package may import.
+"""
 
 from __future__ import annotations
 
