@@ -183,6 +183,7 @@ def test_an_error_in_the_data_leaves_no_run_directory(start_ranks, run_dir, tmp_
     assert not run_dir.exists()
 
 
+@pytest.mark.slow
 def test_all_ranks_use_the_timed_cut_of_rank_0(start_ranks, run_dir):
     """Separate measurements of the ranks would differ."""
     settings = small("pipeline.split=auto", "pipeline.cost=time", f"run_dir={run_dir}")

@@ -32,7 +32,7 @@ def precise(*overrides):
     return [make_config(*TINY, *overrides, f"precision={name}") for name in ("fp32", "bf16")]
 
 
-@pytest.mark.parametrize("stages", [2, 3, 6])
+@pytest.mark.parametrize("stages", [in_test_all(2), 3, 6])
 def test_a_sequential_simulation_is_synchronous_learning(stages):
     alone = layout(stages, 1)
     assert hash_all(precise(*IN_STEP), alone) == hash_all(precise(), alone)
@@ -304,7 +304,7 @@ def test_tests_between_the_lines_of_training_count_test_images_alone():
     assert run.hashes[0] == in_step.hashes[0]
 
 
-@pytest.mark.parametrize("most", [0, in_test_all(40), None])
+@pytest.mark.parametrize("most", [0, in_test_all(40), in_test_all(None)])
 def test_a_stage_waits_instead_of_reading_a_batch_that_is_too_old(most, start, run_dir):
     """Messages arrive several outputs late. With max_age=0, no message is young enough while the
     stage below continues. Without a limit, ages count all later outputs, received or not."""
@@ -341,6 +341,7 @@ def evaluate_at_length(group, plan):
     return trainer.runner.updates[0].count
 
 
+@pytest.mark.slow
 def test_an_evaluation_may_take_longer_than_timeout_s():
     bound = ("method.max_age=0", "method.max_reuse=1", "method.slowdown=[8.0,1.0]", "timeout_s=2")
     config = make_config(*TINY, *REAL, *bound)

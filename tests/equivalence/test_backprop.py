@@ -107,8 +107,7 @@ def test_the_gradient_of_the_whole_network_is_clipped(way):
     "way",
     [
         "1f1b_3",
-        "zbv",
-        *(in_test_all(way) for way in ("gpipe", "interleaved")),
+        *(in_test_all(way) for way in ("gpipe", "interleaved", "zbv")),
     ],
 )
 def test_real_networks_run_in_low_precision(way):

@@ -12,7 +12,7 @@ from harness.configs import build_stages, layout, make_config
 from harness.training import train_all
 
 STAGES = 3
-LEARNING = (f"pipeline.stages={STAGES}", "model.width=4", "epochs=2", "batch_size=150")
+LEARNING = (f"pipeline.stages={STAGES}", "model.width=4", "epochs=2", "batch_size=75")
 CASES = [
     # precision, rows of a test batch (of 360: the last has 60, 1 or all), processes
     ("fp32", 360, 3),

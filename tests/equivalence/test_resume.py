@@ -10,7 +10,7 @@ import pytest
 
 from dglpipe.data.batch_schedule import Phase, build_batch_schedule
 from dglpipe.runtime.open_data import open_images
-from harness.configs import layout, make_config
+from harness.configs import in_test_all, layout, make_config
 from harness.training import make_trainer, run_planned, train_world
 from harness.worlds import WorldError
 
@@ -121,7 +121,9 @@ def window_of(group, plan, run_dir):
     return trainer.context.done, trainer._window._rows, rates[0] is not None
 
 
-@pytest.mark.parametrize(("steps", "opens", "has_rate"), [(24, 12, True), (12, 9, False)])
+@pytest.mark.parametrize(
+    ("steps", "opens", "has_rate"), [in_test_all(24, 12, True), (12, 9, False)]
+)
 def test_the_window_of_a_resumed_run_opens_when_its_chain_is_full(steps, opens, has_rate, run_dir):
     config = make_config(*SETTINGS, "checkpoint.every=8", "epochs=6", f"max_steps={steps}")
     with pytest.raises(WorldError, match="exit code -9"):

@@ -92,6 +92,7 @@ def test_a_killed_worker(rank, how, start, run_dir):
     assert words[-1] == f"log: {RunDir(run_dir).log(rank)}"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_appends_to_its_metrics(start, run_dir):
     """Interrupted and resumed twice: every step is logged once."""
     settings = small(*LONG, f"run_dir={run_dir}", "resume=auto")

@@ -72,6 +72,7 @@ def test_callbacks_are_references_and_no_calls(checkout):
     assert referenced_once(read_modules(package)) == 3
 
 
+@pytest.mark.slow
 def test_table_of_several_checkouts(checkout, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["structure.py", str(checkout), str(ROOT)])
     main()

@@ -48,6 +48,7 @@ def faults(*words: str) -> tuple[int, str]:
     return int(count), kept
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_a_step_takes_the_memory_of_the_step_before():
     count, kept = faults("keep")

@@ -138,6 +138,8 @@ def _terminated(plan: RunPlan, run_dir: RunDir, rank: int) -> None:
     if not run_dir.failure(rank).exists():
         failure.conclude("interrupted", plan, run_dir)
         sys.stderr.write(f"{plan.layout.at(rank).name()} received SIGTERM and stopped\n")
+        # A process that received the signal later must not take this exit for a failure.
+        time.sleep(TERMINATION_PAUSE_S / 3)
         return
     failure.conclude("failed", plan, run_dir)
     advice = failure.advice(plan.config.checkpoint.every > 0)

@@ -198,6 +198,7 @@ def test_files_of_older_versions_are_read(tmp_path):
     assert all(torch.equal(target.state_dict()[key], source[key]) for key in source)
 
 
+@pytest.mark.slow
 def test_keys_of_published_densenets_are_renamed(tmp_path):
     from torchvision.models import densenet121
 

@@ -44,7 +44,9 @@ NETWORKS = [
     ("model=cnn6", "optimizer=adam", "precision=bf16", "model.dropout=0.1"),
     ("model=resnet18", "data.image_size=32"),
     ("model=vgg11_bn", "data.image_size=32", "head=cnn"),
-    ("model=torchvision", "model.name=mobilenet_v3_small", "data.image_size=32", "head=mlp"),
+    in_test_all(
+        ("model=torchvision", "model.name=mobilenet_v3_small", "data.image_size=32", "head=mlp")
+    ),
     in_test_all(
         ("model=torchvision", "model.name=swin_t", "data.image_size=32", "optimizer.momentum=0")
     ),

@@ -19,7 +19,7 @@ from dglpipe.partition import own_stages, staged_network
 from dglpipe.partition.own_stages import build_own_stages
 from dglpipe.pipeline.weights import named_tensors
 from dglpipe.runtime.open_data import open_images
-from harness.configs import build_stages, make_config
+from harness.configs import build_stages, in_test_all, make_config
 
 TORCHVISION = ("model=torchvision", "data.image_size=32")
 NETWORKS = {
@@ -112,7 +112,7 @@ def test_the_spec_of_a_network_on_meta_equals_the_real_spec(name, precision, mon
     assert spec == build_stages(config, data, 2).spec
 
 
-@pytest.mark.parametrize("count", [2, 3, 6])
+@pytest.mark.parametrize("count", [in_test_all(2), 3, in_test_all(6)])
 @pytest.mark.parametrize("name", NAMES)
 def test_own_stages_have_the_weights_of_the_whole_network(name, count, monkeypatch):
     if (name, count) in (("tied", 6), ("clones", 6), ("cnn4", 6), ("tied", 3)):
