@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.memory.crossings import MIB, crossings, fullest
 from benchmarks.memory.memory import measure
 from dglpipe.cli.arguments import parse_arguments
@@ -27,6 +29,7 @@ def test_the_device_memory_at_which_a_method_overtakes_another():
     assert crossings(rows[2:]) == []
 
 
+@pytest.mark.slow
 def test_the_gradients_of_a_replica_count_as_weights():
     words = ["method=backprop", "pipeline.replicas=2", "model=cnn4", "model.width=8", "max_steps=3"]
     config = compose(parse_arguments([*words, "batch_size=4", "data=synthetic", "data.samples=16"]))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from dglpipe.runtime.run_dir import RunDir
 from harness.configs import layout, make_config, small
 from harness.training import hash_all
 
 
+@pytest.mark.slow
 def test_a_failing_job_does_not_stop_the_others(start, run_dir):
     run = start("train", "-m", *small(f"run_dir={run_dir}", "epochs=1", "pipeline.stages=1,99,2"))
     assert run.wait(60) == 1

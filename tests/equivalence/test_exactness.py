@@ -21,7 +21,7 @@ import torch
 
 from dglpipe.data import open_data
 from dglpipe.data.batch_schedule import Phase, build_batch_schedule
-from harness.configs import WORLDS, build_stages, layout, make_config
+from harness.configs import WORLDS, build_stages, in_test_all, layout, make_config
 from harness.training import hash_all, train_all
 
 DROPOUT = "model.dropout=0.2"
@@ -110,6 +110,7 @@ def test_weights_do_not_depend_on_the_number_of_processes_with(name, variants):
         assert_same_weights(plain, oracle.train(config, 3))
 
 
+@pytest.mark.slow
 def test_boundaries_of_other_types_and_shapes():
     """Sums in fp32 sent as bf16, maps of one channel, maps of one pixel."""
     network = (
@@ -134,7 +135,7 @@ def test_boundaries_of_other_types_and_shapes():
         assert_same_weights(hashes, expected)
 
 
-@pytest.mark.parametrize("changed", [1, 2])
+@pytest.mark.parametrize("changed", [1, in_test_all(2)])
 def test_a_stage_never_changes_the_stages_below(changed):
     own = ["{}", "{}", "{}"]
     own[changed] = "{optimizer:{lr:0.01}}"

@@ -13,7 +13,7 @@ from dglpipe.runtime.plan import make_plan
 from dglpipe.runtime.run_dir import RunDir
 from dglpipe.runtime.worker import run_worker
 from harness.commands import PROMPT_S, TORCHRUN
-from harness.configs import layout, make_config, small
+from harness.configs import in_test_all, layout, make_config, small
 from harness.training import train_world
 from harness.worlds import WorldError, run_world
 
@@ -84,7 +84,7 @@ def whole():
     return train_world(make_config("model.dropout=0.2"), layout(2)).hashes
 
 
-@pytest.mark.parametrize(("how", "rank"), [("raise", 1), ("kill", 0)])
+@pytest.mark.parametrize(("how", "rank"), [("raise", 1), in_test_all("kill", 0)])
 def test_a_failed_run_reports_the_cause_and_resumes(how, rank, start, run_dir, tmp_path, whole):
     settings = small(
         trouble(how, rank, tmp_path),
@@ -150,7 +150,7 @@ def test_under_torchrun_the_first_traceback_is_the_cause(start, run_dir, tmp_pat
     assert status(run_dir) == "failed"
 
 
-@pytest.mark.parametrize(("how", "rank"), [("raise", 1), ("kill", 0)])
+@pytest.mark.parametrize(("how", "rank"), [("raise", 1), in_test_all("kill", 0)])
 def test_a_failed_asynchronous_run_reports_the_cause(how, rank, start, run_dir, tmp_path):
     """Threads that wait for a neighbour do not hide the cause and do not keep a process alive."""
     words = small("method=dgl_async", "pipeline.stages=3", trouble(how, rank, tmp_path))

@@ -25,7 +25,7 @@ from dglpipe.runtime.inference import export_run
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.run_dir import RunDir
 from harness.commands import Command
-from harness.configs import SMALL, build_stages, make_config, small
+from harness.configs import SMALL, build_stages, in_test_all, make_config, small
 from harness.paths import ROOT
 
 STAGES = 3
@@ -253,7 +253,7 @@ def test_an_automatic_cut_is_written_down_as_a_list(start, run_dir):
     assert f"split:\n  - {cut}\n" in RunDir(run_dir).config.read_text()
 
 
-@pytest.mark.parametrize("by_stage", [False, True])
+@pytest.mark.parametrize("by_stage", [in_test_all(False), True])
 def test_a_resumed_run_keeps_its_cut(tmp_path, monkeypatch, by_stage):
     """A second measurement could give another cut."""
     config = make_config("pipeline.split=auto", "pipeline.cost=time", "pipeline.stages=2")

@@ -282,6 +282,7 @@ class Own(nn.Sequential):
     """A module of an unknown package: its repr does not describe it."""
 
 
+@pytest.mark.slow
 def test_every_kind_of_stage_is_measured_once(monkeypatch):
     measured = []
 
