@@ -22,7 +22,7 @@ OTHER := $(filter-out $(CURDIR),$(shell cat $(VENV)/.dglpipe-checkout 2>/dev/nul
 quickstart: $(VENV)/.dglpipe-run ## train on the embedded data set in two processes
 	$(BIN)/dglpipe train $(ARGS)
 
-test: $(VENV)/.dglpipe-test ## the test suite, without what takes longer than a minute
+test: $(VENV)/.dglpipe-test ## the tests, without slow ones and repeats
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.dglpipe-test ## the whole test suite
