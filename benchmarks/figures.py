@@ -238,7 +238,7 @@ def balance() -> Iterator[list[str]]:
 
 
 def update_rates() -> Iterator[list[str]]:
-    """Asynchronous stages, of which one is slower."""
+    """Asynchronous stages, one of them slower."""
     figures = {}
     for case in load("scaling/epyc_asynchronous")["results"]:
         if max(case["slowdown"]) > 1:
@@ -246,7 +246,7 @@ def update_rates() -> Iterator[list[str]]:
             shares = (median(one["share_of_own_pace"] for one in runs) for runs in by_stage)
             figures[case["policy"]] = ", ".join(f"{share:.2f}" for share in shares)
     what = "4 processes whose computing is slept, asynchronous, one slower by 2: updates a second "
-    what += "of each stage over those of the stage alone; with links that block"
+    what += "of each stage over its updates alone; with links that block"
     yield [what, f"{figures['overwrite']}; {figures['block']}", "benchmarks/scaling"]
 
 

@@ -3,11 +3,11 @@
     python benchmarks/scaling/asynchronous.py --output FILE.json
     python benchmarks/scaling/asynchronous.py --soak 1800 --output FILE.json
 
-Processes, links and buffers are real; computing is replaced by sleeping. Prints for each stage its
-updates a second over those of the stage alone: with links that overwrite and links that block, one
-stage slower by `--slow`; and with links on which every message takes `--delay` ms. `--soak` runs
-for the given seconds with slow-downs drawn anew every second, and prints the growth of the memory
-and the number of batches that were read, overwritten unread, or left.
+Processes, links and buffers are real; computing is replaced by sleeping. Prints for each stage
+its updates a second over its updates a second alone: with links that overwrite and links that
+block, one stage slower by `--slow`; and with links on which every message takes `--delay` ms.
+`--soak` runs for the given seconds with slow-downs drawn anew every second, and prints the growth
+of the memory and the number of batches that were read, overwritten unread, or left.
 """
 
 from __future__ import annotations

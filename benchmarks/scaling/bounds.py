@@ -48,7 +48,7 @@ def step_seconds(case: Case) -> float:
     if case.stages == 1:
         return case.ideal
     # A link carries one message at a time: the sender writes the next after its arrival.
-    return max(case.ideal, case.latency + case.kib * 1024 / case.rate)
+    return max(case.ideal, case.link.delay + case.kib * 1024 / case.link.rate)
 
 
 def replica_seconds(case: Case) -> float:
@@ -58,7 +58,7 @@ def replica_seconds(case: Case) -> float:
     left = 0.0
     for bucket in range(case.buckets):
         ready = case.mean * (FORWARD + (1 - FORWARD) * (bucket + 1) / case.buckets)
-        left = max(left, ready) + size / case.rate + hops * case.latency
+        left = max(left, ready) + size / case.link.rate + hops * case.link.delay
     return left
 
 
@@ -83,7 +83,7 @@ class _Simulation:
         self._arrivals: dict[tuple[int, str, int, int], float] = {}
         self._lines: dict[tuple[int, int], float] = {}
         bytes_ = case.kib * 1024 / case.microbatches
-        self._transfer = bytes_ / case.rate
+        self._transfer = bytes_ / case.link.rate
 
     def run_step(self, step: int, orders: list[list[Part]]) -> None:
         """Simulates one step of all processes."""
@@ -113,7 +113,7 @@ class _Simulation:
         return True
 
     def _has_input(self, part: Part) -> bool:
-        """Gradients of weights need no message, nor do the ends of the network."""
+        """Gradients of weights and the ends of the network need no message."""
         if part.kind == "F":
             return part.stage > 0
         return part.kind != "W" and part.stage < self._whole - 1
@@ -125,7 +125,7 @@ class _Simulation:
             return now
         left = max(now, self._lines.get((source, target), 0.0)) + self._transfer
         self._lines[source, target] = left
-        return left + self._case.latency
+        return left + self._case.link.delay
 
     def _process(self, stage: int) -> int:
         """Process of a stage: of a chain, or of a V that ends at the first process."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dglpipe.config import LinkConfig
+
 FORWARD = 1 / 3
 """Share of a stage's time before it sends."""
 PIPELINES = ("gpipe", "1f1b", "zbv")
@@ -67,23 +69,15 @@ class Case:
             return "one process has no neighbours"
         if self.way == "1f1b" and self.microbatches < self.stages:
             return f"needs at least {self.stages} micro-batches"
-        if self.way == "bare" and self.is_emulated:
+        if self.way == "bare" and self.link.is_emulated:
             return "has no emulated links"
         return None
 
     @property
-    def latency(self) -> float:
-        """Seconds."""
-        return self.latency_ms / 1e3
-
-    @property
-    def rate(self) -> float:
-        """Bytes a second of a link."""
-        return self.gbit * 1e9 / 8 if self.gbit else float("inf")
-
-    @property
-    def is_emulated(self) -> bool:
-        return bool(self.latency_ms or self.gbit)
+    def link(self) -> LinkConfig:
+        """The links as settings of a run."""
+        mbps = self.gbit * 1e3 if self.gbit else None
+        return LinkConfig(delay_ms=self.latency_ms, bandwidth_mbps=mbps)
 
     @property
     def warm_up(self) -> int:

@@ -66,10 +66,12 @@ def local(rank: int, case: Case, group: ProcessGroup) -> float:
         )
     if group.following is not None:
         transport: Transport = group.following
-        if case.is_emulated:
+        if case.link.is_emulated:
             # As `link.delay_ms` and `link.bandwidth_mbps` of a run: one message in flight, so
             # that D also limits the messages on a link.
-            transport = EmulatedTransport(transport, case.latency, case.rate, until_arrival=True)
+            transport = EmulatedTransport(
+                transport, case.link.delay, case.link.rate, until_arrival=True
+            )
         sender = Sender(transport, formats, CPU.torch_device)
     parts = {LABELS: torch.zeros(ROWS, dtype=torch.int64), ACTIVATIONS: torch.zeros(ROWS, *shape)}
     timer = StepTimer(rank, case)
@@ -124,7 +126,7 @@ def replicas(rank: int, case: Case, _group: ProcessGroup) -> float:
     """
     count, hops = case.stages, case.hops
     buckets = torch.zeros(case.gradient_kib * 256).chunk(case.buckets)
-    line = EmulatedLine(0.0, case.rate) if case.is_emulated else None
+    line = EmulatedLine(0.0, case.link.rate) if case.link.is_emulated else None
     timer = StepTimer(rank, case)
     for step in range(1, case.steps + 1):
         seconds = timer.draw()
@@ -136,7 +138,7 @@ def replicas(rank: int, case: Case, _group: ProcessGroup) -> float:
             pending.append(dist.all_reduce(bucket, async_op=True))
             if line is not None:
                 size = bucket.nbytes * hops // count
-                due = line.leaves(size, hops * case.latency)
+                due = line.leaves(size, hops * case.link.delay)
         for one in pending:
             one.wait()
         time.sleep(max(0.0, due - time.perf_counter()))

@@ -75,8 +75,8 @@ class _Module(nn.Module):
 
 def pipeline(rank: int, case: Case, group: ProcessGroup) -> float:
     """A process of pipelined backprop, with the same computing a step as a stage of the chain."""
-    if case.is_emulated:
-        slow_down(case.latency, case.rate)
+    if case.link.is_emulated:
+        slow_down(case.link.delay, case.link.rate)
     m, count = case.microbatches, case.stages
     own = [rank, 2 * count - 1 - rank] if case.way == "zbv" else [rank]
     whole = count * len(own)

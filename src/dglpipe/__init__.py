@@ -1,8 +1,8 @@
 """dglpipe: layer-parallel training by Decoupled Greedy Learning.
 
-`train`, `load` and `split` (in `api`) are the public functions. The packages, each of which imports
-only packages before it: `config`, `data`, `models`, `monitoring`, `pipeline` (stages and links),
-`partition` (stages from a network), `methods` (how stages learn), `runtime` (a run) and `cli`.
+`train`, `load` and `split` (in `api`) are the public functions. A package imports only packages
+that come before it in this list: `config`, `data`, `models`, `monitoring`, `pipeline` (stages and
+links), `partition` (stages from a network), `methods` (how stages learn), `runtime` (a run), `cli`.
 `errors`, `files`, `host`, `seeds` and `version` are small modules that every package may import.
 """
 

@@ -193,7 +193,7 @@ def blocking(group, depth, count):
     return seen, sent
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("depth", [1, 3])
 def test_a_link_that_blocks_is_bounded_and_keeps_the_order(depth):
     _, (seen, sent) = run_world(layout(2), blocking, depth, 6)
     assert seen == [1, 2, 3, 4, 5, 6]

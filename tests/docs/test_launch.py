@@ -75,7 +75,7 @@ def test_one_node_calls_torchrun_as_the_readme_does(tmp_path):
 @pytest.mark.timeout(240)
 @pytest.mark.slow
 def test_two_machines_on_one(tmp_path):
-    """Its weights are those of one process; K is the world size where it is left out."""
+    """The weights equal the weights of one process; K defaults to the world size."""
     settings = ("1", "run_dir=run", "max_steps=2", "model.width=4", "pipeline.threads=1")
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

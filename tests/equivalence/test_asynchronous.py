@@ -284,6 +284,7 @@ def test_the_plan_states_the_buffer_and_the_limit_counts_it():
         plan_run(make_config(*words, "method.buffer=30"))
 
 
+@pytest.mark.slow
 def test_the_picture_has_one_column_per_buffer(tmp_path):
     entries = staleness(train_world(make_config(*TINY, *SIMULATED), layout(3, 1)))
     draw_staleness(entries, tmp_path / "staleness.png")

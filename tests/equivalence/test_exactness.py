@@ -71,9 +71,8 @@ def test_weights_do_not_depend_on_the_number_of_processes(stages, processes):
 VARIANTS = {
     "base": "",
     "adam": "optimizer=adam schedule.warmup_steps=2",
-    "adamw": "optimizer=adamw optimizer.clip=0.1",
+    "adamw_step": "optimizer=adamw optimizer.clip=0.1 schedule=step schedule.every=1",
     "constant": "schedule=constant optimizer.nesterov=true",
-    "step": "schedule=step schedule.every=1",
     "multistep": "schedule=multistep schedule.milestones=[1]",
     "heads": "label_smoothing=0.1 per_stage=[{head:cnn},{head:linear},{}]",
     "optimizers": "per_stage=[{},{optimizer:{name:adam,lr:0.001}},{schedule:constant}]",

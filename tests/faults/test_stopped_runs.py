@@ -11,7 +11,7 @@ import pytest
 
 from dglpipe.runtime.run_dir import RunDir
 from harness.commands import DGLPIPE, PROMPT_S
-from harness.configs import small
+from harness.configs import in_test_all, small
 
 LONG = ("epochs=100000", "evaluate.every=0", "log_every=2", "checkpoint.every=2")
 
@@ -46,7 +46,9 @@ def terminate_launcher(run):
     os.kill(run.pid, signal.SIGTERM)
 
 
-@pytest.mark.parametrize("interrupt", [send_to_group, send_to_launcher, terminate_launcher])
+@pytest.mark.parametrize(
+    "interrupt", [send_to_group, in_test_all(send_to_launcher), terminate_launcher]
+)
 def test_interrupted(interrupt, start, run_dir):
     run = start("train", *small(*LONG, f"run_dir={run_dir}"))
     run.wait_for_step(run_dir, 4)

@@ -69,7 +69,7 @@ class ScriptedInputs:
         return self.taken[-1]
 
     def check(self) -> None:
-        """All arrivals are those of the script."""
+        """All arrivals come from the script."""
 
     def close(self) -> None:
         self.is_closed = True

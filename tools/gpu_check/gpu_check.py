@@ -35,7 +35,7 @@ REPORT = Path(__file__).parent / "results" / "gpu-report.json"
 
 
 def machine() -> Result:
-    """Versions and devices, with those of CUDA."""
+    """Versions and devices, also of CUDA."""
     libraries: Any = torch.backends.cudnn, torch.cuda.nccl
     cudnn, nccl = (one.version() if torch.cuda.is_available() else None for one in libraries)
     devices = range(torch.cuda.device_count())

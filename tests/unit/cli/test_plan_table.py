@@ -13,16 +13,22 @@ from dglpipe.runtime.plan import plan_run as plan
 from harness.configs import make_config
 
 
-@pytest.mark.parametrize("terminal", ["80", "120", None])
-def test_a_plan_can_be_read_at_any_width(terminal, capsys, monkeypatch):
-    if terminal is not None:
-        monkeypatch.setenv("FORCE_COLOR", "1")
-        monkeypatch.setenv("COLUMNS", terminal)
+@pytest.fixture(scope="module")
+def timed_plan():
+    """The plan of ResNet-152 in four stages, with seconds per step."""
     words = ("model=resnet152", "data=synthetic", "data.samples=64", "batch_size=16")
     words += ("pipeline.stages=4", "data.image_size=224")
     found = plan(make_config(*words))
     timed = [dataclasses.replace(one, seconds_per_step=1.23456) for one in found.stages]
-    found = dataclasses.replace(found, stages=tuple(timed))
+    return dataclasses.replace(found, stages=tuple(timed))
+
+
+@pytest.mark.parametrize("terminal", ["80", "120", None])
+def test_a_plan_can_be_read_at_any_width(terminal, timed_plan, capsys, monkeypatch):
+    if terminal is not None:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", terminal)
+    found = timed_plan
     print_plan(found)
     text = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
     for j, stage in enumerate(found.stages):

@@ -42,7 +42,7 @@ ROWS = 16
 NETWORKS = [
     ("model=cnn6",),
     ("model=cnn6", "optimizer=adam", "precision=bf16", "model.dropout=0.1"),
-    ("model=resnet18", "data.image_size=32"),
+    in_test_all(("model=resnet18", "data.image_size=32")),
     ("model=vgg11_bn", "data.image_size=32", "head=cnn"),
     in_test_all(
         ("model=torchvision", "model.name=mobilenet_v3_small", "data.image_size=32", "head=mlp")
