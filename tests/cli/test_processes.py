@@ -48,6 +48,7 @@ def test_unknown_command(dgl):
     assert "did you mean train?" in dgl("trian", expected=2).stderr
 
 
+@pytest.mark.slow
 def test_models(dgl):
     assert "resnet110_cifar" in dgl("models").stdout
 

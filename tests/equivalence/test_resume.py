@@ -53,7 +53,7 @@ def complete_steps(run_dir):
     ("before", "dies_before", "after", "resumed_at"),
     [
         (3, {2: 5}, 3, 3),  # the last stage
-        (3, {0: 8}, 1, 6),  # the first stage; goes on in one process
+        in_test_all(3, {0: 8}, 1, 6),  # the first stage; goes on in one process
         in_test_all(1, {0: 7}, 3, 6),  # all of them; goes on in three
         (2, {1: 2}, 2, 0),  # before the first checkpoint
     ],

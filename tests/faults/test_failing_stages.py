@@ -134,6 +134,7 @@ def test_a_stage_that_hangs_ends_the_run_after_timeout_s(start, run_dir, tmp_pat
     assert "Timed out waiting 3000ms" in run.stderr
 
 
+@pytest.mark.slow
 def test_under_torchrun_the_first_traceback_is_the_cause(start, run_dir, tmp_path):
     words = (*TORCHRUN, "--nproc-per-node=2", "-m", "dglpipe", "train")
     run = start(*words, *small(trouble("raise", 1, tmp_path), f"run_dir={run_dir}"))

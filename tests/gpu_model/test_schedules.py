@@ -17,10 +17,15 @@ from chain_model import Outcome, run_schedule
 from mutants import MUTANTS
 from streams import GARBAGE, Host, ModelTransport, Operation, PairGroup, Stream, run
 
+from harness.configs import in_test_all
+
 SCHEDULES = 30
 """Random schedules of each chain."""
 
-CHAINS = [(processes, depth) for processes in (2, 3, 4) for depth in (1, 2, 3)]
+CHAINS = [
+    *((2, 1), (3, 1), (3, 2), (4, 3)),
+    *(in_test_all(*one) for one in ((2, 2), (2, 3), (3, 3), (4, 1), (4, 2))),
+]
 
 
 @pytest.fixture(autouse=True)

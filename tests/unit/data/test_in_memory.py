@@ -180,6 +180,7 @@ def test_fingerprint_separates_its_parts():
     assert len(fingerprint(b"x")) == 32
 
 
+@pytest.mark.slow
 def test_embedded_data_sets_load_no_torchvision():
     code = """
 import sys

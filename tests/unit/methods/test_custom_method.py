@@ -16,7 +16,7 @@ from dglpipe.errors import ConfigError
 from dglpipe.methods import Dgl, build_method
 from dglpipe.pipeline.message import Direction, contiguous_field
 from dglpipe.runtime.plan import make_plan
-from harness.configs import layout, make_config
+from harness.configs import in_test_all, layout, make_config
 from harness.training import hash_all
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "method"
@@ -34,7 +34,7 @@ class TestExample:
     def test_is_short(self):
         assert len((EXAMPLES / "reconstruction.py").read_text().splitlines()) < 120
 
-    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    @pytest.mark.parametrize("precision", ["fp32", in_test_all("bf16")])
     def test_equal_bits_for_one_process_and_one_a_stage(self, precision):
         config = make_config(*EXAMPLE, "pipeline.stages=3", f"precision={precision}")
         (alone,) = hash_all([config], layout(3, 1))

@@ -41,7 +41,7 @@ CPU = Device(torch.device("cpu"), "gloo")
 ROWS = 16
 NETWORKS = [
     ("model=cnn6",),
-    ("model=cnn6", "optimizer=adam", "precision=bf16", "model.dropout=0.1"),
+    in_test_all(("model=cnn6", "optimizer=adam", "precision=bf16", "model.dropout=0.1")),
     in_test_all(("model=resnet18", "data.image_size=32")),
     ("model=vgg11_bn", "data.image_size=32", "head=cnn"),
     in_test_all(
@@ -51,7 +51,9 @@ NETWORKS = [
         ("model=torchvision", "model.name=swin_t", "data.image_size=32", "optimizer.momentum=0")
     ),
     ("model=cnn6", "per_stage=[{head:linear},{precision:bf16,head:mlp},{optimizer:adam}]"),
-    ("model=cnn6", "method=dgl_async", "per_stage=[{precision:bf16},{optimizer:adam},{}]"),
+    in_test_all(
+        ("model=cnn6", "method=dgl_async", "per_stage=[{precision:bf16},{optimizer:adam},{}]")
+    ),
 ]
 
 

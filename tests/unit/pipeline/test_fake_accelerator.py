@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
+from harness.configs import in_test_all
 from harness.worlds import fork_server
 from unit.pipeline import ghost
 from unit.pipeline.ghost_steps import FAULTY_LOSSES, run_steps
@@ -31,8 +32,8 @@ def accelerated():
     "overrides",
     [
         ("optimizer=sgd", CLIP, "label_smoothing=0.1"),
-        ("optimizer=adamw", "precision=bf16", LINEAR),
-        ("precision=fp16", "model.dropout=0.1", LINEAR),
+        in_test_all(("optimizer=adamw", "precision=bf16", LINEAR)),
+        in_test_all(("precision=fp16", "model.dropout=0.1", LINEAR)),
         ("precision=fp16", CLIP, "optimizer=adam", "head=cnn"),
     ],
     ids=" ".join,

@@ -102,7 +102,7 @@ def played(rule, size, slow=None, steps=8_000):
 
 
 @pytest.mark.parametrize(
-    ("rule", "equal", "behind"), [("paper", 3.2, 1.0), in_test_all("authors", 7.3, 24.8)]
+    ("rule", "equal", "behind"), [in_test_all("paper", 3.2, 1.0), in_test_all("authors", 7.3, 24.8)]
 )
 def test_ages_follow_from_the_rules(rule, equal, behind):
     """M = 50, six workers; worked out from the definitions."""
