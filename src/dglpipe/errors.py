@@ -86,6 +86,21 @@ class RunFailedError(DglpipeError):
     """A run that failed after its start; the message begins with the first failure."""
 
 
+class PreemptedError(DglpipeError):
+    """The end of a run by a signal, after a checkpoint.
+
+    Args:
+        step: step of the checkpoint.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        super().__init__(
+            f"preempted after step {step}, with a checkpoint; the same command with resume=auto "
+            "continues from there"
+        )
+
+
 def _rebuild(
     kind: type[DglpipeError], args: tuple[object, ...], state: dict[str, object]
 ) -> DglpipeError:

@@ -145,9 +145,10 @@ def test_terminated_by_its_launcher(long_run, run_dir):
     """torchrun sends SIGTERM to its workers when the time limit of a cluster ends."""
     for run in long_run:
         os.kill(run.pid, signal.SIGTERM)
-    assert [run.wait(PROMPT_S) for run in long_run] == [143, 143]
-    assert "rank 0 (stage 0) received SIGTERM and stopped" in long_run[0].stderr
-    assert RunDir(run_dir).status() == "interrupted"
+    assert [run.wait(PROMPT_S) for run in long_run] == [75, 75]
+    assert "rank 0 (stage 0): preempted after step" in long_run[0].stderr
+    assert RunDir(run_dir).status() == "preempted"
+    assert list(RunDir(run_dir).checkpoints.glob("step_*"))
 
 
 def test_a_killed_rank(long_run, run_dir):

@@ -120,6 +120,33 @@ def test_a_failed_run_reports_the_cause_and_resumes(how, rank, start, run_dir, t
     assert len(keys) == len(set(keys)) == 2 * (2 + 3), "each once, interrupted or not"
 
 
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("leave", "rank 1 (stage 1) exited with status 3 before the end of the run"),
+        in_test_all("exit", "rank 1 (stage 1) failed at step 6: SystemExit: 0"),
+    ],
+)
+def test_a_process_that_ends_early_is_named_at_once(how, text, start, run_dir, tmp_path):
+    run = start("train", *small(trouble(how, 1, tmp_path), f"run_dir={run_dir}"))
+    run.wait_for((tmp_path / f"{how}_was_here").exists)
+    began = time.monotonic()
+    assert run.wait() == 1
+    run.assert_nobody_left()
+    assert time.monotonic() - began < PROMPT_S
+    assert text in run.stderr
+    assert status(run_dir) == "failed"
+
+
+@pytest.mark.parametrize("how", ["kill", *map(in_test_all, ("raise", "leave", "exit"))])
+def test_restarts_lead_to_the_same_weights(how, start, run_dir, tmp_path, whole):
+    settings = ("model.dropout=0.2", "checkpoint.every=3", "max_restarts=1")
+    run = start("train", *small(trouble(how, 1, tmp_path), *settings, f"run_dir={run_dir}"))
+    assert run.wait() == 0, run.stderr
+    assert "restart 1 of 1" in run.stderr
+    assert hashes(run_dir) == whole
+
+
 def test_a_stage_that_hangs_ends_the_run_after_timeout_s(start, run_dir, tmp_path):
     settings = small(trouble("hang", 1, tmp_path), f"run_dir={run_dir}", "timeout_s=3")
     run = start("train", *settings)

@@ -11,7 +11,8 @@ import pytest
 
 from dglpipe.runtime.run_dir import RunDir
 from harness.commands import DGLPIPE, PROMPT_S
-from harness.configs import in_test_all, small
+from harness.configs import in_test_all, make_config, small
+from harness.training import train_world
 
 LONG = ("epochs=100000", "evaluate.every=0", "log_every=2", "checkpoint.every=2")
 
@@ -41,13 +42,22 @@ def send_to_launcher(run):
     os.kill(run.pid, signal.SIGINT)
 
 
-def terminate_launcher(run):
-    """As a cluster does at its time limit."""
+def send_five_times(run):
+    """As an impatient user does."""
+    for _ in range(5):
+        os.killpg(run.pid, signal.SIGINT)
+        time.sleep(0.01)
+
+
+def terminate_twice(run):
+    os.kill(run.pid, signal.SIGTERM)
+    time.sleep(0.01)
     os.kill(run.pid, signal.SIGTERM)
 
 
 @pytest.mark.parametrize(
-    "interrupt", [send_to_group, in_test_all(send_to_launcher), terminate_launcher]
+    "interrupt",
+    [send_five_times, *map(in_test_all, (send_to_group, send_to_launcher, terminate_twice))],
 )
 def test_interrupted(interrupt, start, run_dir):
     run = start("train", *small(*LONG, f"run_dir={run_dir}"))
@@ -58,8 +68,55 @@ def test_interrupted(interrupt, start, run_dir):
     run.assert_nobody_left()
     assert time.monotonic() - began < PROMPT_S
     assert status(run_dir) == "interrupted"
-    name = "SIGTERM" if interrupt is terminate_launcher else "SIGINT"
+    name = "SIGTERM" if interrupt is terminate_twice else "SIGINT"
     assert last_words(run) == [f"dglpipe: interrupted {name}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pause", [0.05, 0.5, 1.5, 3])
+def test_interrupted_during_the_start(pause, start, run_dir):
+    """Five signals while launcher or workers import their libraries: no traceback."""
+    run = start(*DGLPIPE, "train", *small(*LONG, f"run_dir={run_dir}"))
+    time.sleep(pause)
+    send_five_times(run)
+    assert run.wait() in (130, -signal.SIGINT if pause < 0.1 else 130)
+    run.assert_nobody_left()
+    assert "Traceback" not in run.stderr
+
+
+PREEMPTED_METHODS = {
+    "dgl": ["pipeline.stages=3"],
+    "in one process": ["pipeline.stages=3", "pipeline.processes=1"],
+    "replicas": ["pipeline.replicas=2"],
+    "sequential": ["method=sequential"],
+    "simulated": ["method=dgl_async", "method.simulate=true"],
+    "1f1b": ["method=backprop"],
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "number"),
+    [
+        ("dgl", "SIGTERM"),
+        *(in_test_all(name, "SIGUSR1") for name in PREEMPTED_METHODS if name != "dgl"),
+    ],
+)
+def test_a_preempted_run_goes_on_to_the_same_weights(method, number, start, run_dir):
+    settings = [*PREEMPTED_METHODS[method], "model.dropout=0.2", "epochs=6", "log_every=1"]
+    whole = train_world(make_config(*settings))
+    command = ("train", *small(*settings, f"run_dir={run_dir}", "resume=auto"))
+    run = start(*command)
+    run.wait_for_step(run_dir, 3)
+    # A cluster sends the signal to all processes of a job.
+    os.killpg(run.pid, signal.Signals[number])
+    assert run.wait() == 75, run.stderr
+    run.assert_nobody_left()
+    assert status(run_dir) == "preempted"
+    assert "preempted after step" in last_words(run)[-1]
+    again = start(*command)
+    assert again.wait() == 0, again.stderr
+    summary = json.loads(RunDir(run_dir).summary.read_text())
+    assert [stage["weights_sha256"] for stage in summary["per_stage"]] == whole.hashes
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -167,21 +168,18 @@ def _command_main(words: list[str], folder: str, environment: dict[str, str]) ->
 
 def fork_workers() -> None:
     """Makes the launcher fork its workers; they get the signal handlers of spawned ones."""
-    from dglpipe.runtime import launcher
+    from dglpipe.runtime import supervisor
 
-    configure, enter = launcher._launch_config, launcher._entry
+    enter = supervisor._main
 
-    def configure_fork(*args: Any) -> Any:
-        config = configure(*args)
-        config.start_method = "fork"
-        return config
-
-    def enter_afresh(*args: Any) -> Any:
+    def enter_afresh(*args: Any) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_DFL)
-        return enter(*args)
+        signal.set_wakeup_fd(-1)
+        enter(*args)
 
-    launcher._launch_config, launcher._entry = configure_fork, enter_afresh
+    supervisor.CONTEXT = multiprocessing.get_context("fork")
+    supervisor._main = enter_afresh
 
 
 def _running() -> Iterator[tuple[int, int]]:

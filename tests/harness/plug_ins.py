@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -79,7 +80,7 @@ class Trouble(nn.CrossEntropyLoss):
     """A loss that fails at a training step of one rank, once: never again in that folder.
 
     Args:
-        how: `raise`, `hang` or `kill`.
+        how: `raise`, `hang`, `leave` (os._exit), `exit` (sys.exit) or `kill`.
         folder: keeps the mark of what has happened.
     """
 
@@ -97,6 +98,10 @@ class Trouble(nn.CrossEntropyLoss):
                 raise ZeroDivisionError("trouble on purpose")
             if self.how == "hang":
                 time.sleep(600)
+            if self.how == "leave":
+                os._exit(3)
+            if self.how == "exit":
+                sys.exit(0)
             os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(logits, labels)
 

@@ -33,7 +33,7 @@ GARBAGE_THRESHOLD = 2_000_000
 COMMANDS = ("train", "plan", "evaluate", "export", "models")
 FAST_EXIT = ("plan", "models")
 """Commands that leave nothing to clean up: the process exits without interpreter shutdown."""
-DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,7 +70,7 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
     """Runs the command `name` and translates errors to messages and exit statuses."""
     from importlib import import_module
 
-    from dglpipe.errors import DglpipeError, UserError
+    from dglpipe.errors import DglpipeError, PreemptedError, UserError
 
     if name not in COMMANDS:
         sys.stderr.write(f"dglpipe: no command {name!r}{_did_you_mean(name)}\n{USAGE}")
@@ -82,6 +82,9 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
     except UserError as error:
         sys.stderr.write(f"dglpipe: {error}\n")
         return WRONG
+    except PreemptedError as error:
+        sys.stderr.write(f"dglpipe: {error}\n")
+        return PREEMPTED
     except DglpipeError as error:
         sys.stderr.write(f"{error}\n")
         return FAILED

@@ -67,6 +67,9 @@ def _train_as_worker(arguments: Arguments, rank: int) -> None:
     Every rank finds the same error in the arguments. Ranks above 0 wait before they print the
     error, because the launcher stops all workers after the first exit.
     """
+    from dglpipe.runtime.signals import end_with_parent
+
+    end_with_parent(os.getppid())
     try:
         config = _compose(arguments)
         from dglpipe.pipeline.process_group import record

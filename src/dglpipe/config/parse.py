@@ -75,6 +75,7 @@ class _Scalars:
     log_every: int = 0
     resume: str = ""
     timeout_s: float = 0
+    max_restarts: int = 0
     timeline: bool = False
     deterministic: bool = False
     label_smoothing: float = 0

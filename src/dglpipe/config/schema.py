@@ -99,6 +99,9 @@ class Config:
     """Steps between two training lines of a stage in `metrics.jsonl`; from 1."""
     resume: str
     """`never`, or `auto`: continue from the last complete checkpoint in `run_dir`, if any."""
+    max_restarts: int
+    """Restarts of `dglpipe train` from the last complete checkpoint after the failure of a process;
+    0 to 1000."""
     timeout_s: float
     """Timeout of a process that waits for another process, in seconds; above 0."""
     timeline: bool
@@ -118,6 +121,7 @@ class Config:
         require_number("seed", self.seed, 0, 2**32 - 1)
         require_number("log_every", self.log_every, 1)
         require_name("resume", self.resume, ("never", "auto"))
+        require_number("max_restarts", self.max_restarts, 0, 1000)
         require_positive("timeout_s", self.timeout_s)
         require_number("label_smoothing", self.label_smoothing, 0, 1)
 

@@ -7,14 +7,15 @@ so that P = 1 needs no special case.
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import HashStore
-from torch.distributed.distributed_c10d import PrefixStore
+from torch._C._distributed_c10d import HashStore, TCPStore
+from torch.distributed.distributed_c10d import PrefixStore as PrefixStore
 from torch.distributed.distributed_c10d import Store as Store
 from torch.distributed.elastic.multiprocessing.errors import record as record
 from torch.distributed.rendezvous import rendezvous as torch_rendezvous
@@ -28,6 +29,8 @@ from dglpipe.pipeline.emulated_transport import EmulatedTransport
 from dglpipe.pipeline.p2p import PairTransport, first_line, link_options, warm_up
 from dglpipe.pipeline.topology import Topology
 from dglpipe.pipeline.transport import Transport
+
+LOOPBACK = "127.0.0.1"
 
 
 class ProcessGroup:
@@ -237,6 +240,26 @@ def translate_peer_loss() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
             raise
         raise PeerLostError(f"lost another process: {first_line(error)}") from error
+
+
+def host_store() -> tuple[Store, int]:
+    """The store of a run on one machine, and its port. It listens on 127.0.0.1 only.
+
+    The socket is made here, because a `TCPStore` that makes its own listens on all addresses.
+    Numbers instead of `localhost`, because a machine may resolve no name.
+    """
+    listener = socket.create_server((LOOPBACK, 0))
+    port = listener.getsockname()[1]
+    store = TCPStore(
+        LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
+    return store, port
+
+
+def join_store(port: int, timeout_s: float) -> Store:
+    """Connects to the store that `host_store` of another process has made."""
+    timeout = timedelta(seconds=timeout_s)
+    return TCPStore(LOOPBACK, port, is_master=False, wait_for_workers=False, timeout=timeout)
 
 
 def rendezvous(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -110,33 +109,30 @@ def in_order(failures: Sequence[Failure]) -> list[Failure]:
     return sorted(failures, key=lambda failure: (not failure.primary, failure.time_ns))
 
 
-def explain(exit_codes: Mapping[int, int], plan: RunPlan, run_dir: RunDir) -> Exception:
+def explain(
+    ends: Mapping[int, str], records: Sequence[Failure], plan: RunPlan, run_dir: RunDir
+) -> Exception:
     """The error of a run on this machine: the earliest cause, not the first process that exited.
 
     Args:
-        exit_codes: rank -> exit code of the failed processes; -N for a process killed by signal N.
+        ends: rank -> how the process has ended, of the failed processes.
+        records: the failure records of the processes, in the order of `in_order`.
     """
     checkpoints = plan.config.checkpoint.every > 0
-    records = read(run_dir)
-    killed = [(rank, code) for rank, code in exit_codes.items() if code < 0]
+    reported = {record.rank for record in records}
+    silent = [(rank, end) for rank, end in ends.items() if rank not in reported]
     if records and records[0].primary:
         first = records[0]
         if first.user and first.step == 0:
             return UserError(first.message)
         return RunFailedError(first.describe(run_dir.log(first.rank), checkpoints))
-    if killed:
-        rank, code = killed[0]
-        text = f"{plan.layout.at(rank).name()} was ended by {signal.Signals(-code).name}"
+    if silent:
+        rank, end = silent[0]
+        text = f"{plan.layout.at(rank).name()} {end}"
         if records:
             text += f"; {records[0].where} noticed at step {records[0].step}"
         return RunFailedError(f"{text}\n{advice(checkpoints)}\nlog: {run_dir.log(rank)}")
-    if records:
-        log = run_dir.log(records[0].rank)
-        return RunFailedError(records[0].describe(log, checkpoints))
-    codes = ", ".join(f"rank {rank}: status {code}" for rank, code in exit_codes.items())
-    return RunFailedError(
-        f"a worker exited without an error report ({codes})\nlogs: {run_dir.logs}"
-    )
+    return RunFailedError(records[0].describe(run_dir.log(records[0].rank), checkpoints))
 
 
 def conclude(status: str, plan: RunPlan, run_dir: RunDir) -> None:

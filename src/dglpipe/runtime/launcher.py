@@ -1,60 +1,71 @@
-"""Starts the processes of a run on this machine and reports their failure."""
+"""Runs the processes of a run on this machine, restarts them, and reports their failure."""
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
-import tempfile
-import uuid
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
+from dglpipe.errors import PreemptedError, RunFailedError
 from dglpipe.files import write_json
 from dglpipe.methods.run_plan import RunPlan
-from dglpipe.pipeline.topology import Layout
-from dglpipe.runtime import failure
+from dglpipe.pipeline.process_group import PrefixStore, Store, host_store, join_store
+from dglpipe.runtime import failure, preemption
 from dglpipe.runtime.run_dir import RunDir
+from dglpipe.runtime.signals import (
+    HELD,
+    PREEMPTING,
+    STOPPING,
+    SignalInbox,
+    end_with_parent,
+    ignore,
+    on_signals,
+    release,
+)
 from dglpipe.runtime.summary import unfinished
+from dglpipe.runtime.supervisor import Report, Supervisor, exit_text
 from dglpipe.runtime.worker import run_worker
 
 SHOW_CURSOR = "\x1b[?25h"
+LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
+SIGTERM_PAUSE_S = 2.0
+"""Seconds in which a worker that has received SIGTERM expects a word of the launcher, which has
+received the signal too if the signal is for the run."""
 
 
 def launch(plan: RunPlan, run_dir: RunDir) -> dict[str, Any]:
-    """Starts P x R workers and waits for them.
+    """Starts P x R workers and waits for them; starts them again after a failure, at most
+    `max_restarts` times.
 
     Returns:
         The summary.
 
     Raises:
         RunFailedError: a process failed; the message begins with the first cause.
+        PreemptedError: a signal ended the run after a checkpoint.
         UserError: a process found an error in the user's input before the first step.
         KeyboardInterrupt: the user stopped the run.
     """
-    # What torchrun would set, and a network interface that every machine has.
+    # What torchrun would set, and network interfaces that no other machine reaches.
     os.environ["OMP_NUM_THREADS"] = str(plan.layout.threads)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    _quieten()
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ[name] = LOOPBACK_INTERFACE
     status = "failed"
     try:
-        with tempfile.TemporaryDirectory(prefix="dglpipe_") as scratch:
-            start = elastic_launch(_launch_config(plan.layout, scratch), _entry)
-            results: dict[int, dict[str, Any]] = start(plan, str(run_dir.path), os.getpid())
+        with SignalInbox(HELD) as inbox:
+            result = _run(plan, run_dir, inbox)
         status = "finished"
-        return results[0]
-    except ChildFailedError as error:
-        exit_codes = {rank: one.exitcode for rank, one in error.failures.items()}
-        raise failure.explain(exit_codes, plan, run_dir) from None
-    except (SignalException, KeyboardInterrupt) as error:
+        return result
+    except PreemptedError:
+        status = "preempted"
+        raise
+    except KeyboardInterrupt:
         status = "interrupted"
-        number = getattr(error, "sigval", signal.SIGINT)
-        raise KeyboardInterrupt(signal.Signals(number).name) from None
+        raise
     finally:
         if sys.stderr.isatty():
             sys.stderr.write(SHOW_CURSOR)  # a killed worker leaves the cursor hidden
@@ -62,41 +73,97 @@ def launch(plan: RunPlan, run_dir: RunDir) -> dict[str, Any]:
             write_json(run_dir.summary, unfinished(status, plan))
 
 
-def _launch_config(layout: Layout, scratch: str) -> LaunchConfig:
-    return LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=layout.world_size,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        # A restart would hide the first error among refused connections.
-        max_restarts=0,
-        monitor_interval=0.1,
-        # With fork or forkserver, workers outlive a killed launcher.
-        start_method="spawn",
-        # Not SIGINT: elastic forwards its signals, and the workers ignore SIGINT.
-        signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
-        logs_specs=DefaultLogsSpecs(log_dir=scratch),
-    )
+def _run(plan: RunPlan, run_dir: RunDir, inbox: SignalInbox) -> dict[str, Any]:
+    """Runs attempts until one succeeds."""
+    store, port = host_store()
+    for number in range(plan.config.max_restarts + 1):
+        try:
+            return _attempt(plan, run_dir, inbox, store, port, number)
+        except RunFailedError as error:
+            if number == plan.config.max_restarts:
+                raise
+            sys.stderr.write(f"{error}\nrestart {number + 1} of {plan.config.max_restarts}\n")
+            run_dir.forget_end()
+            plan = replace(plan, config=replace(plan.config, resume="auto"))
+    raise AssertionError("the last attempt returns or raises")
 
 
-def _quieten() -> None:
-    """Silences torch elastic, which logs the exit of every worker. The launcher reports the
-    cause."""
-    elastic = "distributed.elastic"
-    for name in (f"{elastic}.multiprocessing.api", f"{elastic}.agent.server.api"):
-        logging.getLogger(f"torch.{name}").setLevel(logging.CRITICAL)
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.CRITICAL)
-
-
-def _entry(plan: RunPlan, path: str, launcher: int) -> dict[str, Any] | None:
-    """Runs one worker. Only the launcher handles Ctrl-C and reports failures."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if os.getppid() != launcher:
-        os._exit(1)  # The launcher was killed while this process imported its libraries.
+def _attempt(
+    plan: RunPlan, run_dir: RunDir, inbox: SignalInbox, store: Store, port: int, number: int
+) -> dict[str, Any]:
+    """Starts all workers once and waits for their end."""
+    prefix = f"attempt{number}"
+    arguments = (plan, str(run_dir.path), os.getpid(), port, prefix)
+    supervisor = Supervisor(plan.layout.world_size, _entry, arguments)
     try:
-        return run_worker(plan, RunDir(Path(path)))
-    except Exception:
-        # The failure record is on disk. A regular exit would wait for lost neighbours.
+        is_preempted = False
+        for received in supervisor.wait(inbox):
+            if received in STOPPING or (received in PREEMPTING and is_preempted):
+                raise KeyboardInterrupt(signal.Signals(received).name)
+            if received in PREEMPTING:
+                is_preempted = True
+                preemption.request(PrefixStore(prefix, store))
+            # SIGHUP: the terminal has gone; the run goes on.
+    finally:
+        supervisor.end()
+    return _result(plan, run_dir, supervisor)
+
+
+def _result(plan: RunPlan, run_dir: RunDir, supervisor: Supervisor) -> dict[str, Any]:
+    """The summary of rank 0.
+
+    Raises:
+        RunFailedError, UserError: a worker failed.
+        PreemptedError: the workers stopped after a checkpoint.
+    """
+    failed = [worker for worker in supervisor.workers if worker.has_failed]
+    if failed:
+        ends = {worker.rank: exit_text(worker.exit_code or 0) for worker in failed}
+        outcomes = [worker.outcome or {} for worker in supervisor.workers]
+        records = [failure.Failure(**one["failure"]) for one in outcomes if "failure" in one]
+        raise failure.explain(ends, failure.in_order(records), plan, run_dir)
+    outcome = supervisor.workers[0].outcome or {}
+    if "preempted" in outcome:
+        raise PreemptedError(outcome["preempted"])
+    summary: dict[str, Any] = outcome["done"]
+    return summary
+
+
+def _entry(
+    rank: int, report: Report, plan: RunPlan, path: str, launcher: int, port: int, prefix: str
+) -> None:
+    """Runs one worker. The launcher handles the signals of the run and reports failures."""
+    end_with_parent(launcher)
+    size = plan.layout.world_size
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
+        os.environ[name] = os.environ[f"LOCAL_{name}"] = str(value)
+    ignore((*STOPPING, signal.SIGUSR1, signal.SIGHUP))
+    store = join_store(port, plan.config.timeout_s)
+    asked = PrefixStore(prefix, store.clone())
+    on_signals(lambda _: _terminated(asked), [signal.SIGTERM])
+    release(HELD)
+    run_dir = RunDir(Path(path))
+    try:
+        summary = run_worker(
+            plan, run_dir, PrefixStore(prefix, store), lambda one: report({"failure": asdict(one)})
+        )
+    except PreemptedError as error:
+        report({"preempted": error.step})
+        os._exit(0)  # A regular exit would wait for messages that nobody sends.
+    except BaseException:
+        # The failure is reported. A regular exit would wait for lost neighbours.
         os._exit(1)
+    report({"done": summary})
+
+
+def _terminated(store: Store) -> None:
+    """Ends this worker after SIGTERM, unless the launcher has received the signal as well.
+
+    A cluster sends SIGTERM to all processes of a job. Then the launcher asks for a checkpoint.
+    """
+    end = time.monotonic() + SIGTERM_PAUSE_S
+    while time.monotonic() < end:
+        if preemption.is_requested(store):
+            return
+        time.sleep(0.05)
+    os._exit(128 + signal.SIGTERM)

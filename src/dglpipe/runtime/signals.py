@@ -1,42 +1,123 @@
-"""Exit of a worker when its parent process has exited, and on SIGTERM."""
+"""Signals of launcher and workers, and the end of a worker whose parent has ended."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+
+STOPPING = (signal.SIGINT, signal.SIGQUIT)
+"""Signals that end a run at once."""
+PREEMPTING = (signal.SIGTERM, signal.SIGUSR1)
+"""Signals that end a run after a checkpoint."""
+HELD = (*STOPPING, *PREEMPTING, signal.SIGHUP)
+"""Signals that reach the launcher and its workers together, from a terminal or a cluster."""
+PR_SET_PDEATHSIG = 1
+"""Parameter of prctl(2)."""
 
 
-def watch_parent(seconds: float = 1.0) -> None:
-    """Starts a thread that exits this process when its parent has exited; polls every `seconds`."""
-    parent = os.getppid()
+class SignalInbox:
+    """Collects signals in place of their default action, while the `with` block runs.
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(seconds)
+    Python handles signals in the main thread only. In another thread nothing is collected.
+    """
+
+    def __init__(self, numbers: Iterable[signal.Signals]) -> None:
+        self._numbers = tuple(numbers)
+        self._receiver, self._sender = os.pipe()
+        os.set_blocking(self._receiver, False)
+        os.set_blocking(self._sender, False)
+
+    def __enter__(self) -> SignalInbox:
+        self._is_main = threading.current_thread() is threading.main_thread()
+        if self._is_main:
+            self._handlers = {
+                number: signal.signal(number, lambda *_: None) for number in self._numbers
+            }
+            self._wakeup = signal.set_wakeup_fd(self._sender, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_main:
+            signal.set_wakeup_fd(self._wakeup)
+            for number, handler in self._handlers.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        os.close(self._receiver)
+        os.close(self._sender)
+
+    def fileno(self) -> int:
+        """The file descriptor that is readable when a signal has arrived."""
+        return self._receiver
+
+    def take(self) -> list[int]:
+        """The signals that have arrived since the last call."""
+        with contextlib.suppress(BlockingIOError):
+            return [number for number in os.read(self._receiver, 512) if number in self._numbers]
+        return []
+
+
+@contextlib.contextmanager
+def held(numbers: Iterable[signal.Signals]) -> Iterator[None]:
+    """Holds signals back until the end of the `with` block. Processes that are started inside
+    inherit the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def release(numbers: Iterable[signal.Signals]) -> None:
+    """Ends `held` in a process that was started inside."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
+def ignore(numbers: Iterable[signal.Signals]) -> None:
+    """Ignores signals in this process."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_parent(parent: int) -> None:
+    """Makes the end of the process `parent` end this process, even if `parent` is killed.
+
+    Call as early as possible: a worker that imports torch would otherwise outlive its launcher.
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
+    if prctl is None or prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+        threading.Thread(target=_watch, args=(parent,), name="watchdog", daemon=True).start()
+    if os.getppid() != parent:
         os._exit(1)
 
-    threading.Thread(target=watch, name="watchdog", daemon=True).start()
+
+def _watch(parent: int, seconds: float = 1.0) -> None:
+    """Where the kernel sends no signal at the end of the parent: asks every `seconds`."""
+    while os.getppid() == parent:
+        time.sleep(seconds)
+    os._exit(1)
 
 
-def on_sigterm(act: Callable[[], None]) -> None:
-    """Calls `act` in a separate thread on SIGTERM, then exits the process.
+def on_signals(act: Callable[[int], None], numbers: Iterable[signal.Signals]) -> None:
+    """Calls `act(number)` in a separate thread for every signal.
 
     The main thread may wait inside a library, where Python runs no signal handlers.
     """
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    wanted = set(numbers)
+    for number in wanted:
+        signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
 
     def wait() -> None:
-        while os.read(receiver, 1)[0] != signal.SIGTERM:
-            pass
-        try:
-            act()
-        finally:
-            os._exit(128 + signal.SIGTERM)
+        while True:
+            number = os.read(receiver, 1)[0]
+            if number in wanted:
+                act(number)
 
-    threading.Thread(target=wait, name="sigterm", daemon=True).start()
+    threading.Thread(target=wait, name="signals", daemon=True).start()

@@ -1,32 +1,39 @@
-"""Runs this process as one worker of an outside launcher such as torchrun."""
+"""Runs this process as one worker of an outside launcher such as torchrun.
+
+The launcher ends all workers when one has failed, and may start all of them again
+(`--max-restarts`). Workers that are started again resume from the last complete checkpoint.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 from dglpipe.config import Config
-from dglpipe.errors import ConsistencyError, RunDirError, RunFailedError, UserError
+from dglpipe.errors import ConsistencyError, PreemptedError, RunDirError, RunFailedError, UserError
 from dglpipe.host import cores
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.pipeline.launcher_env import world_of_launcher
 from dglpipe.pipeline.process_group import ProcessGroup, Store, rendezvous
 from dglpipe.pipeline.topology import Layout
-from dglpipe.runtime import failure
+from dglpipe.runtime import failure, preemption
 from dglpipe.runtime.plan import make_plan, plan_layout
 from dglpipe.runtime.resume import with_cut, with_cut_of_resumed_run
 from dglpipe.runtime.run import choose_run_dir, in_run_dir, settle
 from dglpipe.runtime.run_dir import RunDir
-from dglpipe.runtime.signals import on_sigterm
+from dglpipe.runtime.signals import PREEMPTING, on_signals
 from dglpipe.runtime.worker import run_worker
 
 TERMINATION_PAUSE_S = 1.5
 """Maximum time in seconds until a process notices the loss of a neighbour."""
 KEY = "dglpipe/run_dir"
+PREEMPTED = 75
+"""Exit status of a worker of a preempted run; torchrun makes 1 of it."""
 
 
 def train_under_launcher(config: Config) -> None:
@@ -38,6 +45,8 @@ def train_under_launcher(config: Config) -> None:
     world = world_of_launcher()
     assert world is not None
     rank, size, local = world
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        config = replace(config, resume="auto")
     layout = plan_layout(config.pipeline, config.method, cores(), size, local)
     if rank:
         _follow(config, layout, rank, local)
@@ -99,9 +108,15 @@ def _run_worker(plan: RunPlan, run_dir: RunDir, store: Store, is_new: bool) -> N
     """
     rank = int(os.environ["RANK"])
     has_checkpoints = plan.config.checkpoint.every > 0
-    on_sigterm(lambda: _terminated(plan, run_dir, rank))
+    asked = store.clone()
+    on_signals(lambda number: _signalled(number, plan, run_dir, rank, asked), PREEMPTING)
     try:
         run_worker(plan, run_dir, store)
+    except PreemptedError as error:
+        failure.conclude("preempted", plan, run_dir)
+        sys.stderr.write(f"{plan.layout.at(rank).name()}: {error}\n")
+        sys.stderr.flush()
+        os._exit(PREEMPTED)  # A regular exit would wait for messages that nobody sends.
     except UserError:
         record = failure.read_own(run_dir, rank)
         if record.step:
@@ -128,20 +143,23 @@ def _run_worker(plan: RunPlan, run_dir: RunDir, store: Store, is_new: bool) -> N
         raise
 
 
-def _terminated(plan: RunPlan, run_dir: RunDir, rank: int) -> None:
-    """Reports the end of a run after SIGTERM: the launcher sends the signal when another process
-    has failed, or when the user stops the run. In the first case this process writes a failure
-    record soon."""
-    end = time.monotonic() + TERMINATION_PAUSE_S
-    while not run_dir.failure(rank).exists() and time.monotonic() < end:
+def _signalled(number: int, plan: RunPlan, run_dir: RunDir, rank: int, store: Store) -> None:
+    """Acts on a signal of the launcher.
+
+    SIGUSR1 means preemption. SIGTERM means preemption too, or that another process has failed: then
+    that process, or a neighbour that has lost it, writes a failure record within a second.
+    """
+    end = time.monotonic() + (TERMINATION_PAUSE_S if number == signal.SIGTERM else 0)
+    while not failure.read(run_dir):
+        if time.monotonic() >= end and not preemption.is_requested(store):
+            preemption.request(store)
         time.sleep(0.05)
-    if not run_dir.failure(rank).exists():
-        failure.conclude("interrupted", plan, run_dir)
-        sys.stderr.write(f"{plan.layout.at(rank).name()} received SIGTERM and stopped\n")
-        # A process that received the signal later must not take this exit for a failure.
-        time.sleep(TERMINATION_PAUSE_S / 3)
-        return
     failure.conclude("failed", plan, run_dir)
-    advice = failure.advice(plan.config.checkpoint.every > 0)
-    line = failure.read_own(run_dir, rank).line()
-    sys.stderr.write(f"{line}\n{advice}\nlog: {run_dir.log(rank)}\n")
+    if run_dir.failure(rank).exists():
+        advice = failure.advice(plan.config.checkpoint.every > 0)
+        line = failure.read_own(run_dir, rank).line()
+        sys.stderr.write(f"{line}\n{advice}\nlog: {run_dir.log(rank)}\n")
+    else:
+        sys.stderr.write(f"{plan.layout.at(rank).name()} stopped: another process has failed\n")
+    sys.stderr.flush()
+    os._exit(128 + signal.SIGTERM)

@@ -12,6 +12,7 @@ from dglpipe.monitoring.trace import write_part
 from dglpipe.pipeline.process_group import translate_peer_loss
 from dglpipe.pipeline.weights import named_tensors, save, sha256
 from dglpipe.runtime.checkpoint import Checkpoints
+from dglpipe.runtime.preemption import Preemption
 from dglpipe.runtime.run_dir import RunDir
 from dglpipe.runtime.stage_reporter import StageReporter
 
@@ -24,6 +25,7 @@ class Trainer:
         runner: trains and evaluates the stages.
         run_dir: directory of final weights and timeline; None: neither is written.
         checkpoints: writes checkpoints; None: no checkpoints.
+        preemption: ends the run early, after a checkpoint; None: nothing does.
     """
 
     def __init__(
@@ -32,11 +34,14 @@ class Trainer:
         runner: Runner,
         run_dir: RunDir | None = None,
         checkpoints: Checkpoints | None = None,
+        preemption: Preemption | None = None,
     ) -> None:
         self.context = context
         self.runner = runner
         self._run_dir = run_dir
         self._checkpoints = checkpoints
+        self._preemption = preemption
+        self._has_left = False
         self._timer = context.timer
         reporter = Reporter(context.group.store, context.topology.rank)
         self._reporter = StageReporter(context, reporter)
@@ -54,8 +59,11 @@ class Trainer:
         """The training step in progress; 0 before the first."""
         return self.runner.step
 
-    def run(self) -> None:
+    def run(self) -> int | None:
         """Trains and evaluates to the end of the batch schedule.
+
+        Returns:
+            None; or the step after which the run was preempted, with a checkpoint.
 
         Raises:
             LinkError: a received message differs from the batch schedule.
@@ -72,10 +80,13 @@ class Trainer:
                     self._reporter.log_test(event, self.runner.stages)
                 else:
                     self._after(event)
+                    if self._stops_after(event):
+                        return event.step
             if self.step:
                 self._window.close(self._timer.snapshot)
         self.runner.check()
         self.runner.close()
+        return None
 
     def _after(self, update: Update) -> None:
         """Logs, saves and measures after an optimizer step."""
@@ -85,11 +96,36 @@ class Trainer:
             self._reporter.log_train(update)
         every = self.plan.config.checkpoint.every
         if self._checkpoints is not None and update.saved and every and update.step % every == 0:
-            self.runner.check()
-            self._checkpoints.save(update.step, update.saved, self.runner.state(update.saved))
-            self._timer.lap(update.saved[0].index, Kind.LOGGING)
+            self._save(update)
         if update.rows:
             self._window.after_step(update.step, self._timer.snapshot)
+
+    def _save(self, update: Update) -> None:
+        assert self._checkpoints is not None
+        self.runner.check()
+        self._checkpoints.save(update.step, update.saved, self.runner.state(update.saved))
+        self._timer.lap(update.saved[0].index, Kind.LOGGING)
+
+    def _stops_after(self, update: Update) -> bool:
+        """Whether a preempted run ends here; writes the checkpoint of its last step.
+
+        A stage of asynchronous learning goes on until all processes have written theirs, because
+        the stages above may wait for its output.
+        """
+        preemption = self._preemption
+        if preemption is None or self._checkpoints is None:
+            return False
+        if not self._has_left and update.saved and preemption.passed(update.step):
+            every = self.plan.config.checkpoint.every
+            if not every or update.step % every:
+                self._save(update)
+            preemption.saved()
+            self._has_left = True
+        return self._has_left and (update.is_lockstep or preemption.all_saved())
+
+    def leave(self) -> None:
+        """Sends the final report of the process of a preempted run."""
+        self._reporter.finish(None, [])
 
     def finish(self) -> None:
         """Saves the final weights and sends the final report of the process."""

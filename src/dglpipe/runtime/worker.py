@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -9,11 +10,13 @@ import platform
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from dglpipe.data import DataSource
+from dglpipe.errors import PreemptedError, RunFailedError
 from dglpipe.files import write_json
 from dglpipe.host import keep_freed_memory
 from dglpipe.methods.base import Method, RunContext
@@ -28,7 +31,7 @@ from dglpipe.monitoring.timers import Timer
 from dglpipe.monitoring.trace import TracingTimer, merge
 from dglpipe.partition.own_stages import build_own_stages
 from dglpipe.pipeline.device import Device, select
-from dglpipe.pipeline.process_group import ProcessGroup, Store, rendezvous
+from dglpipe.pipeline.process_group import ProcessGroup, Store
 from dglpipe.pipeline.stage import Copies, RunLength, Stage
 from dglpipe.pipeline.topology import Topology
 from dglpipe.runtime import failure
@@ -36,38 +39,53 @@ from dglpipe.runtime.checkpoint import Checkpoints
 from dglpipe.runtime.closing_table import closing_table
 from dglpipe.runtime.config_consistency import check_consistency
 from dglpipe.runtime.open_data import open_images
+from dglpipe.runtime.preemption import Preemption
 from dglpipe.runtime.run_dir import RunDir
-from dglpipe.runtime.signals import watch_parent
 from dglpipe.runtime.summary import Summary
 from dglpipe.runtime.trainer import Trainer
 
 logger = logging.getLogger("dglpipe")
 
 
-def run_worker(plan: RunPlan, run_dir: RunDir, store: Store | None = None) -> dict[str, Any] | None:
+def run_worker(
+    plan: RunPlan,
+    run_dir: RunDir,
+    store: Store,
+    report: Callable[[failure.Failure], None] | None = None,
+) -> dict[str, Any] | None:
     """Runs one worker process; the launcher sets the environment variables RANK, WORLD_SIZE etc.
 
     Args:
-        store: store from `rendezvous`; None: this function calls `rendezvous`.
+        store: store of the run.
+        report: receives the failure of this process; None: nobody does.
 
     Returns:
         The summary at rank 0; None at other ranks.
+
+    Raises:
+        PreemptedError: the run was ended by a signal, after a checkpoint.
     """
     rank = int(os.environ["RANK"])
     topology = plan.layout.at(rank)
-    watch_parent()
-    keep_freed_memory()
-    _log_to_file(run_dir, topology)
     run = _Run(plan, topology, run_dir)
     try:
-        return run.train(store or rendezvous(plan.config.timeout_s))
+        keep_freed_memory()
+        _log_to_file(run_dir, topology)
+        return run.train(store)
+    except PreemptedError:
+        raise
     except BaseException as error:
         record = failure.record(error, rank, topology.name(), run.step)
+        if report is not None:
+            report(record)
         failure.write(record, run_dir)
         has_checkpoints = plan.config.checkpoint.every > 0
         logger.error("%s", record.describe(run_dir.log(rank), has_checkpoints))
         if not record.primary:
             time.sleep(failure.PEER_PAUSE_S)
+        if isinstance(error, SystemExit):
+            # With status 0, torchrun would count this worker as done.
+            raise RunFailedError(record.message) from error
         raise
 
 
@@ -98,7 +116,10 @@ class _Run:
         group = ProcessGroup.connect(topology, device, store, config.timeout_s, checked, link)
         _write_workers(group, run_dir)
         started = time.monotonic()
-        trainer = self._trainer = open_trainer(plan, source, device, group, run_dir)
+        preempts = functools.partial(
+            Preemption, store.clone(), topology.rank, topology.layout.world_size
+        )
+        trainer = self._trainer = open_trainer(plan, source, device, group, run_dir, preempts)
         if plan.schedule.left_out and topology.rank == 0:
             logger.info(
                 "the last batch of every epoch, %d rows, is left out: "
@@ -107,7 +128,12 @@ class _Run:
             )
         summary = Summary(plan, device)
         collector = _collect(trainer, run_dir, summary) if topology.rank == 0 else None
-        trainer.run()
+        last = trainer.run()
+        if last is not None:
+            trainer.leave()
+            if collector is not None:
+                collector.finals(config.timeout_s)
+            raise PreemptedError(last)
         trainer.finish()
         result = None
         if collector is not None:
@@ -141,11 +167,13 @@ def open_trainer(
     device: Device,
     group: ProcessGroup,
     run_dir: RunDir | None = None,
+    preempts: Callable[[int], Preemption] | None = None,
 ) -> Trainer:
     """The trainer of this process, with the state of the newest complete checkpoint.
 
     Args:
         run_dir: directory of weights and checkpoints; None: neither is read or written.
+        preempts: step of the checkpoint -> what ends the run early; None: nothing does.
     """
     method = build_method(plan.config.method)
     stages = _build_stages(plan, method, device, group)
@@ -159,7 +187,8 @@ def open_trainer(
     if device.is_cuda:
         timer = CudaTimer(device.torch_device, timer)
     context = RunContext(plan, method, source, device, group, timer, stages, done, restored)
-    return Trainer(context, method.runner(context), run_dir, checkpoints)
+    preemption = None if preempts is None else preempts(done)
+    return Trainer(context, method.runner(context), run_dir, checkpoints, preemption)
 
 
 def _build_stages(

@@ -6,48 +6,63 @@ import json
 import os
 import pickle
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from dglpipe.errors import ConfigError, PeerLostError, RunFailedError, UserError
+from dglpipe.errors import ConfigError, PeerLostError, PreemptedError, RunFailedError, UserError
 from dglpipe.pipeline.topology import Layout
-from dglpipe.runtime import failure, launcher
+from dglpipe.runtime import failure, launcher, preemption
 from dglpipe.runtime.plan import make_plan
 from dglpipe.runtime.run_dir import RunDir
+from dglpipe.runtime.supervisor import Worker
 from harness.configs import make_config
 
 LAYOUT = Layout(3, 3, 1, 1)
 SUMMARY = {"status": "finished"}
 
 
-class Launch:
-    """One call of the launcher with prepared workers.
+class Workers:
+    """Prepared workers in place of processes."""
 
-    Args:
-        ends: called instead of starting workers; returns their results or raises their error.
+    def __init__(self, outcomes, codes, signals=()):
+        self.workers = [Worker(rank, None, None, None, 0) for rank in range(3)]
+        for rank, outcome in outcomes.items():
+            self.workers[rank].outcome = outcome
+        for rank, code in codes.items():
+            self.workers[rank].exit_code = code
+        self.signals = signals
+        self.has_ended = False
+
+    def wait(self, inbox):
+        yield from self.signals
+
+    def end(self):
+        self.has_ended = True
+
+
+class Launch:
+    """Calls of the launcher with prepared workers.
+
+    Attributes:
+        attempts: the workers of each attempt; the last is used again.
+        asked: the arguments of each attempt.
     """
 
     def __init__(self, monkeypatch, tmp_path):
         self.run_dir = RunDir(tmp_path / "run")
         self.run_dir.logs.mkdir(parents=True)
         self.asked = []
-        self.ends = lambda: {0: SUMMARY}
-        monkeypatch.setattr(launcher, "elastic_launch", self._elastic_launch)
-        for name in ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME"):
+        self.attempts = [done()]
+        monkeypatch.setattr(launcher, "Supervisor", self._supervisor)
+        for name in ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             monkeypatch.setenv(name, "")  # so that it is put back
             monkeypatch.delenv(name)
 
-    def _elastic_launch(self, config, entry):
-        self.config, self.entry = config, entry
-
-        def start(*arguments):
-            self.asked = arguments
-            return self.ends()
-
-        return start
+    def _supervisor(self, count, entry, arguments):
+        assert (count, entry) == (3, launcher._entry)
+        self.asked.append(arguments)
+        return self.attempts[min(len(self.asked), len(self.attempts)) - 1]
 
     def __call__(self, *overrides, layout=LAYOUT):
         self.plan = replace(make_plan(make_config(*overrides), Layout(2, 1, 1, 1)), layout=layout)
@@ -55,21 +70,22 @@ class Launch:
 
     def fail(self, *stories, **exitcodes):
         """Prepares the failure records and the exit codes of the workers, by rank."""
-        for story in stories:
-            failure.write(story, self.run_dir)
-
-        def ends():
-            codes = {int(rank.removeprefix("rank_")): code for rank, code in exitcodes.items()}
-            failed = {
-                rank: ProcessFailure(rank, 100 + rank, code, "<none>")
-                for rank, code in codes.items()
-            }
-            raise ChildFailedError("dglpipe", failed)
-
-        self.ends = ends
+        self.attempts = [failed(*stories, **exitcodes)]
 
     def summary(self):
         return json.loads(self.run_dir.summary.read_text())
+
+
+def done():
+    return Workers({0: {"done": SUMMARY}, 1: {"done": None}, 2: {"done": None}}, {})
+
+
+def failed(*stories, **exitcodes):
+    codes = {int(rank.removeprefix("rank_")): code for rank, code in exitcodes.items()}
+    workers = Workers({story.rank: {"failure": asdict(story)} for story in stories}, codes)
+    for worker in workers.workers:
+        worker.was_ended = worker.rank not in codes
+    return workers
 
 
 @pytest.fixture
@@ -88,20 +104,44 @@ class TestFinished:
     def test_the_summary_comes_from_rank_0(self, launch):
         assert launch() == SUMMARY
         assert not launch.run_dir.summary.exists(), "rank 0 has written it"
+        assert launch.attempts[0].has_ended
 
-    def test_every_worker_gets_plan_directory_and_launcher(self, launch):
+    def test_every_worker_gets_plan_directory_launcher_and_store(self, launch):
         launch("seed=5")
-        plan, path, pid = pickle.loads(pickle.dumps(launch.asked))  # as spawned processes do
+        (arguments,) = launch.asked
+        plan, path, pid, port, _ = pickle.loads(pickle.dumps(arguments))  # as spawned processes do
         assert plan == launch.plan
         assert (plan.config.seed, path, pid) == (5, str(launch.run_dir.path), os.getpid())
+        assert 1024 <= port < 65536
 
-    def test_workers_are_spawned_once_each(self, launch):
-        """Forked workers would outlive a killed launcher."""
-        launch()
-        config = launch.config
-        assert (config.nproc_per_node, config.min_nodes, config.max_nodes) == (3, 1, 1)
-        assert (config.start_method, config.max_restarts) == ("spawn", 0)
-        assert "SIGINT" not in config.signals_to_handle
+
+class TestRestarts:
+    def test_a_failed_attempt_is_followed_by_one_that_resumes(self, launch, capsys):
+        launch.attempts = [failed(story(ValueError("a"), 1), rank_1=1), done()]
+        assert launch("max_restarts=2") == SUMMARY
+        first, second = launch.asked
+        assert (first[0].config.resume, second[0].config.resume) == ("never", "auto")
+        assert first[-1] != second[-1], "keys of the first attempt would confuse the second"
+        assert "ValueError: a" in (text := capsys.readouterr().err)
+        assert text.endswith("restart 1 of 2\n")
+
+    def test_restarts_are_limited(self, launch):
+        launch.fail(rank_1=-signal.SIGKILL)
+        with pytest.raises(RunFailedError):
+            launch("max_restarts=2")
+        assert len(launch.asked) == 3
+
+    def test_a_mistake_of_the_user_is_not_repeated(self, launch):
+        launch.fail(story(ConfigError("epochs", -1, "more"), 1, step=0), rank_1=1)
+        with pytest.raises(UserError):
+            launch("max_restarts=2")
+        assert len(launch.asked) == 1
+
+    def test_a_signal_is_not_answered_by_a_restart(self, launch):
+        launch.attempts = [Workers({}, {}, [signal.SIGINT])]
+        with pytest.raises(KeyboardInterrupt):
+            launch("max_restarts=2")
+        assert len(launch.asked) == 1
 
 
 class TestEnvironment:
@@ -109,16 +149,15 @@ class TestEnvironment:
         launch(layout=Layout(3, 3, 1, 5))
         assert os.environ["OMP_NUM_THREADS"] == "5"
 
-    @pytest.mark.parametrize(("platform", "interface"), [("linux", "lo"), ("darwin", "lo0")])
-    def test_links_run_over_the_loopback(self, launch, monkeypatch, platform, interface):
-        monkeypatch.setattr("sys.platform", platform)
+    @pytest.mark.parametrize("name", ["GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"])
+    def test_links_run_over_the_loopback(self, launch, name):
         launch()
-        assert os.environ["GLOO_SOCKET_IFNAME"] == interface
+        assert os.environ[name] == launcher.LOOPBACK_INTERFACE
 
-    def test_an_interface_of_the_user_stays(self, launch, monkeypatch):
+    def test_an_interface_of_other_machines_is_not_used(self, launch, monkeypatch):
         monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
         launch()
-        assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
+        assert os.environ["GLOO_SOCKET_IFNAME"] == launcher.LOOPBACK_INTERFACE
 
 
 class TestCause:
@@ -145,7 +184,6 @@ class TestCause:
         assert last == f"log: {launch.run_dir.log(2)}"
 
     def test_an_error_counts_before_a_kill(self, launch):
-        """At the end of a failed run the remaining workers are killed."""
         launch.fail(story(ValueError("a"), 0), rank_0=1, rank_1=-signal.SIGTERM)
         with pytest.raises(RunFailedError, match="failed at step 4: ValueError: a"):
             launch()
@@ -160,11 +198,16 @@ class TestCause:
         with pytest.raises(RunFailedError, match=r"rank 0 .* PeerLostError: lost rank 1"):
             launch()
 
-    def test_workers_without_a_report_point_to_the_logs(self, launch):
-        launch.fail(rank_1=3)
+    @pytest.mark.parametrize("code", [0, 3])
+    def test_an_early_exit_without_a_report_is_named(self, launch, code):
+        launch.fail(story(PeerLostError("lost rank 1"), 0, step=8), rank_0=1, rank_1=code)
         with pytest.raises(RunFailedError) as caught:
             launch()
-        assert str(launch.run_dir.logs) in str(caught.value)
+        first = str(caught.value).splitlines()[0]
+        assert first == (
+            f"rank 1 (stage 1) exited with status {code} before the end of the run; "
+            "rank 0 (stage 0) noticed at step 8"
+        )
 
     def test_a_user_error_before_the_first_step_has_only_its_message(self, launch):
         mistake = ConfigError("epochs", -1, "a whole number from 1")
@@ -194,26 +237,34 @@ class TestCause:
         assert launch.run_dir.status() == "failed"
 
 
-class TestInterrupted:
+class TestSignals:
     @pytest.mark.parametrize(
-        ("error", "name"),
-        [
-            (KeyboardInterrupt(), "SIGINT"),
-            (SignalException("by the cluster", signal.SIGTERM), "SIGTERM"),
-            (SignalException("the terminal was closed", signal.SIGHUP), "SIGHUP"),
-        ],
+        "signals",
+        [[signal.SIGINT], [signal.SIGQUIT], [signal.SIGTERM, signal.SIGTERM]],
     )
-    def test_the_signal_is_named(self, launch, error, name):
-        def ends():
-            raise error
-
-        launch.ends = ends
-        with pytest.raises(KeyboardInterrupt, match=name):
+    def test_the_signal_that_ends_a_run_is_named(self, launch, signals):
+        launch.attempts = [Workers({}, {}, signals)]
+        with pytest.raises(KeyboardInterrupt, match=signal.Signals(signals[-1]).name):
             launch()
+        assert launch.attempts[0].has_ended
         assert launch.summary()["status"] == "interrupted"
 
-    def test_an_error_of_the_launcher_itself_is_a_failed_run(self, launch):
-        launch.ends = lambda: 1 / 0
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+    def test_a_preempted_run_ends_after_a_checkpoint(self, launch, number, monkeypatch):
+        requests = []
+        monkeypatch.setattr(preemption, "request", requests.append)
+        launch.attempts = [Workers({rank: {"preempted": 7} for rank in range(3)}, {}, [number])]
+        with pytest.raises(PreemptedError, match="after step 7"):
+            launch()
+        assert len(requests) == 1
+        assert launch.summary()["status"] == "preempted"
+
+    def test_a_run_outlives_its_terminal(self, launch):
+        launch.attempts[0].signals = [signal.SIGHUP]
+        assert launch() == SUMMARY
+
+    def test_an_error_of_the_launcher_itself_is_a_failed_run(self, launch, monkeypatch):
+        monkeypatch.setattr(launch.attempts[0], "wait", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             launch()
         assert launch.summary()["status"] == "failed"
