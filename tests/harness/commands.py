@@ -105,6 +105,12 @@ class Command:
         sessions = {self.pid, *self._workers}
         return [pid for pid, session in _running() if session in sessions]
 
+    def children(self) -> list[int]:
+        """Processes that the program itself has started."""
+        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
+        self._workers = [int(pid) for task in tasks for pid in task.read_text().split()]
+        return self._workers
+
     def assert_nobody_left(self, seconds: float = PROMPT_S) -> None:
         """Asserts that every process of the program has ended within `seconds`."""
         deadline = time.monotonic() + seconds

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
+import uuid
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -260,6 +262,43 @@ def join_store(port: int, timeout_s: float) -> Store:
     """Connects to the store that `host_store` of another process has made."""
     timeout = timedelta(seconds=timeout_s)
     return TCPStore(LOOPBACK, port, is_master=False, wait_for_workers=False, timeout=timeout)
+
+
+def join_attempt(store: Store, rank: int, size: int, timeout_s: float) -> Store:
+    """A part of `store` that belongs to this attempt alone.
+
+    A launcher that starts all workers again keeps the store, with the addresses of the processes
+    that have ended. Its own count of restarts does not help: it differs between machines. So rank
+    0 makes a new name and answers every rank that asks under a token of its own.
+
+    Raises:
+        PeerLostError: not all ranks have arrived within `timeout_s`.
+    """
+    end = time.monotonic() + timeout_s
+    if rank:
+        token = uuid.uuid4().hex
+        store.set(_hello(rank), token)
+        try:
+            prefix = store.get(f"answer/{token}").decode()
+        except RuntimeError as error:
+            raise PeerLostError(f"no answer from rank 0: {error}") from error
+        store.set(f"{prefix}/here/{rank}", "")
+        return PrefixStore(prefix, store)
+    prefix = uuid.uuid4().hex
+    here = [f"{prefix}/here/{other}" for other in range(1, size)]
+    while here and not store.check(here):
+        for other in range(1, size):
+            if store.check([_hello(other)]):
+                store.set(f"answer/{store.get(_hello(other)).decode()}", prefix)
+                store.delete_key(_hello(other))
+        if time.monotonic() > end:
+            raise PeerLostError(f"not all processes have started within {timeout_s:g} s")
+        time.sleep(0.01)
+    return PrefixStore(prefix, store)
+
+
+def _hello(rank: int) -> str:
+    return f"hello/{rank}"
 
 
 def rendezvous(

@@ -19,7 +19,7 @@ from dglpipe.errors import ConsistencyError, PreemptedError, RunDirError, RunFai
 from dglpipe.host import cores
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.pipeline.launcher_env import world_of_launcher
-from dglpipe.pipeline.process_group import ProcessGroup, Store, rendezvous
+from dglpipe.pipeline.process_group import ProcessGroup, Store, join_attempt, rendezvous
 from dglpipe.pipeline.topology import Layout
 from dglpipe.runtime import failure, preemption
 from dglpipe.runtime.plan import make_plan, plan_layout
@@ -57,9 +57,12 @@ def train_under_launcher(config: Config) -> None:
 def _lead(config: Config, layout: Layout, local: int) -> None:
     """Rank 0: chooses cut and run directory for all ranks, because measurements differ."""
     plan = make_plan(with_cut_of_resumed_run(config, layout), layout, local)
-    store = rendezvous(config.timeout_s)
+    launched = rendezvous(config.timeout_s)
+    store = join_attempt(launched, 0, layout.world_size, config.timeout_s)
     group = ProcessGroup.store_only(layout.at(0), store)
     run_dir = choose_run_dir(config)
+    if config.run_dir is None:  # a restart uses the directory of the first attempt
+        run_dir = RunDir(Path(launched.compare_set(KEY, "", os.fspath(run_dir.path)).decode()))
     is_new = run_dir.status() is None
     try:
         lock = run_dir.claim(config.resume)
@@ -83,7 +86,7 @@ def _follow(config: Config, layout: Layout, rank: int, local: int) -> None:
     """Other ranks: check the configuration, then receive cut and run directory from rank 0."""
     by_flops = replace(config, pipeline=replace(config.pipeline, cost="flops"))
     plan = make_plan(by_flops, layout, local)
-    store = rendezvous(config.timeout_s)
+    store = join_attempt(rendezvous(config.timeout_s), rank, layout.world_size, config.timeout_s)
     group = ProcessGroup.store_only(layout.at(rank), store)
     choice = json.loads(store.get(KEY))
     group.wait_for_departure("run_dir")
