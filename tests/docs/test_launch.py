@@ -97,22 +97,43 @@ def test_two_machines_on_one(tmp_path):
     assert [stage["weights_sha256"] for stage in summary["per_stage"]] == plain.hashes
 
 
-def test_slurm_starts_one_torchrun_a_node(tmp_path):
-    stand_in(tmp_path, "scontrol", 'echo "node7"; echo "node8"')
-    stand_in(tmp_path, "srun", 'shift; exec "$@"')
-    program = stand_in(tmp_path, "torchrun", 'printf "%s\\n" "$@"')
+def start_in_slurm(folder: Path, torchrun: str, *arguments: str) -> tuple[int, str, str]:
+    """Exit status, output and error output of the batch script, with `torchrun` as the program."""
+    stand_in(folder, "scontrol", 'printf "%s " "$@" >&2; echo "node7"; echo "node8"')
+    stand_in(folder, "srun", 'shift; exec "$@"')
     slurm = {
         "SLURM_JOB_NODELIST": "node[7-8]",
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_JOB_ID": "4321",
         "SLURM_GPUS_ON_NODE": "4",
         "SLURM_SUBMIT_DIR": str(LAUNCH.parent),
-        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
-        "TORCHRUN": str(program),
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+        "TORCHRUN": str(stand_in(folder, "torchrun", torchrun)),
     }
-    process = start("slurm.sh", "pipeline.stages=8", cwd=tmp_path, **slurm)
+    process = start("slurm.sh", *arguments, cwd=folder, **slurm)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 0, err
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "queued"),
+    [
+        ("preempted", ["resume=auto"], True),
+        ("preempted", [], False),
+        ("failed", ["resume=auto"], False),
+    ],
+)
+def test_slurm_queues_a_preempted_run_again(status, words, queued, tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps({"status": status}, indent=2))
+    words = ["pipeline.stages=8", f"run_dir={tmp_path}", *words]
+    returncode, _, err = start_in_slurm(tmp_path, "exit 1", *words)
+    assert returncode == 1
+    assert ("requeue 4321" in err) == queued
+
+
+def test_slurm_starts_one_torchrun_a_node(tmp_path):
+    returncode, out, err = start_in_slurm(tmp_path, 'printf "%s\\n" "$@"', "pipeline.stages=8")
+    assert returncode == 0, err
     assert "--nnodes=2\n--nproc-per-node=4\n" in out
     assert "--rdzv-endpoint=node7:29821\n--rdzv-id=4321\n" in out
     assert out.endswith("-m\ndglpipe\ntrain\npipeline.stages=8\n")

@@ -50,8 +50,8 @@ def send_five_times(run):
 
 
 def terminate_twice(run):
-    os.kill(run.pid, signal.SIGTERM)
-    time.sleep(0.01)
+    """By two signals, because the system may merge two of the same number."""
+    os.kill(run.pid, signal.SIGUSR1)
     os.kill(run.pid, signal.SIGTERM)
 
 
@@ -73,13 +73,13 @@ def test_interrupted(interrupt, start, run_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pause", [0.05, 0.5, 1.5, 3])
+@pytest.mark.parametrize("pause", [0.5, 1.5, 3, 6])
 def test_interrupted_during_the_start(pause, start, run_dir):
     """Five signals while launcher or workers import their libraries: no traceback."""
     run = start(*DGLPIPE, "train", *small(*LONG, f"run_dir={run_dir}"))
     time.sleep(pause)
     send_five_times(run)
-    assert run.wait() in (130, -signal.SIGINT if pause < 0.1 else 130)
+    assert run.wait() == 130, run.stderr
     run.assert_nobody_left()
     assert "Traceback" not in run.stderr
 
@@ -90,7 +90,7 @@ PREEMPTED_METHODS = {
     "replicas": ["pipeline.replicas=2"],
     "sequential": ["method=sequential"],
     "simulated": ["method=dgl_async", "method.simulate=true"],
-    "1f1b": ["method=backprop"],
+    "1f1b": ["method=backprop", "pipeline.stages=2", "method.schedule=1f1b"],
 }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 
 from dglpipe.version import __version__
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Imports allocate a million long-lived objects. With the default threshold, the garbage
     # collector scans these objects repeatedly, which is a seventh of the start-up time.
     gc.set_threshold(GARBAGE_THRESHOLD)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt_once)
     words = sys.argv[1:] if arguments is None else arguments
     status = run(words)
     if arguments is None and words and words[0] in FAST_EXIT:
@@ -50,6 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os._exit(status)
     gc.freeze()  # skips the collection at interpreter shutdown
     sys.exit(status)
+
+
+def _interrupt_once(*_: object) -> None:
+    """Raises KeyboardInterrupt for the first Ctrl-C and ignores the next ones.
+
+    They would interrupt the end of the program, with a traceback.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -89,6 +101,7 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return FAILED
     except KeyboardInterrupt as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stderr.write(f"dglpipe: interrupted {error}\n")
         return INTERRUPTED
 

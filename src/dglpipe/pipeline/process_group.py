@@ -213,6 +213,20 @@ class ProcessGroup:
             for rank in range(self.topology.layout.world_size):
                 self.store.get(f"{key}/off/{rank}")
 
+    def wait_for_rank_0(self, key: str) -> None:
+        """Returns after rank 0 has called this.
+
+        Raises:
+            PeerLostError: rank 0 does not call this in time.
+        """
+        if self.topology.rank == 0:
+            self.store.set(key, "")
+            return
+        try:
+            self.store.get(key)
+        except RuntimeError as error:
+            raise PeerLostError(f"no answer from rank 0: {error}") from error
+
     def barrier(self) -> None:
         """Returns after all processes have called this."""
         self._barriers += 1

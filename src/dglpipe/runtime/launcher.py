@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -55,22 +56,23 @@ def launch(plan: RunPlan, run_dir: RunDir) -> dict[str, Any]:
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ[name] = LOOPBACK_INTERFACE
     status = "failed"
-    try:
-        with SignalInbox(HELD) as inbox:
+    with SignalInbox(HELD) as inbox:
+        try:
             result = _run(plan, run_dir, inbox)
-        status = "finished"
-        return result
-    except PreemptedError:
-        status = "preempted"
-        raise
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    finally:
-        if sys.stderr.isatty():
-            sys.stderr.write(SHOW_CURSOR)  # a killed worker leaves the cursor hidden
-        if status != "finished":
-            write_json(run_dir.summary, unfinished(status, plan))
+            status = "finished"
+            return result
+        except PreemptedError:
+            status = "preempted"
+            raise
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            if sys.stderr.isatty():
+                sys.stderr.write(SHOW_CURSOR)  # a killed worker leaves the cursor hidden
+            if status not in ("finished", "preempted"):  # rank 0 has written those
+                with contextlib.suppress(OSError):  # the disk may be the cause of the failure
+                    write_json(run_dir.summary, unfinished(status, plan))
 
 
 def _run(plan: RunPlan, run_dir: RunDir, inbox: SignalInbox) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -72,6 +72,8 @@ class Supervisor:
     def __init__(self, count: int, entry: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         self.workers: list[Worker] = []
         try:
+            # Python starts its tracker with the first worker, and then lets SIGINT through again.
+            resource_tracker.ensure_running()
             # The signals of a terminal reach the whole group, also a process that still starts.
             with held(HELD):
                 for rank in range(count):

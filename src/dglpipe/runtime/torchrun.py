@@ -116,7 +116,6 @@ def _run_worker(plan: RunPlan, run_dir: RunDir, store: Store, is_new: bool) -> N
     try:
         run_worker(plan, run_dir, store)
     except PreemptedError as error:
-        failure.conclude("preempted", plan, run_dir)
         sys.stderr.write(f"{plan.layout.at(rank).name()}: {error}\n")
         sys.stderr.flush()
         os._exit(PREEMPTED)  # A regular exit would wait for messages that nobody sends.

@@ -41,7 +41,7 @@ from dglpipe.runtime.config_consistency import check_consistency
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.preemption import Preemption
 from dglpipe.runtime.run_dir import RunDir
-from dglpipe.runtime.summary import Summary
+from dglpipe.runtime.summary import Summary, unfinished
 from dglpipe.runtime.trainer import Trainer
 
 logger = logging.getLogger("dglpipe")
@@ -133,6 +133,9 @@ class _Run:
             trainer.leave()
             if collector is not None:
                 collector.finals(config.timeout_s)
+                write_json(run_dir.summary, unfinished("preempted", plan))
+            # A launcher may kill rank 0, which completes the checkpoint, when another rank ends.
+            group.wait_for_rank_0("preempted")
             raise PreemptedError(last)
         trainer.finish()
         result = None
