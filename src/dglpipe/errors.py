@@ -78,6 +78,10 @@ class LinkError(DglpipeError):
     """A received message that differs from the message in the batch schedule."""
 
 
+class DamagedError(DglpipeError):
+    """A run that cannot be resumed because no checkpoint is intact; nothing was trained."""
+
+
 class PeerLostError(DglpipeError):
     """The loss of another process; always the consequence of an earlier failure."""
 

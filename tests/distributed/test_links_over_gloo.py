@@ -179,7 +179,10 @@ def train_with_liar(group, plan, run_dir):
     if group.topology.rank == 0:
         group.following = Liar(group.following, wrong=6)
     trainer = make_trainer(group, plan, run_dir)
-    trainer.run()
+    try:
+        trainer.run()
+    finally:
+        trainer.checkpoints.drain()
 
 
 def test_a_worker_notices_before_the_next_checkpoint_is_complete(run_dir):
@@ -191,8 +194,8 @@ def test_a_worker_notices_before_the_next_checkpoint_is_complete(run_dir):
     assert first.kind == "LinkError"
     assert "link 0 -> 1: the receiver expected train batch 6 of 400 rows" in first.message
     assert "the sender sent train batch 106 of 400 rows" in first.message
-    files = sorted(path.relative_to(run_dir) for path in run_dir.glob("checkpoints/*/stage_1.pt"))
-    assert files == [Path("checkpoints/step_00000003/stage_1.pt")]
+    files = sorted(path.relative_to(run_dir) for path in run_dir.glob("checkpoints/*/stage_1.*"))
+    assert files == [Path("checkpoints/step_00000003/stage_1.safetensors")]
 
 
 # ---------------------------------------------------------------- lost neighbours

@@ -14,9 +14,18 @@ import torch
 from dglpipe.config import AsyncConfig, from_yaml
 from dglpipe.errors import ConfigError
 from dglpipe.methods.dgl_async.staleness import draw_staleness
+from dglpipe.pipeline.state_file import read_state
 from dglpipe.runtime.plan import plan_layout, plan_run
 from harness.configs import in_test_all, layout, make_config, small
-from harness.training import hash_all, make_trainer, run_planned, train_all, train_world
+from harness.training import (
+    collect,
+    hash_all,
+    make_trainer,
+    run_planned,
+    train_all,
+    train_world,
+    wait_for_checkpoints,
+)
 from harness.worlds import WorldError
 
 TINY = ("model.width=2", "batch_size=400", "max_steps=6", "model.dropout=0.2")
@@ -189,9 +198,14 @@ def simulate_and_die(group, plan, run_dir, dies_before):
     """Kills its process at draw `dies_before`."""
     trainer = make_trainer(group, plan, run_dir)
     draw, count = trainer.runner._draw, itertools.count(1)
+    saved, save = [], trainer.checkpoints.save
+    trainer.checkpoints.save = lambda step, *rest: (saved.append(step), save(step, *rest))
+    collect(trainer)
 
     def draw_or_die(event):
         if next(count) == dies_before:
+            if saved:
+                wait_for_checkpoints(run_dir, saved[-plan.config.checkpoint.keep :])
             os.kill(os.getpid(), signal.SIGKILL)
         return draw(event)
 
@@ -213,9 +227,9 @@ def test_a_killed_simulation_resumes_to_the_same_weights(keeping, tmp_path):
     assert found[0] == []
     assert 0 < len(found[1]) == len(found[2])
     assert found[1] != found[2]
-    updates = [
-        torch.load(checkpoints / found[2][0] / f"stage_{j}.pt")["more"]["updates"] for j in range(3)
-    ]
+    files = [checkpoints / found[2][0] / f"stage_{j}.safetensors" for j in range(3)]
+    states = [read_state(file.read_bytes())[1] for file in files]
+    updates = [state["parts"]["more"]["updates"] for state in states]
     assert len(set(updates)) > 1, "the stages are not at the same step"
     resumed = train_world(config, alone, tmp_path / "run")
     assert resumed.hashes == whole.hashes

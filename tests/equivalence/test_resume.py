@@ -11,7 +11,14 @@ import pytest
 from dglpipe.data.batch_schedule import Phase, build_batch_schedule
 from dglpipe.runtime.open_data import open_images
 from harness.configs import in_test_all, layout, make_config
-from harness.training import make_trainer, run_planned, train_world
+from harness.training import (
+    collect,
+    complete_steps,
+    make_trainer,
+    run_planned,
+    train_world,
+    wait_for_checkpoints,
+)
 from harness.worlds import WorldError
 
 STAGES = 3
@@ -25,28 +32,21 @@ def whole():
     return train_world(make_config(*SETTINGS))
 
 
-def train_and_die(group, plan, run_dir, dies_before):
-    """Rank r kills itself when it takes the batch of step `dies_before[r]`."""
+def train_and_die(group, plan, run_dir, dies_before, left=()):
+    """Rank r kills itself when it takes the batch of step `dies_before[r]`, and when the complete
+    checkpoints are those of the steps `left`."""
     trainer = make_trainer(group, plan, run_dir)
     train = trainer.runner.train
+    collect(trainer)
 
     def train_or_die(arrival):
         if arrival.item.step == dies_before.get(group.topology.rank):
+            wait_for_checkpoints(run_dir, left)
             os.kill(os.getpid(), signal.SIGKILL)
         train(arrival)
 
     trainer.runner.train = train_or_die
     trainer.run()
-
-
-def complete_steps(run_dir):
-    """Steps of the checkpoints that have the file of every stage."""
-    folders = sorted((run_dir / "checkpoints").glob("step_*"))
-    return [
-        int(folder.name[5:])
-        for folder in folders
-        if all((folder / f"stage_{j}.pt").exists() for j in range(STAGES))
-    ]
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,10 @@ def complete_steps(run_dir):
 )
 def test_killed_and_resumed(before, dies_before, after, resumed_at, whole, run_dir):
     config = make_config(*SETTINGS, *CHECKPOINTS)
+    left = [resumed_at] * bool(resumed_at)
     with pytest.raises(WorldError, match="exit code -9"):
-        run_planned(layout(STAGES, before), train_and_die, config, run_dir, dies_before)
-    assert complete_steps(run_dir) == [resumed_at] * bool(resumed_at)
+        run_planned(layout(STAGES, before), train_and_die, config, run_dir, dies_before, left)
+    assert complete_steps(run_dir) == left
     config.resume = "auto"
     resumed = train_world(config, layout(STAGES, after), run_dir)
     steps = [line.step for line in resumed.lines if line.kind == "train"]
@@ -75,15 +76,15 @@ def test_files_of_a_killed_run_do_not_complete_a_checkpoint(run_dir):
     """Files of step 6 from the killed run do not count for the resumed run."""
     config = make_config(*SETTINGS, *CHECKPOINTS)
     with pytest.raises(WorldError):
-        run_planned(layout(STAGES), train_and_die, config, run_dir, {2: 5})
+        run_planned(layout(STAGES), train_and_die, config, run_dir, {2: 5}, [3])
     left = run_dir / "checkpoints" / "step_00000006"
     shutil.rmtree(left, ignore_errors=True)
     left.mkdir()
     for j in (1, 2):
-        (left / f"stage_{j}.pt").write_bytes(b"left")
+        (left / f"stage_{j}.safetensors").write_bytes(b"left")
     config.resume = "auto"
     with pytest.raises(WorldError):
-        run_planned(layout(STAGES), train_and_die, config, run_dir, {0: 4})
+        run_planned(layout(STAGES), train_and_die, config, run_dir, {0: 4}, [3])
     assert complete_steps(run_dir) == [3]
     assert not left.exists()
 
@@ -91,7 +92,7 @@ def test_files_of_a_killed_run_do_not_complete_a_checkpoint(run_dir):
 def test_without_resume_a_run_starts_from_the_beginning(whole, run_dir):
     config = make_config(*SETTINGS, *CHECKPOINTS)
     with pytest.raises(WorldError):
-        run_planned(layout(STAGES), train_and_die, config, run_dir, {2: 5})
+        run_planned(layout(STAGES), train_and_die, config, run_dir, {2: 5}, [3])
     assert complete_steps(run_dir) == [3]
     again = train_world(config, run_dir=run_dir)
     assert again.hashes == whole.hashes
@@ -127,7 +128,7 @@ def window_of(group, plan, run_dir):
 def test_the_window_of_a_resumed_run_opens_when_its_chain_is_full(steps, opens, has_rate, run_dir):
     config = make_config(*SETTINGS, "checkpoint.every=8", "epochs=6", f"max_steps={steps}")
     with pytest.raises(WorldError, match="exit code -9"):
-        run_planned(layout(STAGES, 1), train_and_die, config, run_dir, {0: 10})
+        run_planned(layout(STAGES, 1), train_and_die, config, run_dir, {0: 10}, [8])
     config.resume = "auto"
     plan = build_batch_schedule(config, open_images(config))
     items = [item for item in plan.items() if item.phase is Phase.TRAIN and item.step > opens]

@@ -124,7 +124,7 @@ def test_workers_exit_when_their_launcher_is_killed(start, run_dir):
     """Even while they log nothing: an epoch of 718 steps, logged at its end."""
     settings = small(*LONG, "log_every=100000", "batch_size=2", f"run_dir={run_dir}")
     run = start(*DGLPIPE, "train", *settings)
-    run.wait_for(lambda: list(RunDir(run_dir).checkpoints.glob("step_*/stage_1.pt")))
+    run.wait_for(lambda: list(RunDir(run_dir).checkpoints.glob("step_*/manifest.json")))
     pids = [worker["pid"] for worker in json.loads(RunDir(run_dir).workers.read_text())]
     assert set(pids) < set(run.alive())
     os.kill(run.pid, signal.SIGKILL)

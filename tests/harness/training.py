@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 
 from dglpipe.config import Config
 from dglpipe.methods.run_plan import RunPlan
-from dglpipe.monitoring.metrics import Collector, Line
+from dglpipe.monitoring.metrics import Collector, Line, Sink
 from dglpipe.pipeline.process_group import ProcessGroup
 from dglpipe.pipeline.topology import Layout
 from dglpipe.pipeline.weights import named_tensors, sha256
@@ -144,8 +145,7 @@ def _train(group: ProcessGroup, plan: RunPlan, run_dir: Path | None) -> Any:
     topology = group.topology
     trainer = make_trainer(group, plan, run_dir)
     sink = _Lines()
-    size, replicas = topology.layout.world_size, topology.layout.replicas
-    collector = Collector(group.store, size, replicas, [sink]) if topology.rank == 0 else None
+    collector = collect(trainer, sink)
     trainer.run()
     trainer.finish()
     finals = collector.finals(plan.config.timeout_s) if collector else []
@@ -156,7 +156,33 @@ def _train(group: ProcessGroup, plan: RunPlan, run_dir: Path | None) -> Any:
     return finals, sink.lines, tensors
 
 
+def collect(trainer: Trainer, *sinks: Sink) -> Collector | None:
+    """At rank 0: the collector, which completes the checkpoints; None at other ranks."""
+    context, checkpoints = trainer.context, trainer.checkpoints
+    if context.topology.rank:
+        return None
+    world = context.topology.layout
+    complete = checkpoints.complete if checkpoints else None
+    return Collector(context.group.store, world.world_size, world.replicas, sinks, complete)
+
+
+def wait_for_checkpoints(run_dir: Path, steps: Sequence[int]) -> None:
+    """Waits until the complete checkpoints are those of `steps`: threads write them."""
+    deadline = time.monotonic() + 30
+    while complete_steps(run_dir) != list(steps):
+        assert time.monotonic() < deadline, f"{complete_steps(run_dir)} instead of {steps}"
+        time.sleep(0.01)
+
+
+def complete_steps(run_dir: Path) -> list[int]:
+    """Steps of the checkpoints that have a manifest."""
+    found = (run_dir / "checkpoints").glob("step_*/manifest.json")
+    return sorted(int(manifest.parent.name.removeprefix("step_")) for manifest in found)
+
+
 def make_trainer(group: ProcessGroup, plan: RunPlan, run_dir: Path | None = None) -> Trainer:
     """The trainer of this rank, ready to run."""
     source = open_images(plan.config)
+    if run_dir:
+        run_dir.mkdir(exist_ok=True)
     return open_trainer(plan, source, CPU, group, RunDir(run_dir) if run_dir else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections import OrderedDict
 from pathlib import Path
@@ -19,6 +20,9 @@ from dglpipe.cli.plan import plan
 from dglpipe.config import from_yaml, to_tree, to_yaml
 from dglpipe.data import Request, open_data
 from dglpipe.errors import ConfigError, RunDirError, UserError
+from dglpipe.manifest import FileEntry, beside, read_manifest, read_suspect, write_manifest
+from dglpipe.models.pretrained import initialise
+from dglpipe.pipeline.weights import sha256
 from dglpipe.runtime import run
 from dglpipe.runtime.evaluate import evaluate_run
 from dglpipe.runtime.inference import export_run
@@ -130,32 +134,101 @@ def test_a_run_that_lost_its_results_is_named(finished, start, tmp_path):
     assert "manifest.json cannot be read" in run.stderr
 
 
-def refuse_damaged(run_dir, path, evaluated=True):
+def refuse_damaged(run_dir, path):
     """Checks that every command that reads the run names the damaged file."""
     output = run_dir / "a.safetensors"
-    readers = [dglpipe.load, lambda path: export_run(path, output)]
-    for reader in [*readers, *[evaluate_run] * evaluated]:
+    for reader in (dglpipe.load, lambda path: export_run(path, output), evaluate_run):
         with pytest.raises(RunDirError, match=f"^run: {path} cannot be read") as caught:
             reader(run_dir)
     assert not output.exists()
     return str(caught.value)
 
 
+def adopt(files, stage):
+    """Writes a manifest that fits the present file of `stage`."""
+    content = read_manifest(files.manifest)
+    path = files.final(stage)
+    entry = FileEntry.of(path.name, path.read_bytes())
+    content["stages"][stage] |= {**entry.to_json(), "weights_sha256": sha256(load_file(path))}
+    write_manifest(files.manifest, content)
+
+
 def test_the_weights_of_another_stage_are_refused(finished, tmp_path):
+    """Also where the manifest fits them."""
     run_dir = tmp_path / "run"
     shutil.copytree(finished[0], run_dir)
     files = RunDir(run_dir)
     shutil.copy(files.final(0), files.final(1))
+    assert "(size: got" in refuse_damaged(run_dir, files.final(1))
+    adopt(files, 1)
     assert "where the stage has" in refuse_damaged(run_dir, files.final(1))
     tensors = load_file(RunDir(finished[0]).final(1))
     key = next(key for key in tensors if key.endswith("running_mean"))
     save_file({**tensors, key: torch.zeros(3)}, files.final(1))
+    adopt(files, 1)
     assert f"({key}: got (3,) where the stage has" in refuse_damaged(run_dir, files.final(1))
     del tensors[key]
     save_file(tensors, files.final(1))
+    adopt(files, 1)
     assert f"({key}: got nothing where" in refuse_damaged(run_dir, files.final(1))
     files.final(1).write_bytes(b"torn")
     refuse_damaged(run_dir, files.final(1))
+
+
+@pytest.mark.parametrize("entry", ["sha256", "weights_sha256", "config_sha256"])
+def test_a_manifest_with_other_hashes_is_refused(finished, tmp_path, entry):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    files = RunDir(run_dir)
+    text = re.sub(
+        rf'"{entry}": "[0-9a-f]+"', f'"{entry}": "{"0" * 64}"', files.manifest.read_text()
+    )
+    files.manifest.write_text(text)
+    path = files.config if entry == "config_sha256" else files.manifest
+    message = refuse_damaged(run_dir, path)
+    assert f"{entry}" in message
+    assert path == files.config or "stage_0.safetensors" in message
+    # The same with a manifest that is whole, as if the files had changed.
+    write_manifest(files.manifest, read_suspect(files.manifest)[0])
+    paths = {"sha256": files.final(0), "weights_sha256": files.manifest}
+    assert entry in refuse_damaged(run_dir, paths.get(entry, files.config))
+
+
+def test_a_changed_configuration_is_refused(finished, tmp_path):
+    """One digit, which leaves a configuration that can be read."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    files = RunDir(run_dir)
+    text = files.config.read_text()
+    assert "seed: 0" in text
+    files.config.write_text(text.replace("seed: 0", "seed: 1"))
+    assert "config_sha256" in refuse_damaged(run_dir, files.config)
+
+
+@pytest.mark.parametrize("text", ["", '{"status": "finis', '{"status": "finisheg"}', "[]"])
+def test_a_damaged_summary_is_named(finished, tmp_path, text):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    RunDir(run_dir).summary.write_text(text)
+    refuse_damaged(run_dir, RunDir(run_dir).summary)
+
+
+def test_an_export_is_verified_where_it_is_read(finished, tmp_path):
+    path, _ = finished
+    output = tmp_path / "a.safetensors"
+    export_run(path, output)
+    assert read_manifest(beside(output))["files"][0]["size"] == output.stat().st_size
+    network = resnet18(num_classes=10)
+    initialise(network, str(output))
+    content = bytearray(output.read_bytes())
+    content[-1] ^= 1
+    output.write_bytes(content)
+    with pytest.raises(
+        ConfigError, match=r"a\.safetensors: sha256: got .*Export the network again"
+    ):
+        initialise(network, str(output))
+    beside(output).unlink()
+    initialise(network, str(output))
 
 
 @pytest.mark.parametrize("torn", [None, "{a: [1,"])
@@ -186,12 +259,12 @@ def test_a_manifest_of_something_else_is_named(finished, tmp_path, key, value, e
     run_dir = tmp_path / "run"
     shutil.copytree(finished[0], run_dir)
     manifest = RunDir(run_dir).manifest
-    tree = json.loads(manifest.read_text())
+    tree = read_manifest(manifest)
     place = tree if key == "data" else tree["data"]
     del place[key]
     place |= {} if value is None else {key: value}
-    manifest.write_text(json.dumps(tree))
-    assert expected in refuse_damaged(run_dir, manifest, evaluated=False)
+    write_manifest(manifest, tree)
+    assert expected in refuse_damaged(run_dir, manifest)
 
 
 def with_exits():

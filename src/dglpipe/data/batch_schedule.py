@@ -205,6 +205,16 @@ class BatchSchedule:
         epoch, inside = divmod(step, self.steps_per_epoch)
         return inside == 0 and self.evaluate_every > 0 and epoch % self.evaluate_every == 0
 
+    def last_evaluation_before(self, step: int) -> int:
+        """Step of the last evaluation that follows a step before `step`; 0 if there is none."""
+        if step <= 1:
+            return 0
+        round_, inside = self._round_and_step(step - 1)
+        if inside == self.steps_per_round:
+            return step - 1
+        period = self.evaluate_every * self.steps_per_epoch
+        return round_ * self.steps_per_round + (inside // period * period if period else 0)
+
     def ends_epoch(self, step: int) -> bool:
         """Whether `step` is the last step of its epoch."""
         _, inside = self._round_and_step(step)

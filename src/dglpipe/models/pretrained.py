@@ -6,14 +6,16 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from dglpipe.errors import ConfigError
+from dglpipe.manifest import DamageError, FileEntry, beside, read_manifest
 
 KEY = "model.weights"
 _SHOWN = 5
@@ -75,7 +77,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     allowed = "a safetensors file, or a file of torch.save that contains only tensors"
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _read_safetensors(path)
         zipped = zipfile.is_zipfile(path)  # the format of torch.save since torch 1.6
         tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # each format raises its own exception
@@ -93,6 +95,17 @@ def _read(path: Path) -> dict[str, Tensor]:
     return dict(tree)
 
 
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of the file, after it has been compared with its manifest, if there is one:
+    `dglpipe export` writes one beside the file."""
+    manifest = beside(path)
+    if not manifest.exists():
+        return load_file(path)
+    entries = read_manifest(manifest).get("files")
+    entry = FileEntry.parse(manifest, entries[0] if entries else entries)
+    return load(replace(entry, name=path.name).read(path.parent))
+
+
 _FOREIGN = re.compile(r"(?:GLOBAL|Unsupported class) ([\w.]+)")
 """Matches the message of torch about an object that is not a tensor."""
 
@@ -102,6 +115,8 @@ def _reason(path: Path, error: Exception) -> str:
     which advises to run code from the file."""
     if isinstance(error, OSError):
         return str(error)
+    if isinstance(error, DamageError):
+        return f"{error}. Export the network again, or delete {beside(path)} to use the file as is"
     if path.suffix != ".safetensors" and _is_safetensors(path):
         return "It is a safetensors file: give it a name that ends in .safetensors"
     if path.suffix == ".safetensors" and zipfile.is_zipfile(path):

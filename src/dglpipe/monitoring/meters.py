@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,18 @@ class ExitMeter:
         totals = Totals(loss, int(correct), self._rows)
         self._sums, self._rows = [], 0
         return totals
+
+    def state(self) -> dict[str, Any]:
+        """The sums since the last `take`, for a checkpoint."""
+        self._fold()
+        sums = torch.stack(self._sums) if self._sums else None
+        return {"sums": sums, "rows": self._rows}
+
+    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+        """Continues with the sums of a result of `state`."""
+        sums = state["sums"]
+        self._sums = [] if sums is None else list(sums.to(device).unbind())
+        self._rows = state["rows"]
 
     def _fold(self) -> None:
         """Replaces the stored tensors by one tensor of sums, without synchronizing."""

@@ -8,15 +8,16 @@ the store, sums the records of the replicas, and passes complete lines to its si
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from dglpipe.errors import PeerLostError
-from dglpipe.files import finite
+from dglpipe.files import finite, naming
 
 ENSEMBLE = "ensemble"
 """Name of the ensemble of exits in place of a stage number."""
@@ -94,24 +95,37 @@ def format_value(value: float | None, form: str = ".2%") -> str:
 
 
 class Reporter:
-    """The sending side of the metrics, one in each process."""
+    """The sending side of the metrics, one in each process. Several threads may send.
+
+    The records of a process arrive in the order in which they were sent.
+    """
 
     def __init__(self, store: Store, rank: int) -> None:
         self._store = store
         self._rank = rank
         self._count = 0
+        self._lock = threading.Lock()
 
     def send(self, sums: Sums) -> None:
         """Sends one record, in one request to the store."""
         self._put({"sums": asdict(sums)})
+
+    def checkpoint(self, step: int, files: Sequence[Mapping[str, Any]]) -> None:
+        """Reports that the files of this process for the checkpoint of `step` are on the disk.
+
+        Args:
+            files: the entries of the files in the manifest.
+        """
+        self._put({"checkpoint": {"step": step, "files": list(files)}})
 
     def finish(self, final: dict[str, Any]) -> None:
         """Sends the final report of this process."""
         self._put({"final": final})
 
     def _put(self, record: dict[str, Any]) -> None:
-        self._store.set(f"metrics/{self._rank}/{self._count}", json.dumps(record))
-        self._count += 1
+        with self._lock:
+            self._store.set(f"metrics/{self._rank}/{self._count}", json.dumps(record))
+            self._count += 1
 
 
 class Sink(Protocol):
@@ -122,6 +136,10 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+Complete = Callable[[int, Sequence[Mapping[str, Any]]], None]
+"""Receives the step of a checkpoint and the entries of the files of all processes."""
+
+
 class Collector:
     """The receiving side of the metrics: a thread of rank 0.
 
@@ -130,10 +148,21 @@ class Collector:
         ranks: number of processes.
         replicas: number of records, one per replica, that make a line.
         sinks: receive the lines; `close` closes the sinks.
+        complete: called when all processes have reported their files of a checkpoint. At that
+            moment the sinks have all lines that were sent before the checkpoint.
     """
 
-    def __init__(self, store: Store, ranks: int, replicas: int, sinks: Sequence[Sink]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        ranks: int,
+        replicas: int,
+        sinks: Sequence[Sink],
+        complete: Complete | None = None,
+    ) -> None:
         self._store = store
+        self._complete = complete
+        self._files: dict[int, list[Sequence[Mapping[str, Any]]]] = {}
         self._next = [0] * ranks
         self._replicas = replicas
         self._sinks = sinks
@@ -165,14 +194,18 @@ class Collector:
         self.close()
         return [self._finals[rank] for rank in range(len(self._next))]
 
+    def check(self) -> None:
+        """Raises the error of the thread, if any."""
+        if self._error is not None:
+            raise self._error
+
     def close(self) -> None:
         """Stops the thread, closes the sinks, and raises the error of the thread, if any."""
         self._stop.set()
         self._thread.join()
         for sink in self._sinks:
             sink.close()
-        if self._error is not None:
-            raise self._error
+        self.check()
 
     def _run(self) -> None:
         try:
@@ -193,6 +226,8 @@ class Collector:
         self._next[rank] += 1
         if "final" in record:
             self._finals[rank] = record["final"]
+        elif "checkpoint" in record:
+            self._add_files(**record["checkpoint"])
         else:
             self._add(Sums(**record["sums"]))
         return True
@@ -205,15 +240,38 @@ class Collector:
             for sink in self._sinks:
                 sink.line(line)
 
+    def _add_files(self, step: int, files: Sequence[Mapping[str, Any]]) -> None:
+        parts = self._files.setdefault(step, [])
+        parts.append(files)
+        if len(parts) == len(self._next):
+            del self._files[step]
+            if self._complete is not None:
+                self._complete(step, [file for part in parts for file in part])
+
 
 class JsonLines:
-    """A sink that appends lines to `metrics.jsonl`."""
+    """A sink that appends lines to `metrics.jsonl`.
+
+    Attributes:
+        count: lines of the file.
+    """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = path.open("a", buffering=1)
+        self.count = path.read_bytes().count(b"\n")
 
     def line(self, line: Line) -> None:
-        self._file.write(json.dumps(finite(asdict(line)), allow_nan=False) + "\n")
+        with naming(self._path):
+            self._file.write(json.dumps(finite(asdict(line)), allow_nan=False) + "\n")
+        self.count += 1
+
+    def sync(self) -> None:
+        """Returns when all lines are on the disk."""
+        with naming(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with naming(self._path):
+            self._file.close()

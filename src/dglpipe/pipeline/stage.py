@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -348,6 +349,14 @@ class Stage:
     def totals(self) -> Totals:
         """Loss and hits of training since the last call; waits for the device."""
         return self._trained.take()
+
+    def open_totals(self) -> dict[str, Any]:
+        """Loss and hits of training since the last `totals`, for a checkpoint."""
+        return self._trained.state()
+
+    def restore_totals(self, state: dict[str, Any]) -> None:
+        """Continues with a result of `open_totals`."""
+        self._trained.restore(state, self._device.torch_device)
 
     def test_totals(self) -> Totals:
         """Loss and hits of testing since the last call; waits for the device."""

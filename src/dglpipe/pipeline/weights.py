@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import torch as files
 from torch import Tensor
 
 from dglpipe.errors import RunDirError
+from dglpipe.files import write_bytes
+from dglpipe.manifest import FileEntry
 from dglpipe.pipeline.stage import StageModule
 
 
@@ -81,31 +83,35 @@ def without_prefix(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor
     }
 
 
-def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes `tensors` to a safetensors file, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}")
-    save_file(dict(tensors), part)
-    part.replace(path)
+def save(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
+    """Writes `tensors` to a safetensors file, atomically.
+
+    Returns:
+        The entry of the file in a manifest.
+    """
+    content = files.save(dict(tensors))
+    write_bytes(path, content)
+    return FileEntry.of(path.name, content)
 
 
 def load(path: Path) -> dict[str, Tensor]:
     """Reads a file from `save`."""
-    return load_file(path)
+    return files.load(path.read_bytes())
 
 
-def load_final(path: Path, module: StageModule) -> dict[str, Tensor]:
-    """Reads the weights of a stage of a finished run.
+def check_stage(path: Path, content: bytes, module: StageModule) -> dict[str, Tensor]:
+    """The weights of a stage from the content of its file.
 
     Args:
+        path: the file, for errors.
         module: the stage, on any device, including meta; `module` is not changed.
 
     Raises:
-        RunDirError: the file cannot be read, or keys or shapes differ from the stage.
+        RunDirError: not a safetensors file, or keys or shapes differ from the stage.
     """
     try:
-        tensors = load(path)
-    except (OSError, SafetensorError) as error:
+        tensors = files.load(content)
+    except SafetensorError as error:
         raise RunDirError.damaged(path, error) from error
     wanted = {key: tuple(value.shape) for key, value in _state(module).items()}
     given = {key: tuple(value.shape) for key, value in tensors.items()}

@@ -1,110 +1,149 @@
-"""Checkpoints. A killed run that resumes ends with the same weights as an uninterrupted run.
+"""Checkpoints of the stages of one process. A killed run that resumes ends with the same weights as
+an uninterrupted run.
 
-    checkpoints/step_00000100/stage_0.pt  stage_1.pt  ...
+The process copies the state of its stages and goes on. A thread converts the copy to bytes,
+computes the SHA-256, writes the files, and reports them to rank 0, which writes the manifest when
+all processes have reported. Stages do not wait for each other.
 
-Each stage writes its own file after the step and does not wait for other stages. A checkpoint is
-complete when the files of all stages and replicas exist. Random state and learning rate are
-functions of the step, and the batch schedule is a function of the configuration, so a file contains
-only weights, optimizer and loss scaler. A simulation of asynchronous learning adds its buffers.
+Random state and learning rate are functions of the step, and the batch schedule is a function of
+the configuration, so a file contains only weights, optimizer, loss scaler, and the sums of the next
+line of `metrics.jsonl`. A simulation of asynchronous learning adds its buffers.
 """
 
 from __future__ import annotations
 
-import io
-import itertools
-import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dglpipe.config import Config
+from dglpipe.files import write_bytes
+from dglpipe.manifest import FileEntry
 from dglpipe.pipeline.stage import Stage
+from dglpipe.pipeline.state_file import Snapshot, snapshot
 from dglpipe.pipeline.topology import Layout
+from dglpipe.runtime.checkpoint_folder import CheckpointFolder
+from dglpipe.runtime.resume import identity
 
-PREFIX = "step_"
+Report = Callable[[int, Sequence[Mapping[str, Any]]], None]
+"""Receives the step of a checkpoint and the entries of the files of this process."""
+Parts = Mapping[str, Mapping[int, Any]]
+"""Name -> stage -> further state: tensors, numbers, texts, dicts and lists."""
 
 
 class Checkpoints:
-    """Reads and writes the checkpoint files of the stages of one process.
+    """Writes and reads the checkpoint files of the stages of one process.
 
     Args:
         path: the folder of all checkpoints.
-        replica: r. Each replica saves its own state, because batch norm statistics differ.
+        replica: r.
     """
 
     def __init__(self, path: Path, config: Config, layout: Layout, replica: int) -> None:
-        self._path = path
+        self._folder = CheckpointFolder(path, identity(config), layout)
         self._config = config
-        self._layout = layout
         self._replica = replica
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
 
-    def save(
-        self, step: int, stages: Sequence[Stage], more: Mapping[int, Any] | None = None
-    ) -> None:
-        """Writes the state of `stages` after `step`, then deletes the checkpoints older than the
-        last `checkpoint.keep` complete ones.
+    def save(self, step: int, stages: Sequence[Stage], parts: Parts, report: Report) -> None:
+        """Copies the state of `stages` after `step`, and begins to write it. First waits for the
+        checkpoint before.
 
         Args:
-            more: further state by stage index: tensors, numbers, dicts and lists.
+            parts: further state.
+            report: called by the thread when the files are on the disk.
+
+        Raises:
+            OSError: the checkpoint before could not be written.
+            TypeError: `parts` contains a value that cannot be saved.
         """
-        for stage in stages:
-            path = self._file(step, stage.index, self._replica)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            buffer = io.BytesIO()
-            state = {
-                "learner": stage.module.state_dict(),
-                "optimizer": stage.optimizer.state_dict(),
-                "scaler": stage.scaler.state_dict() if stage.scaler is not None else None,
-            }
-            if more is not None:
-                state["more"] = more[stage.index]
-            torch.save(state, buffer)
-            part = path.with_name(f".{path.name}")
-            with part.open("wb") as file:
-                file.write(buffer.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        kept = self._complete()[-self._config.checkpoint.keep :]
-        for folder in self._path.glob(f"{PREFIX}*"):
-            if kept and int(folder.name[len(PREFIX) :]) < kept[0]:
-                shutil.rmtree(folder, ignore_errors=True)
+        self.drain()
+        copies = {stage.index: snapshot(_state(stage, parts)) for stage in stages}
+        self._writing = self._thread.submit(self._write, step, copies, report)
+
+    def check(self) -> None:
+        """Raises the error of the thread, if it has failed; does not wait.
+
+        Raises:
+            OSError: the checkpoint could not be written; with the path.
+        """
+        if self._writing is not None and self._writing.done():
+            self.drain()
+
+    def drain(self) -> None:
+        """Returns when the last checkpoint has been written and reported.
+
+        Raises:
+            OSError: the checkpoint could not be written; with the path.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _write(self, step: int, copies: dict[int, Snapshot], report: Report) -> None:
+        self._folder.path.mkdir(exist_ok=True)
+        files = []
+        while copies:
+            stage, copied = copies.popitem()
+            content = copied.to_bytes(self._folder.metadata(step, stage, self._replica))
+            del copied
+            path = self._folder.file(step, stage, self._replica)
+            write_bytes(path, content)
+            files.append(FileEntry.of(path.name, content).to_json())
+        report(step, files)
+
+    def complete(self, step: int, files: Sequence[Mapping[str, Any]], lines: int = 0) -> None:
+        """Makes a checkpoint complete: called at rank 0 when all processes have reported.
+
+        Args:
+            files: the entries of the files of all processes.
+            lines: lines of `metrics.jsonl` on the disk.
+        """
+        self._folder.complete(step, files, self._config.checkpoint.keep, lines)
+
+    def lines(self, step: int) -> int:
+        """Lines of `metrics.jsonl` when the checkpoint of `step` was complete; 0 for step 0."""
+        return self._folder.lines(step) if step else 0
 
     def newest(self) -> int:
-        """Step of the newest complete checkpoint; 0 if there is none or resume=never."""
-        steps = self._complete() if self._config.resume == "auto" else []
-        return steps[-1] if steps else 0
+        """Step of the newest intact checkpoint; 0 if there is none or resume=never.
+
+        Raises:
+            DamagedError, RunDirError: see `CheckpointFolder.newest`.
+        """
+        return self._folder.newest() if self._config.resume == "auto" else 0
 
     def drop_after(self, step: int) -> None:
-        """Deletes the checkpoints after `step`, which a killed run left incomplete. Their old files
-        would make a new checkpoint look complete before every stage has written its own file."""
-        for folder in self._path.glob(f"{PREFIX}*"):
-            if int(folder.name[len(PREFIX) :]) > step:
-                shutil.rmtree(folder)
+        """Deletes the checkpoints after `step`."""
+        self._folder.drop_after(step)
 
-    def restore(self, step: int, stages: Sequence[Stage]) -> dict[int, Any]:
-        """Loads the state of `stages` after `step`; returns the further state of each stage."""
-        more = {}
+    def restore(self, step: int, stages: Sequence[Stage]) -> dict[str, dict[int, Any]]:
+        """Loads the state of `stages` after `step`.
+
+        Returns:
+            The further state, as given to `save`.
+
+        Raises:
+            DamagedError: a file does not match its manifest.
+        """
+        parts: dict[str, dict[int, Any]] = {}
         for stage in stages:
-            file = self._file(step, stage.index, self._replica)
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            state = self._folder.read(step, stage.index, self._replica)
             stage.module.load_state_dict(state["learner"], strict=True)
             stage.optimizer.load_state_dict(state["optimizer"])
             if stage.scaler is not None:
                 stage.scaler.load_state_dict(state["scaler"])
-            more[stage.index] = state.get("more")
-        return more
+            for name, value in state["parts"].items():
+                parts.setdefault(name, {})[stage.index] = value
+        return parts
 
-    def _file(self, step: int, stage: int, replica: int) -> Path:
-        name = f"stage_{stage}.pt" if self._layout.replicas == 1 else f"stage_{stage}_{replica}.pt"
-        return self._path / f"{PREFIX}{step:08d}" / name
 
-    def _complete(self) -> list[int]:
-        """Steps of the complete checkpoints, in ascending order."""
-        steps = sorted(int(item.name[len(PREFIX) :]) for item in self._path.glob(f"{PREFIX}*"))
-        layout = self._layout
-        parts = list(itertools.product(range(layout.stages), range(layout.replicas)))
-        return [step for step in steps if all(self._file(step, *one).exists() for one in parts)]
+def _state(stage: Stage, parts: Parts) -> dict[str, Any]:
+    return {
+        "learner": stage.module.state_dict(),
+        "optimizer": stage.optimizer.state_dict(),
+        "scaler": stage.scaler.state_dict() if stage.scaler is not None else None,
+        "parts": {name: by_stage.get(stage.index) for name, by_stage in parts.items()},
+    }

@@ -16,7 +16,8 @@ from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.exits import ExitEvaluator
 from dglpipe.pipeline.inputs import DataInputs
 from dglpipe.pipeline.stage import RunLength, Stage
-from dglpipe.pipeline.weights import load_final, load_tensors
+from dglpipe.pipeline.weights import load_tensors
+from dglpipe.runtime.finished_run import FinishedRun
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.run_dir import RunDir
 
@@ -32,15 +33,15 @@ def evaluate_run(path: Path) -> dict[str, Any]:
     Raises:
         RunDirError: `path` is not the directory of a finished run, or a file is damaged.
     """
-    run_dir = RunDir(path)
-    config = run_dir.finished_config()
+    run = FinishedRun.open(path)
+    config = run.config
     config = replace(config, pipeline=replace(config.pipeline, replicas=1))
     source = open_images(config)
     method, count = build_method(config.method), config.pipeline.stages or 1
     schedule = build_batch_schedule(config, source, method.rounds(count))
     network = build_staged_network(config, method, source.info, count)
     length = RunLength(schedule.steps_per_round, schedule.steps_per_epoch)
-    stages = load_stages(network, run_dir, length)
+    stages = load_stages(network, run, length)
     exits = ExitEvaluator(stages, dict(enumerate(network.spec.fields)), None, count)
     items = list(schedule.items(done=schedule.steps))
     inputs = DataInputs(source.load(), schedule.train, items, config.seed, CPU)
@@ -55,18 +56,18 @@ def evaluate_run(path: Path) -> dict[str, Any]:
         "ensemble_accuracy": (exits.ensemble_hits() or 0) / schedule.test,
         "loss": [test.loss / test.rows if test else None for test in tests],
     }
-    write_json(run_dir.evaluation, result)
+    write_json(RunDir(path).evaluation, result)
     return result
 
 
-def load_stages(network: StagedNetwork, run_dir: RunDir, length: RunLength) -> list[Stage]:
+def load_stages(network: StagedNetwork, run: FinishedRun, length: RunLength) -> list[Stage]:
     """All stages of a run with their final weights."""
     config = network.config
     method = build_method(config.method)
     stages = []
     for j in range(network.spec.stages):
         module = network.learner(j)
-        load_tensors(module, load_final(run_dir.final(j), module))
+        load_tensors(module, run.weights(j, module))
         learning = method.learning(config.label_smoothing)
         stages.append(Stage(j, module, config.stage(j), learning, CPU, length, config.seed))
     return stages

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dglpipe.errors import PeerLostError, RunFailedError, UserError
+from dglpipe.errors import DamagedError, PeerLostError, RunFailedError, UserError
 from dglpipe.files import write_json
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.runtime.run_dir import RunDir
@@ -34,6 +34,7 @@ class Failure:
         step: the training step in progress; 0 before the first.
         primary: False if the process failed because another process exited.
         user: whether the cause is an error in the user's input; its report has no traceback.
+        damaged: whether no checkpoint is intact; the message says what to do.
     """
 
     time_ns: int
@@ -44,6 +45,7 @@ class Failure:
     user: bool
     message: str
     trace: str
+    damaged: bool = False
 
     def describe(self, log: Path, checkpoints: bool) -> str:
         """The full report: cause, what to do, and path of the log.
@@ -51,6 +53,8 @@ class Failure:
         Args:
             checkpoints: whether the run writes checkpoints.
         """
+        if self.damaged:
+            return f"{self.message}\nlog: {log}"
         when = f"at step {self.step}" if self.step else "before the first step"
         body = self.message if self.user else self.trace.rstrip()
         return (
@@ -74,6 +78,7 @@ def advice(checkpoints: bool) -> str:
 
 def record(error: BaseException, rank: int, where: str, step: int) -> Failure:
     """The failure of the calling process."""
+    has_fix = isinstance(error, UserError | DamagedError)
     return Failure(
         time_ns=time.time_ns(),
         rank=rank,
@@ -81,8 +86,9 @@ def record(error: BaseException, rank: int, where: str, step: int) -> Failure:
         step=step,
         primary=not isinstance(error, PeerLostError),
         user=isinstance(error, UserError),
-        message=f"{error}" if isinstance(error, UserError) else f"{type(error).__name__}: {error}",
+        message=f"{error}" if has_fix else f"{type(error).__name__}: {error}",
         trace="".join(traceback.format_exception(error)),
+        damaged=isinstance(error, DamagedError),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
@@ -12,19 +11,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dglpipe.config.checks import whole
-from dglpipe.data import DataInfo
-from dglpipe.errors import ConfigError, RunDirError, UserError
+from dglpipe.errors import ConfigError, UserError
+from dglpipe.manifest import beside, write_manifest
 from dglpipe.methods.registry import build_method
 from dglpipe.partition.staged_network import StagedNetwork, build_staged_network
 from dglpipe.pipeline.stage import HEAD, StageModule, cast_input
-from dglpipe.pipeline.weights import (
-    load_final,
-    load_tensors,
-    save,
-    split_auxiliary,
-    without_prefix,
-)
-from dglpipe.runtime.run_dir import RunDir
+from dglpipe.pipeline.weights import load_tensors, save, split_auxiliary, without_prefix
+from dglpipe.runtime.finished_run import FinishedRun
+from dglpipe.version import __version__
 
 EXITS = "exits."
 
@@ -101,16 +95,17 @@ def load_run(path: Path) -> TrainedNetwork:
     Raises:
         RunDirError: `path` is not the directory of a finished run, or a file is damaged.
     """
-    network, run_dir = _open(path)
-    trained = TrainedNetwork(network)
+    run = FinishedRun.open(path)
+    trained = TrainedNetwork(_build(run))
     for j, stage in enumerate(trained.stages):
         module = cast(StageModule, stage)
-        load_tensors(module, load_final(run_dir.final(j), module))
+        load_tensors(module, run.weights(j, module))
     return trained.eval()
 
 
 def export_run(path: Path, output: Path, exits: bool = False) -> int:
-    """Writes the trained network as safetensors under its own `state_dict` keys.
+    """Writes the trained network as safetensors under its own `state_dict` keys, and beside it
+    `FILE.manifest.json` with size and SHA-256.
 
     Args:
         exits: also write the heads, under `exits.<j>.` + key.
@@ -123,23 +118,24 @@ def export_run(path: Path, output: Path, exits: bool = False) -> int:
         UserError: the file cannot be written or is in the run's `final/`; the network has keys
             that begin with `exits.`.
     """
-    network, run_dir = _open(path, meta=True)
-    folder = run_dir.manifest.parent
+    run = FinishedRun.open(path)
+    folder = path / "final"
     if output.resolve().is_relative_to(folder.resolve()):
         hint = "This folder contains the weights of the run"
         raise ConfigError("output", str(output), f"a file outside of {folder}", hint)
-    tensors: dict[str, Tensor] = {}
+    network, tensors = _build(run, meta=True), dict[str, Tensor]()
     for j, module in enumerate(network.modules):
         keys = set(module.state_dict())
         if exits:
             _refuse_exits(keys)
-        own, rest = split_auxiliary(load_final(run_dir.final(j), network.learner(j)), keys)
+        own, rest = split_auxiliary(run.weights(j, network.learner(j)), keys)
         tensors |= own
         if exits:
             head = without_prefix(rest, HEAD)
             tensors |= {f"{EXITS}{j}.{key}": value for key, value in head.items()}
     try:
-        save(output, tensors)
+        entry = save(output, tensors)
+        write_manifest(beside(output), {"dglpipe": __version__, "files": [entry.to_json()]})
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"output: got {output}; cannot write: {reason}") from error
@@ -153,24 +149,7 @@ def _refuse_exits(keys: Iterable[str]) -> None:
         raise ConfigError("exits", True, allowed, f"The network has {own[0]}")
 
 
-def _open(path: Path, meta: bool = False) -> tuple[StagedNetwork, RunDir]:
-    run_dir = RunDir(path)
-    config = run_dir.finished_config()
-    data = _description(run_dir.manifest)
+def _build(run: FinishedRun, meta: bool = False) -> StagedNetwork:
+    config = run.config
     method, stages = build_method(config.method), config.pipeline.stages or 1
-    return build_staged_network(config, method, data, stages, meta=meta), run_dir
-
-
-def _description(manifest: Path) -> DataInfo:
-    """Properties of the training data set, from the manifest."""
-    try:
-        known = json.loads(manifest.read_text())["data"]
-        data = DataInfo(**{**known, "classes": tuple(known["classes"])})
-    except KeyError as error:
-        raise RunDirError.damaged(manifest, f"no key {error}") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise RunDirError.damaged(manifest, error) from error
-    sizes = (data.channels, data.height, data.width)
-    if not all(type(size) is int and size > 0 for size in sizes):
-        raise RunDirError.damaged(manifest, f"images of shape {sizes}")
-    return data
+    return build_staged_network(config, method, run.data, stages, meta=meta)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,10 +61,21 @@ def read_config(run_dir: RunDir) -> Config:
         ) from error
 
 
+def identity(config: Config) -> str:
+    """SHA-256 of all settings that a resumed run keeps; a checkpoint of other settings belongs to
+    another run."""
+    settings = flatten(to_tree(config))
+    kept = {key: value for key, value in settings.items() if key not in RESUMABLE}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
 def check_same(old: Config, new: Config) -> None:
     """Raises ConfigError at the first setting of a resumed run that may not differ."""
     before, after = flatten(to_tree(old)), flatten(to_tree(new))
     for key in sorted(before.keys() | after.keys()):
         if key not in RESUMABLE and before.get(key) != after.get(key):
-            hint = "A resumed run keeps its settings; give another run_dir for a new run"
+            hint = (
+                "A resumed run keeps the settings in its config.yaml; give another run_dir for a "
+                "new run"
+            )
             raise ConfigError(key, after.get(key), f"{before.get(key)!r}, as before", hint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import shutil
 import time
 from collections.abc import Mapping
@@ -16,6 +17,11 @@ from typing import IO
 from dglpipe.config import Config, from_yaml
 from dglpipe.errors import RunDirError
 from dglpipe.files import write_whole
+
+STATUSES = ("finished", "failed", "interrupted", "preempted")
+"""Values of `status` in `summary.json`."""
+
+logger = logging.getLogger("dglpipe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +111,30 @@ class RunDir:
         """
         status = self.status()
         if status != "finished":
+            self._require_summary()
+            holds = f"a run that is {status}" if status else "no run"
+            if status == "unfinished":
+                holds += f" (it has no {self.summary.name})"
             raise RunDirError(
-                f"run: {self.path} holds {f'a run that is {status}' if status else 'no run'}; "
-                "give the directory of a finished run"
+                f"run: {self.path} holds {holds}; give the directory of a finished run"
             )
         try:
             config = from_yaml(self.config.read_text())
         except (OSError, ValueError) as error:
             raise RunDirError.damaged(self.config, error) from error
         return replace(config, model=replace(config.model, weights=None))
+
+    def _require_summary(self) -> None:
+        """Raises RunDirError for a summary that cannot be read or has another status than a run
+        can have: without it, the status of the run is unknown."""
+        if not self.summary.exists():
+            return
+        try:
+            status = json.loads(self.summary.read_text())["status"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise RunDirError.damaged(self.summary, error) from error
+        if status not in STATUSES:
+            raise RunDirError.damaged(self.summary, f"status: got {status!r}")
 
     def check(self, resume: str) -> None:
         """Checks that a run may use the directory; changes no file.
@@ -144,7 +165,8 @@ class RunDir:
         others = [item.name for item in self.path.iterdir() if item.name not in own]
         if status is None and others:
             raise RunDirError(
-                f"run_dir: {self.path} holds {sorted(others)[0]} but no run; "
+                f"run_dir: {self.path} holds {sorted(others)[0]} but no run "
+                f"(there is no {self.config.name}); "
                 "give a new or empty directory"
             )
 
@@ -188,29 +210,41 @@ class RunDir:
                 break
             time.sleep(0.05)
 
-    def forget_after(self, step: int, by_stage: Mapping[int, int]) -> None:
-        """Deletes the lines of `metrics.jsonl` that a run resumed after `step` writes again.
+    def forget_after(self, step: int, by_stage: Mapping[int, int], wanted: int = 0) -> None:
+        """Deletes the lines of `metrics.jsonl` that a run resumed after `step` writes again. Warns
+        of lines that cannot be read and of lines that are missing.
 
         Args:
             by_stage: stage -> step, for stages that resume after another step.
+            wanted: number of lines when the checkpoint of `step` was complete.
         """
-        if not self.metrics.is_file():
-            return
-        lines = self.metrics.read_text().splitlines()
-        kept = [line for line in lines if _is_before(line, step, by_stage)]
+        lines = self.metrics.read_bytes().split(b"\n") if self.metrics.is_file() else [b""]
+        if len(lines) - 1 < wanted:
+            text = "%s: got %d lines, %d when the checkpoint was written; the others are lost"
+            logger.warning(text, self.metrics, len(lines) - 1, wanted)
+        kept = []
+        for number, line in enumerate(lines, 1):
+            is_before = _is_before(line, step, by_stage)
+            if is_before:
+                kept.append(line.decode())
+            elif is_before is None and number < len(lines):
+                logger.warning(
+                    "%s: line %d is not a line of metrics; it is deleted", self.metrics, number
+                )
         write_whole(self.metrics, "".join(f"{line}\n" for line in kept))
 
 
-def _is_before(text: str, step: int, by_stage: Mapping[int, int]) -> bool:
-    """Whether the line `text` was written before the checkpoint of `step`; False for a line that
-    is cut off. The evaluation after `step` comes after the checkpoint."""
+def _is_before(text: bytes, step: int, by_stage: Mapping[int, int]) -> bool | None:
+    """Whether the line `text` was written before the checkpoint of `step`; None for a text that is
+    not a line. The evaluation after `step` comes after the checkpoint."""
     try:
-        line = json.loads(text)
-    except ValueError:
-        return False
-    if line["kind"] == "train":
-        return bool(line["step"] <= by_stage.get(line["stage"], step))
-    return bool(line["step"] < step)
+        line = json.loads(text.decode())
+        kind, at, stage = line["kind"], line["step"], line["stage"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    if kind not in ("train", "test") or type(at) is not int or type(stage) not in (int, str):
+        return None
+    return at <= by_stage.get(stage, step) if kind == "train" else at < step
 
 
 def default_path() -> Path:

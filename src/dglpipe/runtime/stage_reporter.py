@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -19,17 +20,61 @@ class StageReporter:
 
     Args:
         reporter: sends the records to rank 0.
+        open_lines: stage -> result of `open_lines` in the checkpoint of a resumed run.
     """
 
-    def __init__(self, context: RunContext, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        context: RunContext,
+        reporter: Reporter,
+        open_lines: Mapping[int, dict[str, Any]] | None = None,
+    ) -> None:
         self._context = context
         self._reporter = reporter
         self._timer = context.timer
         self._logged = {stage.index: 0.0 for stage in context.stages}
+        self._lock = threading.Lock()
+        self._evaluated = max(0, context.done - 1)
+        self._held: list[tuple[int, Sequence[Mapping[str, Any]]]] = []
+        by_index = {stage.index: stage for stage in context.stages}
+        for j, line in (open_lines or {}).items():
+            by_index[j].restore_totals(line["totals"])
+            self._logged[j] -= line["seconds"]
 
     def begin(self, now: float) -> None:
         """Records that training begins at `now`, in seconds of the timer."""
-        self._logged = dict.fromkeys(self._logged, now)
+        self._logged = {stage: now + logged for stage, logged in self._logged.items()}
+
+    def open_lines(self, stages: Sequence[Stage]) -> dict[int, dict[str, Any]]:
+        """Stage -> measurements since its last training line, for a checkpoint between two
+        lines."""
+        now = timers.seconds(self._timer.snapshot())
+        return {
+            stage.index: {
+                "totals": stage.open_totals(),
+                "seconds": now - self._logged[stage.index],
+            }
+            for stage in stages
+        }
+
+    def checkpoint(self, step: int, files: Sequence[Mapping[str, Any]]) -> None:
+        """Reports the files of a checkpoint, when all test lines of earlier steps have been sent.
+        Several threads may call this.
+
+        With asynchronous learning, a stage may reach `step` before it evaluates an earlier step.
+        """
+        with self._lock:
+            self._held.append((step, files))
+            self._release()
+
+    def _release(self) -> None:
+        schedule = self._context.plan.schedule
+        while self._held:
+            step, files = self._held[0]
+            if schedule.last_evaluation_before(step) > self._evaluated:
+                return
+            self._reporter.checkpoint(step, files)
+            del self._held[0]
 
     def log_train(self, update: Update) -> None:
         """Sends a training line of every stage that made the step."""
@@ -63,6 +108,9 @@ class StageReporter:
                 self._send_test(event, stage.index, rows, totals.loss, totals.correct)
         if event.hits is not None:
             self._send_test(event, ENSEMBLE, rows, None, event.hits)
+        with self._lock:
+            self._evaluated = event.step
+            self._release()
 
     def _send_test(
         self, event: Evaluation, stage: int | str, rows: int, loss: float | None, correct: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -13,10 +14,16 @@ from typing import Any
 import torch
 
 import dglpipe
+from dglpipe.config import to_yaml
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.monitoring.metrics import ENSEMBLE, Line
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.topology import Layout
+
+FILE = "file"
+"""Key of a final report: the entry of the file of final weights; not part of the summary."""
+CONFIG_SHA256 = "config_sha256"
+"""Key of `final/manifest.json`: SHA-256 of `config.yaml`."""
 
 
 class Summary:
@@ -66,24 +73,23 @@ class Summary:
             "test": self.test(),
             "throughput": {"samples_per_second": None if None in rates else sum(rates)},
             "per_stage": [
-                {key: value for key, value in stage.items() if key != "staleness"}
+                {key: value for key, value in stage.items() if key not in ("staleness", FILE)}
                 for stage in stages
             ],
             "staleness": buffers if any(buffers) else None,
         }
 
     def manifest(self, finals: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The content of `final/manifest.json`: files of the stages, and the data set."""
+        """The content of `final/manifest.json`: files of the stages, SHA-256 of the configuration,
+        and the data set."""
         keys = ("stage", "segments", "weights_sha256")
         stages = _per_stage(finals, self._layout)
         return {
             "dglpipe": dglpipe.__version__,
             "step": self._plan.schedule.steps,
+            CONFIG_SHA256: hashlib.sha256(to_yaml(self._plan.config).encode()).hexdigest(),
             "data": asdict(self._plan.data),
-            "stages": [
-                {"file": f"stage_{stage['stage']}.safetensors", **{key: stage[key] for key in keys}}
-                for stage in stages
-            ],
+            "stages": [{**stage[FILE], **{key: stage[key] for key in keys}} for stage in stages],
         }
 
 

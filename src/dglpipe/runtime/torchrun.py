@@ -15,7 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from dglpipe.config import Config
-from dglpipe.errors import ConsistencyError, PreemptedError, RunDirError, RunFailedError, UserError
+from dglpipe.errors import (
+    ConsistencyError,
+    DamagedError,
+    PreemptedError,
+    RunDirError,
+    RunFailedError,
+    UserError,
+)
 from dglpipe.host import cores
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.pipeline.launcher_env import world_of_launcher
@@ -119,7 +126,7 @@ def _run_worker(plan: RunPlan, run_dir: RunDir, store: Store, is_new: bool) -> N
         sys.stderr.write(f"{plan.layout.at(rank).name()}: {error}\n")
         sys.stderr.flush()
         os._exit(PREEMPTED)  # A regular exit would wait for messages that nobody sends.
-    except UserError:
+    except (UserError, ConsistencyError):
         record = failure.read_own(run_dir, rank)
         if record.step:
             failure.conclude("failed", plan, run_dir)
@@ -128,10 +135,9 @@ def _run_worker(plan: RunPlan, run_dir: RunDir, store: Store, is_new: bool) -> N
         if is_new:
             run_dir.discard()
         raise
-    except ConsistencyError:
-        if is_new:
-            run_dir.discard()
-        raise
+    except DamagedError as error:
+        failure.conclude("failed", plan, run_dir)
+        raise RunFailedError(f"{error}\nlog: {run_dir.log(rank)}") from None
     except KeyboardInterrupt:
         failure.conclude("interrupted", plan, run_dir)
         raise

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from dglpipe.methods.base import Evaluation, RunContext, Runner, Update
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.monitoring import timers
@@ -15,6 +18,10 @@ from dglpipe.runtime.checkpoint import Checkpoints
 from dglpipe.runtime.preemption import Preemption
 from dglpipe.runtime.run_dir import RunDir
 from dglpipe.runtime.stage_reporter import StageReporter
+from dglpipe.runtime.summary import FILE
+
+MORE, OPEN_LINES = "more", "open_lines"
+"""Parts of a checkpoint: state of the runner, and measurements since the last training line."""
 
 
 class Trainer:
@@ -25,6 +32,7 @@ class Trainer:
         runner: trains and evaluates the stages.
         run_dir: directory of final weights and timeline; None: neither is written.
         checkpoints: writes checkpoints; None: no checkpoints.
+        open_lines: see `StageReporter`.
         preemption: ends the run early, after a checkpoint; None: nothing does.
     """
 
@@ -34,6 +42,7 @@ class Trainer:
         runner: Runner,
         run_dir: RunDir | None = None,
         checkpoints: Checkpoints | None = None,
+        open_lines: Mapping[int, dict[str, Any]] | None = None,
         preemption: Preemption | None = None,
     ) -> None:
         self.context = context
@@ -44,7 +53,8 @@ class Trainer:
         self._has_left = False
         self._timer = context.timer
         reporter = Reporter(context.group.store, context.topology.rank)
-        self._reporter = StageReporter(context, reporter)
+        self._reporter = StageReporter(context, reporter, open_lines)
+        self._checks = [checkpoints.check] if checkpoints is not None else []
         last = runner.stages[-1].index
         done = runner.done_by_stage.get(last, context.done)
         self._window = ThroughputWindow(context.plan.schedule.steps, done)
@@ -58,6 +68,15 @@ class Trainer:
     def step(self) -> int:
         """The training step in progress; 0 before the first."""
         return self.runner.step
+
+    @property
+    def checkpoints(self) -> Checkpoints | None:
+        """Writes the checkpoints of the process; None: no checkpoints."""
+        return self._checkpoints
+
+    def call_every_step(self, check: Callable[[], None]) -> None:
+        """Calls `check` after every step, so that the error of a thread ends the training."""
+        self._checks.append(check)
 
     def run(self) -> int | None:
         """Trains and evaluates to the end of the batch schedule.
@@ -90,6 +109,8 @@ class Trainer:
 
     def _after(self, update: Update) -> None:
         """Logs, saves and measures after an optimizer step."""
+        for check in self._checks:
+            check()
         self._window.add_rows(update.rows)
         if update.step % self.plan.config.log_every == 0 or update.ends_pass:
             self.runner.check()
@@ -103,7 +124,11 @@ class Trainer:
     def _save(self, update: Update) -> None:
         assert self._checkpoints is not None
         self.runner.check()
-        self._checkpoints.save(update.step, update.saved, self.runner.state(update.saved))
+        parts = {
+            MORE: self.runner.state(update.saved) or {},
+            OPEN_LINES: self._reporter.open_lines(update.saved),
+        }
+        self._checkpoints.save(update.step, update.saved, parts, self._reporter.checkpoint)
         self._timer.lap(update.saved[0].index, Kind.LOGGING)
 
     def _stops_after(self, update: Update) -> bool:
@@ -119,6 +144,7 @@ class Trainer:
             every = self.plan.config.checkpoint.every
             if not every or update.step % every:
                 self._save(update)
+            self._checkpoints.drain()
             preemption.saved()
             self._has_left = True
         return self._has_left and (update.is_lockstep or preemption.all_saved())
@@ -129,13 +155,16 @@ class Trainer:
 
     def finish(self) -> None:
         """Saves the final weights and sends the final report of the process."""
+        if self._checkpoints is not None:
+            self._checkpoints.drain()
         finals = []
         for stage in self.runner.stages:
             tensors = named_tensors(stage.module)
+            file = None
             if self._run_dir is not None and self.context.topology.replica == 0:
-                save(self._run_dir.final(stage.index), tensors)
+                file = save(self._run_dir.final(stage.index), tensors).to_json()
             entry = self._reporter.final(stage, sha256(tensors), self._window.spent())
-            finals.append({**entry, **self.runner.report(stage)})
+            finals.append({**entry, FILE: file, **self.runner.report(stage)})
         topology = self.context.topology
         if self.plan.config.timeline and self._run_dir is not None:
             part = self._run_dir.timeline_part(topology.rank)

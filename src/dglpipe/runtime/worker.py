@@ -10,7 +10,7 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from dglpipe.data import DataSource
 from dglpipe.errors import PreemptedError, RunFailedError
 from dglpipe.files import write_json
 from dglpipe.host import keep_freed_memory
+from dglpipe.manifest import write_manifest
 from dglpipe.methods.base import Method, RunContext
 from dglpipe.methods.dgl_async.staleness import draw_staleness
 from dglpipe.methods.registry import build_method
@@ -42,7 +43,7 @@ from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.preemption import Preemption
 from dglpipe.runtime.run_dir import RunDir
 from dglpipe.runtime.summary import Summary, unfinished
-from dglpipe.runtime.trainer import Trainer
+from dglpipe.runtime.trainer import MORE, OPEN_LINES, Trainer
 
 logger = logging.getLogger("dglpipe")
 
@@ -156,7 +157,7 @@ def _write_results(
     result: dict[str, Any],
 ) -> None:
     """Writes the results of a finished run: manifest, summary and pictures."""
-    write_json(run_dir.manifest, summary.manifest(finals))
+    write_manifest(run_dir.manifest, summary.manifest(finals))
     write_json(run_dir.summary, result)
     draw_staleness(result["staleness"] or [], run_dir.staleness)
     if plan.config.timeline:
@@ -180,18 +181,26 @@ def open_trainer(
     """
     method = build_method(plan.config.method)
     stages = _build_stages(plan, method, device, group)
-    checkpoints, done, restored = None, 0, {}
+    checkpoints, done, parts = None, 0, dict[str, dict[int, Any]]()
     if run_dir is not None:
         replica = group.topology.replica
         checkpoints = Checkpoints(run_dir.checkpoints, plan.config, plan.layout, replica)
         done = _agree_on_checkpoint(checkpoints, group)
-        restored = checkpoints.restore(done, stages) if done else {}
+        parts = checkpoints.restore(done, stages) if done else {}
     timer: Timer = TracingTimer() if plan.config.timeline else Timer()
     if device.is_cuda:
         timer = CudaTimer(device.torch_device, timer)
-    context = RunContext(plan, method, source, device, group, timer, stages, done, restored)
+    more = parts.get(MORE, {})
+    context = RunContext(plan, method, source, device, group, timer, stages, done, more)
     preemption = None if preempts is None else preempts(done)
-    return Trainer(context, method.runner(context), run_dir, checkpoints, preemption)
+    return Trainer(
+        context,
+        method.runner(context),
+        run_dir,
+        checkpoints,
+        parts.get(OPEN_LINES),
+        preemption,
+    )
 
 
 def _build_stages(
@@ -217,10 +226,11 @@ def _build_stages(
 
 
 def _agree_on_checkpoint(checkpoints: Checkpoints, group: ProcessGroup) -> int:
-    """The step of the checkpoint that rank 0 selects, so that all processes resume from the same
-    step; 0 for a new run."""
-    step = checkpoints.newest()
+    """The step of the checkpoint that rank 0 has verified and selects, so that all processes resume
+    from the same step; 0 for a new run."""
+    step = 0
     if group.topology.rank == 0:
+        step = checkpoints.newest()
         checkpoints.drop_after(step)
     return int(group.exchange("resumed step", str(step))[0])
 
@@ -240,15 +250,28 @@ def _loaders(topology: Topology) -> int:
 
 def _collect(trainer: Trainer, run_dir: RunDir, summary: Summary) -> Collector:
     context, plan = trainer.context, trainer.plan
-    run_dir.forget_after(context.done, trainer.runner.done_by_stage)
+    checkpoints = trainer.checkpoints
+    assert checkpoints is not None
+    wanted = checkpoints.lines(context.done)
+    run_dir.forget_after(context.done, trainer.runner.done_by_stage, wanted)
+    lines = JsonLines(run_dir.metrics)
     sinks: list[Sink] = [
-        JsonLines(run_dir.metrics),
+        lines,
         TensorBoard(run_dir.tensorboard),
         open_progress(plan.schedule, plan.layout.stages),
         summary,
     ]
+
+    def complete(step: int, files: Sequence[Mapping[str, Any]]) -> None:
+        """A checkpoint counts when its lines are on the disk."""
+        lines.sync()
+        checkpoints.complete(step, files, lines.count)
+
     layout = plan.layout
-    return Collector(context.group.store, layout.world_size, layout.replicas, sinks)
+    sizes = layout.world_size, layout.replicas
+    collector = Collector(context.group.store, *sizes, sinks, complete)
+    trainer.call_every_step(collector.check)
+    return collector
 
 
 def _write_workers(group: ProcessGroup, run_dir: RunDir) -> None:

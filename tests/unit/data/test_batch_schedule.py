@@ -120,3 +120,13 @@ def test_evaluations_are_found_by_their_step(train, epochs, every, most):
     steps = range(1, stream.steps + 1)
     assert [item for step in steps for item in stream.tests_after(step)] == planned
     assert stream.last_test == planned[-1].number
+
+
+@pytest.mark.parametrize("every", [0, 1, 2])
+@pytest.mark.parametrize("more", [{}, {"max_steps": 4}, {"rounds": 2}, {"rounds": 3, "epochs": 5}])
+def test_the_last_evaluation_before_a_step(every, more):
+    stream = batch_schedule(evaluate_every=every, **more)
+    tests = {item.step for item in stream.items() if item.phase is Phase.TEST}
+    for step in range(stream.steps + 2):
+        earlier = [one for one in tests if one < step]
+        assert stream.last_evaluation_before(step) == max(earlier, default=0)

@@ -39,3 +39,24 @@ def test_it_does_not_keep_the_graph():
     logits = torch.randn(2, 3, requires_grad=True)
     counter.add(logits.sum(), logits, torch.zeros(2, dtype=torch.int64))
     assert not any(kept.requires_grad for kept in (*counter._losses, *counter._hits))
+
+
+@pytest.mark.parametrize("before", [0, 1, ExitMeter.CAPACITY + 5])
+def test_sums_continue_from_a_state(before):
+    torch.manual_seed(0)
+    whole, first, second = ExitMeter(), ExitMeter(), ExitMeter()
+    for batch in range(before + 7):
+        given = torch.rand(()), torch.randn(3, 4), torch.randint(0, 4, (3,))
+        whole.add(*given)
+        (first if batch < before else second).add(*given)
+        if batch == before - 1:
+            whole.state()  # a run without interruption writes the checkpoint too
+    resumed = ExitMeter()
+    first.add_rows(2)
+    whole.add_rows(2)
+    resumed.restore(first.state(), torch.device("cpu"))
+    for loss, hits in zip(second._losses, second._hits, strict=True):
+        resumed._losses.append(loss)
+        resumed._hits.append(hits)
+    assert resumed.take() == whole.take()
+    assert resumed.state() == {"sums": None, "rows": 0}

@@ -1,5 +1,7 @@
 import json
+import threading
 import time
+from pathlib import Path
 
 import pytest
 from torch._C._distributed_c10d import HashStore
@@ -62,6 +64,44 @@ def test_records_of_all_ranks_become_lines():
     assert sink.closed
 
 
+def test_a_checkpoint_is_complete_when_all_ranks_have_reported_and_their_lines_are_there():
+    store, sink, done = HashStore(), Lines(), []
+
+    def complete(step, files):
+        done.append((step, sorted(file["file"] for file in files), len(sink.lines)))
+
+    collector = Collector(store, ranks=2, replicas=1, sinks=[sink], complete=complete)
+    reporters = [Reporter(store, rank) for rank in range(2)]
+    for rank in (1, 0):
+        for step in (10, 20):
+            reporters[rank].send(sums(step=step, stage=rank))
+            reporters[rank].checkpoint(step, [{"file": f"{rank}"}])
+        reporters[rank].finish({})
+    collector.finals(5)
+    assert [(step, files) for step, files, _ in done] == [(10, ["0", "1"]), (20, ["0", "1"])]
+    assert done[0][2] >= 2
+    assert done[1][2] == 4
+
+
+def test_records_of_two_threads_are_all_received():
+    store, sink = HashStore(), Lines()
+    reporter = Reporter(store, 0)
+    send = [threading.Thread(target=send_many, args=(reporter, stage)) for stage in range(2)]
+    for thread in send:
+        thread.start()
+    for thread in send:
+        thread.join()
+    reporter.finish({})
+    Collector(store, 1, 1, [sink]).finals(20)
+    for stage in range(2):
+        assert [line.step for line in sink.lines if line.stage == stage] == list(range(200))
+
+
+def send_many(reporter, stage):
+    for step in range(200):
+        reporter.send(sums(step=step, stage=stage))
+
+
 def test_a_silent_rank_is_named():
     collector = Collector(HashStore(), ranks=2, replicas=1, sinks=[])
     with pytest.raises(PeerLostError, match=r"ranks \[0, 1\]"):
@@ -79,12 +119,16 @@ def test_an_error_in_the_thread_is_not_lost():
     Reporter(store, 0).send(sums())
     with pytest.raises(OSError, match="no space left"):
         collector.finals(5)
+    with pytest.raises(OSError, match="no space left"):
+        collector.check()
 
 
 def test_a_line_is_there_as_soon_as_it_is_written(tmp_path):
     sink = JsonLines(tmp_path / "metrics.jsonl")
     sink.line(combine([sums()]))
     (text,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    sink.sync()
+    assert sink.count == 1
     assert json.loads(text) == {
         "kind": "train",
         "epoch": 1,
@@ -96,6 +140,15 @@ def test_a_line_is_there_as_soon_as_it_is_written(tmp_path):
         "samples_per_second": 2.0,
     }
     sink.close()
+    again = JsonLines(tmp_path / "metrics.jsonl")
+    assert again.count == 1
+    again.close()
+
+
+def test_a_full_disk_is_named():
+    sink = JsonLines(Path("/dev/full"))
+    with pytest.raises(OSError, match=r"\[Errno 28\] .*: '/dev/full'"):
+        sink.line(combine([sums()]))
 
 
 def test_the_collector_sleeps_without_records():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 
@@ -16,6 +17,15 @@ from harness.configs import make_config
 @pytest.fixture
 def run_dir(tmp_path):
     return RunDir(tmp_path / "run")
+
+
+@pytest.fixture
+def warnings(caplog):
+    """Records the warnings of the package."""
+    logger = logging.getLogger("dglpipe")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 def test_a_new_directory_may_be_used(run_dir):
@@ -131,6 +141,42 @@ def test_lines_that_a_resumed_run_writes_again_are_deleted(run_dir):
         *(("train", 10, 0), ("train", 10, 1)),
         ("train", 15, 1),
     ]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"}",
+        b"\xff\xfe",
+        b"7",
+        b"{}",
+        b'{"kind": "tran", "step": 1, "stage": 0}',
+        b'{"kind": "test", "step": "1", "stage": 0}',
+        b'{"kind": "test", "step": 1, "stage": null}',
+        bytes(40),
+        b"",
+    ],
+)
+def test_a_line_that_cannot_be_read_is_told_with_its_number(run_dir, bad, warnings):
+    run_dir.path.mkdir()
+    good = b'{"kind": "train", "step": 1, "stage": 0}'
+    run_dir.metrics.write_bytes(b"\n".join([good, bad, good.replace(b"1", b"2"), b'{"cut']))
+    run_dir.forget_after(5, {})
+    assert run_dir.metrics.read_bytes() == good + b"\n" + good.replace(b"1", b"2") + b"\n"
+    text = f"{run_dir.metrics}: line 2 is not a line of metrics; it is deleted"
+    assert warnings.messages == [text]
+
+
+def test_missing_lines_are_told(run_dir, warnings):
+    run_dir.path.mkdir()
+    run_dir.metrics.write_text('{"kind": "train", "step": 1, "stage": 0}\n')
+    run_dir.forget_after(5, {}, 1)
+    assert warnings.messages == []
+    run_dir.forget_after(5, {}, 3)
+    run_dir.metrics.unlink()
+    run_dir.forget_after(5, {}, 2)
+    text = f"{run_dir.metrics}: got %d lines, %d when the checkpoint was written; the others are "
+    assert warnings.messages == [text % (1, 3) + "lost", text % (0, 2) + "lost"]
 
 
 def test_default_paths_do_not_collide(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import dglpipe
+from dglpipe.config import to_yaml
 from dglpipe.data import DataInfo
 from dglpipe.data.batch_schedule import BatchSchedule
 from dglpipe.monitoring.metrics import Line
@@ -46,7 +48,13 @@ def make_summary(layout=CHAIN, *overrides):
 def report(layout, rank, rate=100.0, **more):
     """The final report of a process."""
     stages = [
-        {"stage": j, "segments": [f"layers.{j}"], "weights_sha256": f"{rank}-{j}", **more}
+        {
+            "stage": j,
+            "segments": [f"layers.{j}"],
+            "weights_sha256": f"{rank}-{j}",
+            "file": {"file": f"stage_{j}.safetensors", "size": 8, "sha256": f"file {j}"},
+            **more,
+        }
         for j in layout.at(rank).stages
     ]
     return {"samples_per_second": rate, "stages": stages}
@@ -133,6 +141,8 @@ def test_the_manifest_lists_one_file_per_stage():
     assert found["stages"] == [
         {
             "file": f"stage_{j}.safetensors",
+            "size": 8,
+            "sha256": f"file {j}",
             "stage": j,
             "segments": [f"layers.{j}"],
             "weights_sha256": f"{rank}-{j}",
@@ -141,6 +151,8 @@ def test_the_manifest_lists_one_file_per_stage():
     ]
     assert (found["dglpipe"], found["step"]) == (dglpipe.__version__, 4)
     assert found["data"]["classes"] == ("a", "b")
+    text = to_yaml(plan_of().config)
+    assert found["config_sha256"] == hashlib.sha256(text.encode()).hexdigest()
 
 
 class TestUnfinished:

@@ -56,8 +56,14 @@ class Saved:
     def __init__(self):
         self.saved = []
 
-    def save(self, step, stages, state):
-        self.saved.append((step, [stage.index for stage in stages], state))
+    def save(self, step, stages, parts, report):
+        self.saved.append((step, [stage.index for stage in stages], parts["more"]))
+        report(step, [])
+
+    def check(self):
+        """No thread writes."""
+
+    drain = check
 
 
 @pytest.fixture
@@ -82,6 +88,7 @@ def build(monkeypatch):
         sent = []
         monkeypatch.setattr(trainer._reporter._reporter, "send", sent.append)
         monkeypatch.setattr(trainer._reporter._reporter, "finish", sent.append)
+        monkeypatch.setattr(trainer._reporter._reporter, "checkpoint", lambda *_: None)
         return trainer, runner, saved, sent
 
     return make
@@ -131,6 +138,34 @@ def test_stages_that_are_not_ready_are_not_saved(build):
     )
     trainer.run()
     assert [(step, stages) for step, stages, _ in saved.saved] == [(4, [0, 1])]
+
+
+def test_a_checkpoint_is_reported_after_the_evaluations_of_earlier_steps(build, monkeypatch):
+    """A stage of asynchronous learning may be ahead of the evaluations: after steps 4 and 8."""
+    events = [Evaluation(4, 1, None), Evaluation(8, 2, None)]
+    trainer, _, _, sent = build(steps(8, events), "checkpoint.every=3", "log_every=100")
+    reports = []
+    monkeypatch.setattr(
+        trainer._reporter._reporter,
+        "checkpoint",
+        lambda step, files: reports.append((step, [sums.step for sums in sent], files)),
+    )
+    trainer.run()
+    trained, tested = [4, 4, 8, 8], [4, 4]
+    assert reports == [(3, [], []), (6, trained + tested, [])]
+
+
+def test_the_error_of_a_thread_ends_the_training(build):
+    trainer, runner, _, _ = build(steps(8))
+
+    def check():
+        if runner.step == 3:
+            raise OSError("no space left")
+
+    trainer.call_every_step(check)
+    with pytest.raises(OSError, match="no space left"):
+        trainer.run()
+    assert trainer.step == 3
 
 
 def test_without_checkpoints_no_state_is_saved(build):
