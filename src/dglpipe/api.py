@@ -21,6 +21,7 @@ from dglpipe.partition.shape_prop import ImageSizeError, propagate_shapes
 from dglpipe.partition.split import boundaries, check_stages, cut
 from dglpipe.runtime.inference import TrainedNetwork, load_run
 from dglpipe.runtime.run import train as train_config
+from dglpipe.runtime.trust_words import Words
 
 
 def train(config: Config | Mapping[str, Any]) -> dict[str, Any]:
@@ -50,15 +51,24 @@ def train(config: Config | Mapping[str, Any]) -> dict[str, Any]:
     return train_config(config if isinstance(config, Config) else parse(config))
 
 
-def load(run_dir: str | os.PathLike[str]) -> TrainedNetwork:
+def load(run_dir: str | os.PathLike[str], trust: Words = ()) -> TrainedNetwork:
     """Loads the network of a finished run with its exits, in evaluation mode, on the CPU.
 
     `network(x)` returns the logits of the last stage. `network(x, exit=j)` returns the logits of
     stage j and runs only the stages up to j. `network.ensemble(x)` returns the weighted mean of
     the softmax of all exits.
 
+    A run can name plug-ins, and the import of a plug-in executes it. Plug-ins of a run that you
+    trained on this machine are imported from the files that were used in training. Plug-ins of
+    other runs are imported only if `trust` names them.
+
+    Args:
+        run_dir: the run directory.
+        trust: what you trust: names of distributions or modules, and files, in a sequence.
+
     Raises:
-        RunDirError: not the directory of a finished run.
+        RunDirError: not the directory of a finished run, or the run names a plug-in that you do not
+            trust.
 
     Example:
         The run of the example of `train`, on one image:
@@ -69,7 +79,7 @@ def load(run_dir: str | os.PathLike[str]) -> TrainedNetwork:
         >>> network(torch.zeros(1, 1, 8, 8)).shape
         torch.Size([1, 10])
     """
-    return load_run(Path(run_dir))
+    return load_run(Path(run_dir), trust)
 
 
 def split(

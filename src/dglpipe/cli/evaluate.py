@@ -9,14 +9,17 @@ from pathlib import Path
 
 from dglpipe.errors import UserError
 
+ALLOWED = "run=RUN_DIR [trust=NAMES]"
+
 
 def evaluate(arguments: Sequence[str]) -> int:
     """Prints the test results of every exit and writes them to `evaluation.json`."""
-    paths = [word[len("run=") :] for word in arguments if word.startswith("run=")]
-    if len(arguments) != 1 or not paths or not paths[0]:
-        raise UserError(f"evaluate: got {' '.join(arguments)!r}; allowed: run=RUN_DIR")
+    given = dict(word.partition("=")[::2] for word in arguments)
+    right = {"run"} <= given.keys() <= {"run", "trust"} and given["run"]
+    if not right or len(given) != len(arguments):
+        raise UserError(f"evaluate: got {' '.join(arguments)!r}; allowed: {ALLOWED}")
     from dglpipe.runtime.evaluate import evaluate_run
 
-    result = evaluate_run(Path(paths[0]))
+    result = evaluate_run(Path(given["run"]), given.get("trust", ""))
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
     return 0

@@ -25,6 +25,7 @@ commands:
   evaluate run=RUN_DIR   print the test accuracy of every exit of a finished run
   export run=RUN_DIR output=FILE.safetensors [exits=true]
                          write the trained network under its own state_dict keys
+                         (both: trust=NAME,... imports plug-ins of a run of somebody else)
   models                 list networks, heads, data sets and the other choices
   --version              print the version
 """
@@ -32,6 +33,10 @@ commands:
 GARBAGE_THRESHOLD = 2_000_000
 """Net allocations before a garbage collection."""
 COMMANDS = ("train", "plan", "evaluate", "export", "models")
+READERS = ("evaluate", "export")
+"""Commands that read a run directory. The working directory may belong to somebody else, as the run
+directory may: nothing in it is imported, not even as an optional module of a library, before the
+plug-ins of the run are known and trusted."""
 FAST_EXIT = ("plan", "models")
 """Commands that leave nothing to clean up: the process exits without interpreter shutdown."""
 DONE, FAILED, WRONG, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
@@ -66,8 +71,10 @@ def _interrupt_once(*_: object) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command and returns the exit status."""
+    if arguments and arguments[0] in READERS:
+        _leave_working_directory()
     # Plug-ins in the working directory can be imported, as with `python -m`.
-    if os.getcwd() not in sys.path:  # noqa: PTH109
+    elif os.getcwd() not in sys.path:  # noqa: PTH109
         sys.path.append(os.getcwd())  # noqa: PTH109
     if not arguments or arguments[0] in ("-h", "--help"):
         (sys.stdout if arguments else sys.stderr).write(USAGE)
@@ -76,6 +83,17 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.write(f"dglpipe {__version__}\n")
         return DONE
     return _run_command(arguments[0], arguments[1:])
+
+
+def _leave_working_directory() -> None:
+    """Undoes that `python -m dglpipe` puts the working directory first in `sys.path`."""
+    spec = sys.modules["__main__"].__spec__
+    safe = getattr(sys.flags, "safe_path", False)  # from Python 3.11
+    by_module = spec is not None and spec.name == "dglpipe.__main__" and not safe
+    here = os.getcwd()  # noqa: PTH109
+    package = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))  # noqa: PTH120
+    if by_module and sys.path[0] == here != package:
+        del sys.path[0]
 
 
 def _run_command(name: str, arguments: Sequence[str]) -> int:

@@ -8,39 +8,44 @@ import inspect
 import traceback
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
+from dglpipe.config.builder_kind import Kind, refuse_standard_library, require_builder
 from dglpipe.config.plugin import PluginConfig
 from dglpipe.errors import ConfigError
 
-T = TypeVar("T")
 _ALLOWED = "package.module:builder or package.module.builder that can be imported"
 
 
-def load_target(target: str, key: str) -> Callable[..., Any]:
+def load_target(target: str, key: str, kind: Kind) -> Callable[..., Any]:
     """Imports the builder that `target` names.
 
     Args:
-        target: `package.module:name` (`name` may contain dots) or `package.module.name`.
+        target: `package.module:name` or `package.module.name`. After a colon, `name` may be an
+            attribute of a class, with dots.
         key: configuration key that errors name, `model.target` for example.
+        kind: what the builder has to give.
 
     Raises:
         ConfigError: `target` is not an import path; the module or the name does not exist; the
-            import of the module fails (its exception is the cause); the object is not callable.
+            import of the module fails (its exception is the cause); the object is no builder of
+            `kind` (`require_builder`).
     """
-    path, names = _split(target, key)
-    found: Any = _import(path, target, key)
+    path, names = split_target(target, key)
+    refuse_standard_library(path, target, key, kind.name)
+    found: Any = import_plug_in(path, target, key)
     for name in names:
         if not hasattr(found, name):
             raise ConfigError(key, target, _ALLOWED, _no_such_name(found, name))
         found = getattr(found, name)
-    if not callable(found):
-        kind = type(found).__name__
-        raise ConfigError(key, target, "a callable", f"{target} is of type {kind}")
+        if isinstance(found, ModuleType):
+            hint = f"{name!r} is the module {found.__name__}: write its full name before the colon"
+            raise ConfigError(key, target, _ALLOWED, hint)
+    require_builder(found, target, key, kind)
     return found  # type: ignore[no-any-return]
 
 
-def build_plug_in(config: PluginConfig, key: str, **offered: object) -> Any:
+def build_plug_in(config: PluginConfig, key: str, kind: Kind, /, **offered: object) -> Any:
     """Calls the builder of a plug-in with the arguments of the user.
 
     The builder also receives the arguments in `offered` that its signature names and that the user
@@ -50,6 +55,7 @@ def build_plug_in(config: PluginConfig, key: str, **offered: object) -> Any:
     Args:
         config: import path and arguments of the builder.
         key: configuration group that errors name, `model` for example.
+        kind: what the builder has to give.
         offered: arguments that the package can fill in.
 
     Returns:
@@ -57,13 +63,24 @@ def build_plug_in(config: PluginConfig, key: str, **offered: object) -> Any:
 
     Raises:
         ConfigError: as `load_target`; the arguments do not match the signature; the builder raises
-            an exception (which is the cause).
+            an exception (which is the cause), or returns an object of another kind.
     """
-    builder = load_target(config.target, f"{key}.target")
+    builder = load_target(config.target, f"{key}.target", kind)
+    built = _call(builder, config, key, _arguments(builder, config, key, offered))
+    if not isinstance(built, kind.own or kind.base):
+        hint = f"It returned a {type(built).__name__}"
+        raise ConfigError(f"{key}.target", config.target, f"a builder of a {kind.name}", hint)
+    return built
+
+
+def _arguments(
+    builder: Callable[..., Any], config: PluginConfig, key: str, offered: dict[str, object]
+) -> dict[str, Any]:
+    """The arguments of the user, and those of `offered` that the builder names."""
     try:
         signature = inspect.signature(builder)
-    except (TypeError, ValueError):  # some builtins have no signature
-        return _call(builder, config, key, config.args)
+    except (TypeError, ValueError):  # some subclasses of builtins have no signature
+        return config.args
     extra = {name: value for name, value in offered.items() if name in signature.parameters}
     arguments = {**extra, **config.args}
     try:
@@ -71,26 +88,7 @@ def build_plug_in(config: PluginConfig, key: str, **offered: object) -> Any:
     except TypeError as error:
         allowed = f"arguments of {config.target}{signature}"
         raise ConfigError(f"{key}.args", config.args, allowed, str(error)) from None
-    return _call(builder, config, key, arguments)
-
-
-def build_instance(
-    config: PluginConfig, key: str, kind: type[T], name: str, /, **offered: object
-) -> T:
-    """Calls the builder of a plug-in, which returns an instance of `kind`.
-
-    Args:
-        name: how errors call `kind`, `torch.nn.Module` for example.
-        offered: as in `build_plug_in`.
-
-    Raises:
-        ConfigError: as `build_plug_in`; the builder returns something else.
-    """
-    built = build_plug_in(config, key, **offered)
-    if not isinstance(built, kind):
-        hint = f"It returned a {type(built).__name__}"
-        raise ConfigError(f"{key}.target", config.target, f"a builder of a {name}", hint)
-    return built
+    return arguments
 
 
 def _call(builder: Callable[..., Any], config: PluginConfig, key: str, arguments: Any) -> Any:
@@ -98,7 +96,7 @@ def _call(builder: Callable[..., Any], config: PluginConfig, key: str, arguments
         return builder(**arguments)
     except ConfigError:
         raise
-    except Exception as error:  # any exception of the user's builder
+    except (Exception, SystemExit) as error:  # code of the user may raise any exception
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{last.filename}, line {last.lineno}"
         hint = f"{config.target} raises {_describe(error)} ({where})"
@@ -106,7 +104,7 @@ def _call(builder: Callable[..., Any], config: PluginConfig, key: str, arguments
         raise ConfigError(f"{key}.args", arguments, allowed, hint) from error
 
 
-def _split(target: str, key: str) -> tuple[str, list[str]]:
+def split_target(target: str, key: str) -> tuple[str, list[str]]:
     """Splits `target` into the path of the module and the attributes to look up in turn."""
     path, mark, name = target.partition(":")
     if not mark:
@@ -114,10 +112,17 @@ def _split(target: str, key: str) -> tuple[str, list[str]]:
     names = name.split(".")
     if not all(part.isidentifier() for part in [*path.split("."), *names]):
         raise ConfigError(key, target, _ALLOWED)
+    if "__main__" in path.split(".")[1:]:
+        raise ConfigError(key, target, _ALLOWED, f"{path} is a program: its import runs it")
     return path, names
 
 
-def _import(path: str, target: str, key: str) -> ModuleType:
+def import_plug_in(path: str, target: str, key: str) -> ModuleType:
+    """Imports the module `path` of `target`.
+
+    Raises:
+        ConfigError: there is no such module, or its import fails.
+    """
     import torch  # not at module level: `import dglpipe.config` works without torch
 
     try:
@@ -131,16 +136,16 @@ def _import(path: str, target: str, key: str) -> ModuleType:
             raise ConfigError(key, target, _ALLOWED, _import_failed(path, error)) from error
         hint = f"There is no module {missing!r}; add its folder to PYTHONPATH, or install it"
         raise ConfigError(key, target, _ALLOWED, hint) from error
-    except Exception as error:  # any exception of the user's module
+    except (Exception, SystemExit) as error:  # code of the user may raise any exception
         hint = _import_failed(path, error)
         raise ConfigError(key, target, "a module that can be imported", hint) from error
 
 
-def _import_failed(path: str, error: Exception) -> str:
+def _import_failed(path: str, error: BaseException) -> str:
     return f"Module {path!r} exists, but its import fails: {_describe(error)}"
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"module {error.name!r} is not installed"
     return f"{type(error).__name__}: {error}"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from abc import ABC
 from dataclasses import dataclass
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 from dglpipe.config import PluginConfig
+from dglpipe.config.builder_kind import Kind
 from dglpipe.config.instantiate import build_plug_in
 from dglpipe.data.custom_split import CustomSplit
 from dglpipe.data.in_memory import InMemory, Split
@@ -15,6 +19,23 @@ from dglpipe.data.transforms import with_channels
 from dglpipe.errors import DataError
 
 _SPLITS = ("train", "test")
+
+
+class _ShowsSplits(ABC):  # noqa: B024, a type for `issubclass` only
+    """Classes that declare `train` and `test`, as attributes or annotations, and SimpleNamespace.
+
+    The constructor may also set the attributes, so this is required of installed packages only.
+    """
+
+    @classmethod
+    def __subclasshook__(cls, other: type) -> bool:
+        declared = {
+            name for base in other.__mro__ for name in (*vars(base), *inspect.get_annotations(base))
+        }
+        return other is SimpleNamespace or declared.issuperset(_SPLITS)
+
+
+KIND = Kind("data set, an object with train and test", _ShowsSplits, own=object)
 
 
 @dataclass(frozen=True)
@@ -80,7 +101,7 @@ class CustomSource:
 
     @cached_property
     def _built(self) -> Any:
-        built = build_plug_in(self.config, "data", seed=self.seed)
+        built = build_plug_in(self.config, "data", KIND, seed=self.seed)
         missing = [name for name in _SPLITS if not hasattr(built, name)]
         if missing:
             raise self._error(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 
 from dglpipe.config import CustomMethodConfig, MethodConfig, PluginConfig
-from dglpipe.config.instantiate import build_instance
+from dglpipe.config.builder_kind import Kind
+from dglpipe.config.instantiate import build_plug_in
 from dglpipe.methods.base import Method
 
 BUILDERS = {
@@ -15,6 +16,7 @@ BUILDERS = {
     "backprop": "dglpipe.methods.backprop:Backprop",
 }
 """Module and class of each method. A method is imported when a run uses it."""
+KIND = Kind("dglpipe.methods.Method", Method)
 
 
 def build_method(settings: MethodConfig) -> Method:
@@ -28,9 +30,8 @@ def build_method(settings: MethodConfig) -> Method:
     """
     if isinstance(settings, CustomMethodConfig):
         plugin = PluginConfig(target=settings.target, args=settings.args or {})
-        name = "dglpipe.methods.Method"
-        # mypy takes no abstract class for a `type[T]`.
-        return build_instance(plugin, "method", Method, name, settings=settings)  # type: ignore[type-abstract]
+        built: Method = build_plug_in(plugin, "method", KIND, settings=settings)
+        return built
     module, _, name = BUILDERS[settings.name].partition(":")
     method = getattr(importlib.import_module(module), name)(settings)
     assert isinstance(method, Method)

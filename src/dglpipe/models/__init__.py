@@ -22,12 +22,16 @@ from dglpipe.config import (
     TorchvisionConfig,
     VggConfig,
 )
-from dglpipe.config.instantiate import build_instance
+from dglpipe.config.builder_kind import Kind
+from dglpipe.config.instantiate import build_plug_in
 from dglpipe.errors import ConfigError
 from dglpipe.models import cnn, library, resnet_cifar
 from dglpipe.models.pretrained import initialise
 
 __all__ = ["Entry", "build_network", "catalogue", "wanted_channels"]
+
+
+KIND = Kind("torch.nn.Module", nn.Module)
 
 
 class Entry(NamedTuple):
@@ -98,4 +102,5 @@ def _build(config: ModelConfig, channels: int, classes: int, image_size: int) ->
     if isinstance(config, TimmConfig):
         return library.build_timm(config, channels, classes)
     offered = {"channels": channels, "classes": classes, "image_size": image_size}
-    return build_instance(config, "model", nn.Module, "torch.nn.Module", **offered)
+    network: nn.Module = build_plug_in(config, "model", KIND, **offered)
+    return network

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from dglpipe.config import HeadConfig, PluginConfig
-from dglpipe.config.instantiate import build_instance
+from dglpipe.config.builder_kind import Kind
+from dglpipe.config.instantiate import build_plug_in
 from dglpipe.errors import ConfigError
 from dglpipe.models.blocks import average_pool, mlp
 from dglpipe.models.features import Features
@@ -26,6 +27,8 @@ HEAD = "head"
 """Name of the auxiliary module that maps features to logits (B, N)."""
 EXITS = (HEAD, "model")
 """Names of the modules that return logits. `model` is the segments of the last stage."""
+
+KIND = Kind("torch.nn.Module", nn.Module)
 
 Side = tuple[int, int]
 """Height and width of a map."""
@@ -103,7 +106,8 @@ def build_head(
     """
     if isinstance(config, PluginConfig):
         offered = {"channels": channels, "side": side, "classes": classes}
-        return build_instance(config, "head", nn.Module, "torch.nn.Module", **offered)
+        head: nn.Module = build_plug_in(config, "head", KIND, **offered)
+        return head
     if side is None:
         return _on_vectors(config.name, channels, classes)
     return _ON_MAPS[config.name](channels, side, classes)

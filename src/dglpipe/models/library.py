@@ -84,7 +84,8 @@ def build_timm(config: TimmConfig, channels: int, classes: int) -> nn.Module:
         ) from error
     if not timm.is_model(config.name):
         raise _unknown(config.name, "one of timm's networks", timm.list_models())
-    own = {"num_classes": classes, "in_chans": channels}
+    # timm would unpickle the file `checkpoint_path`: `model.weights` reads tensors only.
+    own = {"num_classes": classes, "in_chans": channels, "checkpoint_path": ""}
     return _call(
         timm.create_model, config.args or {}, model_name=config.name, pretrained=False, **own
     )

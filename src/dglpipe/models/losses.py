@@ -8,11 +8,13 @@ from typing import cast
 from torch import Tensor, nn
 
 from dglpipe.config import PluginConfig
+from dglpipe.config.builder_kind import Kind
 from dglpipe.config.instantiate import build_plug_in
 from dglpipe.errors import ConfigError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits (B, N), labels (B,) int64 -> scalar."""
+KIND = Kind("function or module of (logits, labels)", nn.Module, own=Callable)  # type: ignore[arg-type]
 
 
 def build_loss(loss: str | PluginConfig, label_smoothing: float) -> Loss:
@@ -39,9 +41,4 @@ def _plug_in(config: PluginConfig, label_smoothing: float) -> Loss:
         hint = "Pass the label smoothing to your loss in method.loss.args"
         allowed = "0 with a loss from outside the package"
         raise ConfigError("label_smoothing", label_smoothing, allowed, hint)
-    built = build_plug_in(config, "method.loss")
-    if not callable(built):
-        kind = type(built).__name__
-        allowed = "a builder that returns a function or module of (logits, labels)"
-        raise ConfigError("method.loss.target", config.target, allowed, f"It returned a {kind}")
-    return cast(Loss, built)
+    return cast(Loss, build_plug_in(config, "method.loss", KIND))

@@ -20,20 +20,25 @@ from dglpipe.pipeline.weights import load_tensors
 from dglpipe.runtime.finished_run import FinishedRun
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.run_dir import RunDir
+from dglpipe.runtime.trust_words import Words
 
 CPU = Device(torch.device("cpu"), "gloo")
 
 
-def evaluate_run(path: Path) -> dict[str, Any]:
+def evaluate_run(path: Path, trust: Words = ()) -> dict[str, Any]:
     """Evaluates the final weights of the run in `path` and writes `evaluation.json`.
+
+    Args:
+        trust: names and files of the plug-ins that may be imported.
 
     Returns:
         The `test` part of the summary.
 
     Raises:
-        RunDirError: `path` is not the directory of a finished run, or a file is damaged.
+        RunDirError: `path` is not the directory of a finished run, a file is damaged, or
+            the run names a plug-in that may not be imported.
     """
-    run = FinishedRun.open(path)
+    run = FinishedRun.open(path, trust)
     config = run.config
     config = replace(config, pipeline=replace(config.pipeline, replicas=1))
     source = open_images(config)

@@ -18,6 +18,7 @@ from dglpipe.pipeline.stage import StageModule
 from dglpipe.pipeline.weights import check_stage, load, sha256
 from dglpipe.runtime.run_dir import RunDir
 from dglpipe.runtime.summary import CONFIG_SHA256
+from dglpipe.runtime.trust_words import Words
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +36,18 @@ class FinishedRun:
     _stages: tuple[Mapping[str, Any], ...]
 
     @classmethod
-    def open(cls, path: Path) -> FinishedRun:
+    def open(cls, path: Path, trust: Words = ()) -> FinishedRun:
         """Reads configuration and manifest of the run in `path`.
 
+        Args:
+            trust: names and files of the plug-ins that may be imported.
+
         Raises:
-            RunDirError: not the directory of a finished run, or a file is damaged.
+            RunDirError: not the directory of a finished run, a file is damaged, or a plug-in
+                may not be imported.
         """
         run_dir = RunDir(path)
-        config = run_dir.finished_config()
+        config = run_dir.finished_config(trust)
         try:
             content, is_whole = read_suspect(run_dir.manifest)
             if not is_whole:

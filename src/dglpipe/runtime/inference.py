@@ -18,6 +18,7 @@ from dglpipe.partition.staged_network import StagedNetwork, build_staged_network
 from dglpipe.pipeline.stage import HEAD, StageModule, cast_input
 from dglpipe.pipeline.weights import load_tensors, save, split_auxiliary, without_prefix
 from dglpipe.runtime.finished_run import FinishedRun
+from dglpipe.runtime.trust_words import Words
 from dglpipe.version import __version__
 
 EXITS = "exits."
@@ -89,13 +90,17 @@ class TrainedNetwork(nn.Module):
         return torch.stack(parts).sum(dim=0) / sum(weight for weight, _ in found)
 
 
-def load_run(path: Path) -> TrainedNetwork:
+def load_run(path: Path, trust: Words = ()) -> TrainedNetwork:
     """The network of a finished run with its final weights, on the CPU, in evaluation mode.
 
+    Args:
+        trust: names and files of the plug-ins that may be imported.
+
     Raises:
-        RunDirError: `path` is not the directory of a finished run, or a file is damaged.
+        RunDirError: `path` is not the directory of a finished run, a file is damaged, or
+            the run names a plug-in that may not be imported.
     """
-    run = FinishedRun.open(path)
+    run = FinishedRun.open(path, trust)
     trained = TrainedNetwork(_build(run))
     for j, stage in enumerate(trained.stages):
         module = cast(StageModule, stage)
@@ -103,22 +108,24 @@ def load_run(path: Path) -> TrainedNetwork:
     return trained.eval()
 
 
-def export_run(path: Path, output: Path, exits: bool = False) -> int:
+def export_run(path: Path, output: Path, exits: bool = False, trust: Words = ()) -> int:
     """Writes the trained network as safetensors under its own `state_dict` keys, and beside it
     `FILE.manifest.json` with size and SHA-256.
 
     Args:
         exits: also write the heads, under `exits.<j>.` + key.
+        trust: names and files of the plug-ins that may be imported.
 
     Returns:
         The number of tensors written.
 
     Raises:
-        RunDirError: `path` is not the directory of a finished run, or a file is damaged.
+        RunDirError: `path` is not the directory of a finished run, a file is damaged, or
+            the run names a plug-in that may not be imported.
         UserError: the file cannot be written or is in the run's `final/`; the network has keys
             that begin with `exits.`.
     """
-    run = FinishedRun.open(path)
+    run = FinishedRun.open(path, trust)
     folder = path / "final"
     if output.resolve().is_relative_to(folder.resolve()):
         hint = "This folder contains the weights of the run"

@@ -13,6 +13,7 @@ from dglpipe.files import write_whole
 from dglpipe.host import cores
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.runtime.launcher import launch
+from dglpipe.runtime.own_runs import record_own
 from dglpipe.runtime.plan import make_plan, plan_layout
 from dglpipe.runtime.resume import check_same, read_config, with_cut_of_resumed_run
 from dglpipe.runtime.run_dir import RunDir, default_path
@@ -61,7 +62,9 @@ def settle(plan: RunPlan, run_dir: RunDir) -> RunPlan:
     if run_dir.config.is_file():
         check_same(read_config(run_dir), plan.config)
     run_dir.forget_end()
-    write_whole(run_dir.config, to_yaml(plan.config))
+    text = to_yaml(plan.config)
+    record_own(plan.config, text)
+    write_whole(run_dir.config, text)
     return plan
 
 

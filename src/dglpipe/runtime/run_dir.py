@@ -17,6 +17,8 @@ from typing import IO
 from dglpipe.config import Config, from_yaml
 from dglpipe.errors import RunDirError
 from dglpipe.files import write_whole
+from dglpipe.runtime.trust import require_trusted
+from dglpipe.runtime.trust_words import Words
 
 STATUSES = ("finished", "failed", "interrupted", "preempted")
 """Values of `status` in `summary.json`."""
@@ -101,13 +103,16 @@ class RunDir:
                 return str(json.loads(self.summary.read_text())["status"])
         return "unfinished" if self.config.is_file() else None
 
-    def finished_config(self) -> Config:
+    def finished_config(self, trust: Words = ()) -> Config:
         """The configuration of the finished run in this directory, without `model.weights`, whose
         file may no longer exist.
 
+        Args:
+            trust: names and files of the plug-ins that may be imported.
+
         Raises:
-            RunDirError: this is not the directory of a finished run, or its configuration is
-                missing or damaged.
+            RunDirError: this is not the directory of a finished run, its configuration is
+                missing or damaged, or it names a plug-in that may not be imported.
         """
         status = self.status()
         if status != "finished":
@@ -119,9 +124,11 @@ class RunDir:
                 f"run: {self.path} holds {holds}; give the directory of a finished run"
             )
         try:
-            config = from_yaml(self.config.read_text())
+            text = self.config.read_text()
+            config = from_yaml(text)
         except (OSError, ValueError) as error:
             raise RunDirError.damaged(self.config, error) from error
+        require_trusted(config, self.config, text, trust)
         return replace(config, model=replace(config.model, weights=None))
 
     def _require_summary(self) -> None:

@@ -8,14 +8,19 @@ import pytest
 import torch
 
 from dglpipe.config import PluginConfig
+from dglpipe.config.builder_kind import Kind
 from dglpipe.config.instantiate import build_plug_in, load_target
 from dglpipe.errors import ConfigError
 
+ANY = Kind("thing", object)
 MODULE = """
     class Builder:
         @staticmethod
         def make(channels, depth=1):
             return channels, depth
+
+    class Mapping(dict):
+        pass
 
     def build(channels, *, classes, extra=None):
         return channels, classes, extra
@@ -44,28 +49,28 @@ def folder(tmp_path, monkeypatch):
 
 def error(target, key="model.target"):
     with pytest.raises(ConfigError) as caught:
-        load_target(target, key)
+        load_target(target, key, ANY)
     assert caught.value.key == key
     return caught.value
 
 
 @pytest.mark.parametrize("target", ["plugged:build", "plugged.build"])
 def test_both_ways_to_write_a_target(folder, target):
-    assert load_target(target, "model.target")(1, classes=2) == (1, 2, None)
+    assert load_target(target, "model.target", ANY)(1, classes=2) == (1, 2, None)
 
 
 def test_importing_draws_no_random_numbers_and_makes_no_tensors_on_paper(folder):
     folder("drawing", "import torch\nnoise = torch.rand(3)\ndef build(): return noise")
     torch.manual_seed(0)
     with torch.device("meta"):
-        assert load_target("drawing:build", "model.target")().device.type == "cpu"
+        assert load_target("drawing:build", "model.target", ANY)().device.type == "cpu"
     drawn = torch.rand(1)
     torch.manual_seed(0)
     assert torch.equal(drawn, torch.rand(1))
 
 
 def test_names_after_the_colon_may_have_dots(folder):
-    assert load_target("plugged:Builder.make", "model.target")(5) == (5, 1)
+    assert load_target("plugged:Builder.make", "model.target", ANY)(5) == (5, 1)
 
 
 @pytest.mark.parametrize("target", ["", "plugged", "plugged:", ":build", "a b.c", "plugged:a:b"])
@@ -106,33 +111,34 @@ def test_a_name_that_is_not_there(folder):
 
 
 def test_a_target_that_is_not_callable(folder):
-    assert "a callable. plugged:number is of type int" in str(error("plugged:number"))
+    text = str(error("plugged:number"))
+    assert "a class or function that gives a thing. plugged:number is of type int" in text
 
 
 def test_offered_arguments_are_passed_if_the_signature_names_them(folder):
     config = PluginConfig(target="plugged:build")
-    assert build_plug_in(config, "model", channels=1, classes=2, side=3) == (1, 2, None)
+    assert build_plug_in(config, "model", ANY, channels=1, classes=2, side=3) == (1, 2, None)
 
 
 def test_arguments_of_the_user_take_precedence(folder):
     config = PluginConfig(target="plugged:build", args={"classes": 7, "extra": "x"})
-    assert build_plug_in(config, "model", channels=1, classes=2) == (1, 7, "x")
+    assert build_plug_in(config, "model", ANY, channels=1, classes=2) == (1, 7, "x")
 
 
 def test_a_builder_of_anything_gets_only_what_the_user_gave(folder):
     config = PluginConfig(target="plugged:swallow", args={"depth": 2})
-    assert build_plug_in(config, "model", channels=1) == {"depth": 2}
+    assert build_plug_in(config, "model", ANY, channels=1) == {"depth": 2}
 
 
-def test_a_builder_without_a_signature_gets_only_what_the_user_gave():
-    config = PluginConfig(target="builtins:dict", args={"depth": 2})
-    assert build_plug_in(config, "model", channels=1) == {"depth": 2}
+def test_a_builder_without_a_signature_gets_only_what_the_user_gave(folder):
+    config = PluginConfig(target="plugged:Mapping", args={"depth": 2})
+    assert build_plug_in(config, "model", ANY, channels=1) == {"depth": 2}
 
 
 def test_arguments_that_do_not_fit_are_refused(folder):
     config = PluginConfig(target="plugged:build", args={"dept": 2})
     with pytest.raises(ConfigError) as caught:
-        build_plug_in(config, "model", channels=1, classes=2)
+        build_plug_in(config, "model", ANY, channels=1, classes=2)
     text = str(caught.value)
     assert text.startswith("model.args: got {'dept': 2}; allowed: arguments of plugged:build(")
     assert "unexpected keyword argument 'dept'" in text
@@ -141,5 +147,5 @@ def test_arguments_that_do_not_fit_are_refused(folder):
 def test_errors_of_the_builder_name_the_key_and_the_line(folder):
     message = r"^model\.args: got \{\}; .*RuntimeError: from inside \(.*plugged\.py, line \d+\)"
     with pytest.raises(ConfigError, match=message) as caught:
-        build_plug_in(PluginConfig(target="plugged:fail"), "model")
+        build_plug_in(PluginConfig(target="plugged:fail"), "model", ANY)
     assert isinstance(caught.value.__cause__, RuntimeError)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 import dglpipe.models
-from dglpipe.config import CnnConfig, CustomModelConfig, ResnetCifarConfig, ResnetConfig, VggConfig
+from dglpipe.config import (
+    CnnConfig,
+    CustomModelConfig,
+    ResnetCifarConfig,
+    ResnetConfig,
+    TimmConfig,
+    VggConfig,
+)
 from dglpipe.errors import ConfigError
 from dglpipe.models import build_network, catalogue, wanted_channels
 from harness.paths import ROOT
@@ -156,6 +166,16 @@ def test_a_plug_in_gets_what_it_asks_for():
 def test_a_plug_in_that_is_no_module_is_refused():
     with pytest.raises(ConfigError, match=r"^model\.target: got .*Module. It returned a list"):
         build(CustomModelConfig(target=f"{__name__}:no_network"))
+
+
+def test_timm_unpickles_no_file(monkeypatch):
+    called = SimpleNamespace(
+        is_model=lambda _: True, create_model=lambda **_: pytest.fail("called")
+    )
+    monkeypatch.setitem(sys.modules, "timm", called)
+    config = TimmConfig(name="resnet18", args={"checkpoint_path": "weights.pth"})
+    with pytest.raises(ConfigError, match=r"^model\.args\.checkpoint_path: got 'weights\.pth'"):
+        build(config)
 
 
 def test_the_catalogue_has_what_the_configuration_has():
