@@ -74,6 +74,10 @@ class ConsistencyError(DglpipeError):
     """Processes of one run with different configuration, data or code."""
 
 
+class LoadingError(DglpipeError):
+    """The loss of a loading process: it ended, failed or is too slow, or it has no memory."""
+
+
 class LinkError(DglpipeError):
     """A received message that differs from the message in the batch schedule."""
 

@@ -1,15 +1,18 @@
-"""The host of a process: CPU cores, memory allocator and resident memory."""
+"""The host of a process: CPU cores, memory allocator, resident memory and parent process."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of mallopt(3)."""
+PR_SET_PDEATHSIG = 1
+"""Option of prctl(2)."""
 STATUS = Path("/proc/self/status")
 
 
@@ -30,6 +33,19 @@ def keep_freed_memory() -> bool:
     if is_set or mallopt is None:
         return False
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def end_with_parent(parent: int) -> None:
+    """Makes Linux kill this process when its parent ends; exits if the parent has ended already.
+
+    Args:
+        parent: process id of the parent.
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def peak_resident_bytes() -> int:

@@ -61,27 +61,59 @@ def test_wrong_arguments(script, arguments, tmp_path):
     assert err.startswith("usage: ")
 
 
-def test_one_node_calls_torchrun_as_the_readme_does(tmp_path):
-    """That line is run by the test of the README."""
-    program = stand_in(tmp_path, "torchrun", 'printf "%s\\n" "$@"')
+def test_one_node_keeps_to_loopback(tmp_path):
+    """tests/faults/test_ports.py runs that line."""
+    program = stand_in(tmp_path, "torchrun", 'printf "%s\\n" "$@" $GLOO_SOCKET_IFNAME')
     arguments = ("2", "run_dir=a b", "model.width=4")
-    process = start("torchrun_one_node.sh", *arguments, cwd=tmp_path, TORCHRUN=str(program))
+    own = {"TORCHRUN": str(program), "PORT": "23456"}
+    process = start("torchrun_one_node.sh", *arguments, cwd=tmp_path, **own)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
-    line = ["--standalone", "--nproc-per-node=2", "-m", "dglpipe", "train"]
-    assert out.splitlines() == [*line, "run_dir=a b", "model.width=4"]
+    assert out.splitlines() == [
+        "--nnodes=1",
+        "--node-rank=0",
+        "--nproc-per-node=2",
+        "--rdzv-backend=static",
+        "--master-addr=127.0.0.1",
+        "--master-port=23456",
+        "--local-addr=127.0.0.1",
+        *("-m", "dglpipe", "train", "run_dir=a b", "model.width=4"),
+        "lo0" if sys.platform == "darwin" else "lo",
+    ]
+
+
+def test_one_node_chooses_a_free_port(tmp_path):
+    program = stand_in(tmp_path, "torchrun", 'printf "%s\\n" "$6"')
+    process = start("torchrun_one_node.sh", "2", cwd=tmp_path, TORCHRUN=str(program))
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    with socket.create_server(("127.0.0.1", int(out.removeprefix("--master-port=")))):
+        pass
+
+
+def test_machines_with_ranks_meet_in_a_static_rendezvous(tmp_path):
+    program = stand_in(tmp_path, "torchrun", 'printf "%s\\n" "$@"')
+    own = {"HEAD_NODE": "10.0.0.1", "NODES": "2", "NODE_RANK": "1", "LOCAL_ADDR": "10.0.0.2"}
+    process = start("torchrun_nodes.sh", "4", cwd=tmp_path, TORCHRUN=str(program), **own)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert "--rdzv-backend=static\n--node-rank=1\n--master-addr=10.0.0.1\n" in out
+    assert "--master-port=29500\n--local-addr=10.0.0.2\n" in out
+    assert "c10d" not in out
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.slow
-def test_two_machines_on_one(tmp_path):
+@pytest.mark.parametrize("ranks", [False, True], ids=["c10d", "static"])
+def test_two_machines_on_one(ranks, tmp_path):
     """The weights equal the weights of one process; K defaults to the world size."""
     settings = ("1", "run_dir=run", "max_steps=2", "model.width=4", "pipeline.threads=1")
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
     own = {"HEAD_NODE": "localhost", "NODES": "2", "PORT": port, "TORCHRUN": str(TORCHRUN)}
-    machines = [start("torchrun_nodes.sh", *settings, cwd=tmp_path, **own) for _ in range(2)]
+    more = [{"NODE_RANK": str(rank)} if ranks else {} for rank in range(2)]
+    machines = [start("torchrun_nodes.sh", *settings, cwd=tmp_path, **own, **one) for one in more]
     try:
         outputs = [machine.communicate(timeout=200) for machine in machines]
     finally:

@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dglpipe.runtime.run_dir import RunDir
+from harness.processes import running
 from harness.worlds import fork_server
 
 DGLPIPE = (sys.executable, "-m", "dglpipe")
@@ -30,8 +31,9 @@ class Command:
 
     Args:
         words: what to run: `DGLPIPE` or another program with its arguments, started as users
-            start it. Arguments of `dglpipe` alone run in a process of the fork server, whose
-            workers are forked too: this saves the seconds in which processes load torch.
+            start it, with an absolute path. Arguments of `dglpipe` alone run in a process of the
+            fork server, whose workers are forked too: this saves the seconds in which processes
+            load torch.
         folder: working directory, and folder of the output.
         environment: added to the environment of this process. The plug-ins of the tests can be
             imported.
@@ -45,7 +47,7 @@ class Command:
         own = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), **(environment or {})}
         self._folder = folder
         self._process: subprocess.Popen[bytes] | _Forked
-        if words[0] == sys.executable:
+        if Path(words[0]).is_absolute():
             with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
                 self._process = subprocess.Popen(
                     words,
@@ -103,7 +105,7 @@ class Command:
     def alive(self) -> list[int]:
         """Processes of the session, and workers in sessions of their own, that run."""
         sessions = {self.pid, *self._workers}
-        return [pid for pid, session in _running() if session in sessions]
+        return [process.pid for process in running() if process.session in sessions]
 
     def children(self) -> list[int]:
         """Processes that the program itself has started."""
@@ -186,12 +188,3 @@ def fork_workers() -> None:
 
     supervisor.CONTEXT = multiprocessing.get_context("fork")
     supervisor._main = enter_afresh
-
-
-def _running() -> Iterator[tuple[int, int]]:
-    """(pid, session) of all processes except zombies."""
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, _, session = file.read_text().rpartition(")")[2].split()[:4]
-            if state != "Z":
-                yield int(file.parent.name), int(session)

@@ -59,7 +59,7 @@ class ImageFolderConfig:
     augment: bool = True
     """Apply the random crop and flip of `transform` to training images."""
     workers: int | None = None
-    """Decoding processes per replica, for images that are not kept in memory; from 0; 0: decode
+    """Loading processes per replica, for images that are not kept in memory; from 0; 0: decode
     in the training process; null: one per core, divided among the replicas of a machine."""
     memory_limit_mb: int = 4096
     """Size limit in MiB up to which all images are decoded once and kept in memory; from 0."""

@@ -103,7 +103,8 @@ class Config:
     """Restarts of `dglpipe train` from the last complete checkpoint after the failure of a process;
     0 to 1000."""
     timeout_s: float
-    """Timeout of a process that waits for another process, in seconds; above 0."""
+    """Timeout of a process that waits for another process, in seconds; above 0. A batch from a
+    loading process has to arrive within half of it."""
     timeline: bool
     """Write a trace of the activity of every stage: `timeline.json` and `timeline.png`."""
     deterministic: bool

@@ -26,7 +26,11 @@ __all__ = ["DataInfo", "DataSet", "DataSource", "Request", "open_data"]
 
 
 def open_data(
-    config: DataConfig, seed: int, wanted_channels: int | None = None, loaders: int = 1
+    config: DataConfig,
+    seed: int,
+    wanted_channels: int | None = None,
+    loaders: int = 1,
+    timeout_s: float = 600.0,
 ) -> DataSource:
     """Opens the data set of `config`. Reads no files; `info` and `load` of the result do.
 
@@ -36,7 +40,9 @@ def open_data(
         wanted_channels: C, the channels that the network requires; images of one channel are
             repeated. None: any number.
         loaders: number of replicas on this machine that load data; they share the cores of the
-            machine for their decoding processes.
+            machine for their loading processes.
+        timeout_s: seconds in which loading processes have to start; a batch has to arrive within
+            half of that time.
     """
     if isinstance(config, DigitsConfig):
         return DigitsSource(config, seed, wanted_channels)
@@ -50,5 +56,5 @@ def open_data(
     if isinstance(config, ImageFolderConfig):
         from dglpipe.data.image_folder import ImageFolderSource
 
-        return ImageFolderSource(config, seed, wanted_channels, loaders)
+        return ImageFolderSource(config, seed, wanted_channels, loaders, timeout_s)
     return CustomSource(config, seed, wanted_channels)

@@ -34,6 +34,8 @@ class ImageFolderSource:
     """C, the channels that the network requires; None: any number."""
     loaders: int = 1
     """Replicas on this machine that load data; they share its cores."""
+    timeout_s: float = 600.0
+    """Seconds in which loading processes have to start; see `LoadingProcesses`."""
 
     @cached_property
     def info(self) -> DataInfo:
@@ -111,4 +113,5 @@ class ImageFolderSource:
         workers = share if config.workers is None else config.workers
         _log.info("%s: decoding in %d processes: %s", config.name, workers, reason)
         decoder = Decoder(self._index, config.transform, *self._target, self.seed, config.augment)
-        return Streamed(decoder, IMAGENET if config.transform == "imagenet" else CIFAR, workers)
+        normalisation = IMAGENET if config.transform == "imagenet" else CIFAR
+        return Streamed(decoder, normalisation, workers, self.timeout_s)

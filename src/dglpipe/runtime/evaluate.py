@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def evaluate_run(path: Path, trust: Words = ()) -> dict[str, Any]:
     Raises:
         RunDirError: `path` is not the directory of a finished run, a file is damaged, or
             the run names a plug-in that may not be imported.
+        LoadingError: a loading process ended, failed or is too slow, or has no memory.
     """
     run = FinishedRun.open(path, trust)
     config = run.config
@@ -52,9 +54,9 @@ def evaluate_run(path: Path, trust: Words = ()) -> dict[str, Any]:
     inputs = DataInputs(source.load(), schedule.train, items, config.seed, CPU)
     for stage in stages:
         stage.eval_mode(True)
-    for _ in items:
-        exits.evaluate(inputs.take())
-    inputs.close()
+    with contextlib.closing(inputs):
+        for _ in items:
+            exits.evaluate(inputs.take())
     tests = [stage.test_totals() if stage.module.is_exit else None for stage in stages]
     result = {
         "accuracy": [test.correct / test.rows if test else None for test in tests],

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dglpipe.errors import DamagedError, PeerLostError, RunFailedError, UserError
+from dglpipe.errors import DamagedError, LoadingError, PeerLostError, RunFailedError, UserError
 from dglpipe.files import write_json
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.runtime.run_dir import RunDir
@@ -34,6 +34,7 @@ class Failure:
         step: the training step in progress; 0 before the first.
         primary: False if the process failed because another process exited.
         user: whether the cause is an error in the user's input; its report has no traceback.
+        trace: the traceback; empty if the message is the whole report.
         damaged: whether no checkpoint is intact; the message says what to do.
     """
 
@@ -57,9 +58,8 @@ class Failure:
             return f"{self.message}\nlog: {log}"
         when = f"at step {self.step}" if self.step else "before the first step"
         body = self.message if self.user else self.trace.rstrip()
-        return (
-            f"{body}\n{self.where} failed {when}: {self.message}\n{advice(checkpoints)}\nlog: {log}"
-        )
+        report = f"{self.where} failed {when}: {self.message}\n{advice(checkpoints)}\nlog: {log}"
+        return f"{body}\n{report}" if body else report
 
     def line(self) -> str:
         """The report of a process that stopped because another process failed."""
@@ -79,6 +79,8 @@ def advice(checkpoints: bool) -> str:
 def record(error: BaseException, rank: int, where: str, step: int) -> Failure:
     """The failure of the calling process."""
     has_fix = isinstance(error, UserError | DamagedError)
+    # The place where a process waits for a lost loading process explains nothing.
+    is_whole = isinstance(error, LoadingError) and error.__cause__ is None
     return Failure(
         time_ns=time.time_ns(),
         rank=rank,
@@ -87,7 +89,7 @@ def record(error: BaseException, rank: int, where: str, step: int) -> Failure:
         primary=not isinstance(error, PeerLostError),
         user=isinstance(error, UserError),
         message=f"{error}" if has_fix else f"{type(error).__name__}: {error}",
-        trace="".join(traceback.format_exception(error)),
+        trace="" if is_whole else "".join(traceback.format_exception(error)),
         damaged=isinstance(error, DamagedError),
     )
 

@@ -23,12 +23,12 @@ def open_images(config: Config, loaders: int = 1) -> DataSource:
         DataError: the data set is missing, or its channels do not fit the network.
     """
     wanted = wanted_channels(config.model)
-    source = open_data(config.data, config.seed, wanted, loaders)
+    source = open_data(config.data, config.seed, wanted, loaders, config.timeout_s)
     if isinstance(config.model, CustomModelConfig) and source.info.channels == 1:
         data = source.info
         with building(True, 0):
             network = build_network(config.model, data.channels, len(data.classes), data.height)
         convolutions = (one for one in network.modules() if isinstance(one, nn.Conv2d))
         wanted = next((one.in_channels for one in convolutions), None)
-        source = open_data(config.data, config.seed, wanted, loaders)
+        source = open_data(config.data, config.seed, wanted, loaders, config.timeout_s)
     return source

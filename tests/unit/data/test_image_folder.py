@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 import struct
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +14,7 @@ import torchvision.transforms.v2.functional as reference
 from torchvision.io import ImageReadMode, decode_image, write_jpeg, write_png
 
 from dglpipe.config import ImageFolderConfig
-from dglpipe.data import Request, open_data, streaming
+from dglpipe.data import Request, loading_processes, open_data
 from dglpipe.data.decode import decode
 from dglpipe.data.in_memory import InMemory
 from dglpipe.data.sampler import uniform
@@ -26,7 +24,6 @@ from dglpipe.errors import DataError
 from harness.worlds import fork_server
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*TorchCodec:DeprecationWarning")
-fork_server()  # before a test starts the one of dglpipe, which has fewer imports
 _CIFAR10 = os.environ.get("DGLPIPE_CIFAR10", "")
 
 
@@ -146,8 +143,9 @@ def test_imagenet_is_224_unless_asked(small):
     assert (info.height, info.width) == (224, 224)
 
 
-def test_workers_give_the_same_batches_and_exit(mixed):
-    """One test for all: the first worker takes seconds to import torch."""
+def test_workers_give_the_same_batches_and_exit(mixed, monkeypatch):
+    context = fork_server()
+    monkeypatch.setattr(loading_processes.multiprocessing, "get_context", lambda _: context)
     requests = _requests([7, 1, 3], [0, 2], [4, 5, 6], epoch=2) + _requests([0], training=False)
     settings = {"transform": "imagenet", "image_size": 16}
     before, children = torch.get_rng_state(), set(multiprocessing.active_children())
@@ -177,20 +175,6 @@ def test_workers_give_the_same_batches_and_exit(mixed):
 
 def _damage(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:40])
-
-
-def test_a_worker_ends_when_its_reader_has_died(monkeypatch):
-    read_end, write_end = os.pipe()
-    status: queue.Queue[int] = queue.Queue()
-    monkeypatch.setattr(
-        multiprocessing, "parent_process", lambda: SimpleNamespace(sentinel=read_end)
-    )
-    monkeypatch.setattr(os, "_exit", status.put)
-    streaming._end_with_parent(0)
-    assert status.empty()
-    os.close(write_end)
-    assert status.get(timeout=10) == 1
-    os.close(read_end)
 
 
 def test_no_workers_leave_the_global_generator_alone(small):

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dglpipe.errors import ConfigError, PeerLostError
+from dglpipe.errors import ConfigError, LoadingError, PeerLostError
 from dglpipe.runtime import failure
 from dglpipe.runtime.run_dir import RunDir
 
@@ -55,3 +55,19 @@ def test_a_user_error_is_reported_without_a_traceback(tmp_path):
     assert story.user
     assert "Traceback" not in story.describe(tmp_path / "rank_0.log", False)
     assert "epochs: got -1" in story.describe(tmp_path / "rank_0.log", False)
+
+
+def test_the_message_of_a_loading_error_is_the_whole_report(tmp_path):
+    story = failure.record(raised(LoadingError("data.workers=1: gone")), 0, "rank 0 (stage 0)", 2)
+    assert not story.user, "the run has failed: status 1"
+    report = story.describe(tmp_path / "rank_0.log", False)
+    assert report.startswith(
+        "rank 0 (stage 0) failed at step 2: LoadingError: data.workers=1: gone"
+    )
+
+
+def test_a_loading_error_with_a_cause_has_a_traceback(tmp_path):
+    error = LoadingError("data.workers=1: failed")
+    error.__cause__ = KeyError("in a loading process")
+    report = failure.record(raised(error), 0, "rank 0 (stage 0)", 2).describe(tmp_path, False)
+    assert report.startswith("KeyError: 'in a loading process'")

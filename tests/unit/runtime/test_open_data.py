@@ -77,4 +77,6 @@ def test_replicas_of_one_machine_share_its_decoders(environment, workers, tmp_pa
     config = make_config()
     config.data = ImageFolderConfig(root=str(tmp_path), memory_limit_mb=0)
     loaders = _loaders(Layout(2, 2, 2, 1).at(2))
-    assert open_images(config, loaders).load().workers == workers
+    source = open_images(config, loaders)
+    assert source.load().workers == workers
+    assert source.timeout_s == config.timeout_s == 30
