@@ -14,6 +14,18 @@ _PLACEHOLDERS = {"root": "DIR", "target": "package.module:builder", "name": "NAM
 """Last part of a key -> what stands for its value in messages."""
 
 
+_LONGEST = 300
+"""Characters of a value in a message."""
+
+
+def clipped(text: str) -> str:
+    """`text`; a long text is cut in the middle."""
+    if len(text) <= _LONGEST:
+        return text
+    half = _LONGEST // 2 - 10
+    return f"{text[:half]} ... {text[-half:]} ({len(text)} characters)"
+
+
 class DglpipeError(Exception):
     """Base class of all errors that dglpipe raises."""
 
@@ -34,7 +46,7 @@ class ConfigError(UserError):
 
     def __init__(self, key: str, got: object, allowed: str, hint: str = "") -> None:
         self.key, self.got, self.allowed, self.hint = key, got, allowed, hint
-        text = f"{key}: got {got!r}; allowed: {allowed}"
+        text = f"{key}: got {clipped(repr(got))}; allowed: {allowed}"
         super().__init__(f"{text}. {hint}" if hint else text)
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -14,6 +15,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 PR_SET_PDEATHSIG = 1
 """Option of prctl(2)."""
 STATUS = Path("/proc/self/status")
+LIMITS = tuple(
+    Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")
+)
+"""Memory limits of a container, of cgroups 2 and 1."""
 
 
 def keep_freed_memory() -> bool:
@@ -63,6 +68,15 @@ def peak_resident_bytes() -> int:
             return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def memory_bytes() -> int:
+    """Memory of this machine in bytes, or the limit of its container, if that is lower."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no limit: the word "max"
+            found.append(int(path.read_text()))
+    return min(found)
 
 
 def cores() -> int:

@@ -93,8 +93,8 @@ VALUES = [
     ("batch_size=2000", "batch_size", "2000", "at most the 1437 training samples"),
     ("seed=-1", "seed", "-1", "a whole number from 0 to 4294967295"),
     ("log_every=0", "log_every", "0", "a whole number from 1"),
-    ("label_smoothing=2", "label_smoothing", "2.0", "a number from 0 to 1"),
-    ("timeout_s=0", "timeout_s", "0.0", "a number above 0"),
+    ("label_smoothing=2", "label_smoothing", "2.0", "a number from 0 to 0.99"),
+    ("timeout_s=0", "timeout_s", "0.0", "a number from 0.1 to 1000000"),
     ("deterministic=perhaps", "deterministic", "'perhaps'", "true or false"),
     ("resume=always", "resume", "'always'", "never, auto"),
     ("evaluate.every=-1", "evaluate.every", "-1", "a whole number from 0"),
@@ -250,6 +250,7 @@ def test_cifar10_that_is_not_there(cli, tmp_path):
 def under_torchrun(monkeypatch):
     def world(size: int, rank: int = 0) -> None:
         values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        values |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}
         for key, value in values.items():
             monkeypatch.setenv(key, str(value))
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dglpipe.errors import UserError
+
 
 @dataclass(slots=True)
 class Arguments:
@@ -24,8 +26,13 @@ class Arguments:
 
 
 def parse_arguments(arguments: Sequence[str]) -> Arguments:
-    """Sorts arguments into overrides, the flags of `Arguments` and Hydra's other flags."""
+    """Sorts arguments into overrides, the flags of `Arguments` and Hydra's other flags.
+
+    Raises:
+        UserError: `run_dir` is given twice.
+    """
     result, rest = Arguments(), list(arguments)
+    given: dict[str, str] = {}
     while rest:
         word = rest.pop(0)
         name, _, value = word.partition("=")
@@ -34,8 +41,12 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
         elif name in ("--config-dir", "-cd", "--config-name", "-cn"):
             key = "config_dir" if name in ("--config-dir", "-cd") else "config_name"
             setattr(result, key, value or (rest.pop(0) if rest else ""))
-        elif name == "run_dir":
-            result.run_dir = value.strip("'\"") or None
+        elif name.lstrip("+") == "run_dir":
+            if "run_dir" in given:
+                raise UserError(f"run_dir: got {word!r} after {given['run_dir']!r}; allowed: one")
+            given["run_dir"] = word
+            path = value.strip("'\"")
+            result.run_dir = None if path == "null" else path or None
         elif word.startswith("-"):
             result.flags.append(word)
             if word in ("--cfg", "-c", "--package", "-p", "--info") and rest:

@@ -30,7 +30,7 @@ def config_text(path: str) -> str:
 
 def default_choices() -> dict[str, str]:
     """The choice of each group in the default configuration."""
-    defaults = _load("config.yaml")["defaults"]
+    defaults = config_file("config.yaml")["defaults"]
     pairs = [pair for entry in defaults if isinstance(entry, Mapping) for pair in entry.items()]
     return {group: choice for group, choice in pairs if choice is not None}
 
@@ -55,16 +55,17 @@ def suggestion(key: str) -> str:
 
 def _known_keys() -> dict[str, list[str]]:
     """Every key with the choices that define the key; an empty list for keys of all runs."""
-    known: dict[str, list[str]] = {key: [] for key in _keys(_load("config.yaml"))}
+    known: dict[str, list[str]] = {key: [] for key in _keys(config_file("config.yaml"))}
     known |= {group: [] for group in groups()}
     for group in groups():
         for choice in choices(group) if group != "experiment" else ():
-            for key in _keys(_load(f"{group}/{choice}.yaml"), group):
+            for key in _keys(config_file(f"{group}/{choice}.yaml"), group):
                 known.setdefault(key, []).append(f"{group}={choice}")
     return known
 
 
-def _load(path: str) -> dict[str, Any]:
+def config_file(path: str) -> dict[str, Any]:
+    """The content of a configuration file, `model/cnn6.yaml` for example."""
     from omegaconf import OmegaConf
 
     tree: Any = OmegaConf.to_container(OmegaConf.create(config_text(path)))

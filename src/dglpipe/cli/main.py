@@ -5,6 +5,7 @@ Only the module of the chosen command is imported, so that `dglpipe --version` s
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -106,6 +107,7 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
         sys.stderr.write(f"dglpipe: no command {name!r}{_did_you_mean(name)}\n{USAGE}")
         return WRONG
     try:
+        _require_text(arguments)
         module = import_module(f"dglpipe.cli.{name}")
         command: Callable[[Sequence[str]], int] = getattr(module, name)
         return command(arguments)
@@ -118,10 +120,27 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
     except DglpipeError as error:
         sys.stderr.write(f"{error}\n")
         return FAILED
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        sys.stderr.write(f"dglpipe: {name}: got a path that is too long: {error.filename!r}\n")
+        return WRONG
     except KeyboardInterrupt as error:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stderr.write(f"dglpipe: interrupted {error}\n")
         return INTERRUPTED
+
+
+def _require_text(arguments: Sequence[str]) -> None:
+    """Raises UserError for a path or text that cannot be written to a file of the run."""
+    from dglpipe.errors import UserError
+
+    for word in arguments:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            key = ascii(word.partition("=")[0])[1:-1]
+            raise UserError(f"{key}: got {word!r}; allowed: text in UTF-8") from None
 
 
 def _did_you_mean(name: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
@@ -63,7 +64,8 @@ def plug_in(group: str, node: Mapping[str, Any]) -> PluginConfig:
         node = _from_hydra(group, node)
     target = node.get("target")
     require(bool(target), f"{group}.target", target, "package.module:builder")
-    fixed = {"family": "custom", "name": "custom", "args": node.get("args") or {}}
+    args = {} if node.get("args") is None else node["args"]
+    fixed = {"family": "custom", "name": "custom", "args": args}
     schema = CustomModelConfig if group == "model" else PluginConfig
     return build(schema, {**node, **fixed}, group)
 
@@ -102,12 +104,49 @@ def build(schema: type[T], node: Any, prefix: str) -> T:
     known = {item.name for item in dataclasses.fields(schema)}  # type: ignore[arg-type]
     refuse_unknown(prefix, node, known)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), dict(node))
+        merged = OmegaConf.merge(OmegaConf.structured(schema), literal(dict(node)))
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        key = error.full_key or ""
-        path = ".".join(part for part in (prefix, str(key)) if part)
-        raise ConfigError(path, lookup(node, str(key)), describe(schema, str(key))) from None
+    except ConfigError:
+        raise
+    except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
+        key = str(getattr(error, "full_key", None) or _culprit(schema, node))
+        path = ".".join(part for part in (prefix, key) if part)
+        raise ConfigError(path, lookup(node, key), describe(schema, key)) from None
+
+
+def _culprit(schema: type[Any], node: Mapping[str, Any]) -> str:
+    """The key of `node` that does not fit, for errors of OmegaConf that do not name it."""
+    for key, value in node.items():
+        try:
+            OmegaConf.merge(OmegaConf.structured(schema), {key: literal(value)})
+        except (OmegaConfBaseException, ValueError, TypeError, OverflowError):
+            return key
+    return ""
+
+
+_MARK, _ESCAPED = re.compile(r"(\\*)\$\{"), re.compile(r"(\\+)\$\{")
+
+
+def literal(value: Any) -> Any:
+    """Escapes `${` in all texts of `value`: OmegaConf reads `${` as an interpolation."""
+    return _map_texts(value, lambda text: _MARK.sub(r"\1\1\\${", text))
+
+
+def unescaped(value: Any) -> Any:
+    """The inverse of `literal`. Texts that are not escaped stay as they are."""
+    return _map_texts(
+        value, lambda text: _ESCAPED.sub(lambda at: at[1][: len(at[1]) // 2] + "${", text)
+    )
+
+
+def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _map_texts(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_map_texts(item, change) for item in value]
+    return value
 
 
 _TYPES = {

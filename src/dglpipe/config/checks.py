@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import operator
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dglpipe.errors import ConfigError
+
+LARGEST = 1_000_000_000
+"""Upper limit of numbers without a limit of their own."""
+SMALLEST = 1e-30
+"""Lower limit of numbers above 0: smaller numbers underflow in fp32."""
+LONGEST_NAME, LONGEST_PATH = 255, 3000
+"""Limits of a path in bytes: each part, and all of it. Linux allows 255 and 4095; the files of a
+run are below the path."""
+DEEPEST = 30
+"""Limit of lists and groups inside each other."""
 
 
 def require(holds: bool, key: str, got: object, allowed: str, hint: str = "") -> None:
@@ -24,16 +34,60 @@ def require(holds: bool, key: str, got: object, allowed: str, hint: str = "") ->
         raise ConfigError(key, got, allowed, hint)
 
 
-def require_number(key: str, value: float, low: float, high: float = math.inf) -> None:
-    """Raises ConfigError unless `value` is finite and in [`low`, `high`]."""
+def require_number(key: str, value: float, low: float, high: float = LARGEST) -> None:
+    """Raises ConfigError unless `value` is in [`low`, `high`]; NaN never is."""
     kind = "a whole number" if isinstance(value, int) else "a number"
-    allowed = f"{kind} from {low}" + ("" if high == math.inf else f" to {high}")
-    require(math.isfinite(value) and low <= value <= high, key, value, allowed)
+    require(low <= value <= high, key, value, f"{kind} from {low} to {high}")
 
 
-def require_positive(key: str, value: float) -> None:
-    """Raises ConfigError unless `value` is finite and above 0."""
-    require(math.isfinite(value) and value > 0, key, value, "a number above 0")
+def require_positive(key: str, value: float, high: float = LARGEST) -> None:
+    """Raises ConfigError unless `value` is in [`SMALLEST`, `high`]."""
+    allowed = f"a number above 0, {SMALLEST:g} to {high:g}"
+    require(SMALLEST <= value <= high, key, value, allowed)
+
+
+def require_path(key: str, value: str) -> None:
+    """Raises ConfigError for a path that no file can have."""
+    parts = (len(os.fsencode(part)) for part in value.split("/"))
+    fits = max(parts) <= LONGEST_NAME and len(os.fsencode(value)) <= LONGEST_PATH
+    allowed = f"a path of at most {LONGEST_NAME} bytes in each part and {LONGEST_PATH} in all"
+    require(fits, key, value, allowed)
+    unknown = os.path.expanduser(value).startswith("~") and value.startswith("~")  # noqa: PTH111
+    require(not unknown, key, value, "a path; ~NAME is the home of a user of this machine")
+
+
+def require_plain(key: str, value: object, depth: int = 0) -> None:
+    """Raises ConfigError unless `value` can be written to a YAML file and read back.
+
+    Args:
+        key: configuration key of `value`; "": the top level.
+        value: null, boolean, number, text in UTF-8, or a list or group of these.
+        depth: lists and groups around `value`.
+    """
+    require(depth <= DEEPEST, key, "...", f"at most {DEEPEST} lists and groups inside each other")
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            require(isinstance(name, str), key, name, "names as keys of a group {key: value}")
+            require(is_text(name), key, name, "text in UTF-8")
+            require_plain(f"{key}.{name}" if key else name, item, depth + 1)
+    elif isinstance(value, list | tuple):
+        for at, item in enumerate(value):
+            require_plain(f"{key}[{at}]", item, depth + 1)
+    elif isinstance(value, str):
+        require(is_text(value), key, value, "text in UTF-8")
+    elif isinstance(value, int):
+        require(-(2**63) <= value < 2**63, key, value, "whole numbers of 64 bits")
+    else:
+        plain = value is None or isinstance(value, float)
+        require(plain, key, value, "null, true, false, a number, a text, a list or a group")
+
+
+def is_text(value: str) -> bool:
+    """Whether `value` can be written as UTF-8 and used as an argument of a program."""
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:  # a byte of the command line that is not UTF-8
+        return False
 
 
 def require_name(key: str, value: str, names: Sequence[str]) -> None:
@@ -68,7 +122,7 @@ def byte_count(key: str, value: object) -> int:
     Raises:
         ConfigError: `value` is neither.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?i?B|)", str(value))
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) *([KMGT]?i?B|)", str(value))
     known = match is not None and match[2] in _UNITS and not isinstance(value, bool)
     require(known, key, value, "a number of bytes, or a number with a unit: 800MB, 1.5GiB")
     assert match is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dglpipe.config.checks import require, require_name, require_number
+from dglpipe.config.checks import require, require_name, require_number, require_path
 from dglpipe.config.plugin import PluginConfig
 
 
@@ -16,10 +16,10 @@ class DigitsConfig:
     name: str = "digits"
     """Always `digits`."""
     image_size: int = 8
-    """Height and width of the images in pixels; from 1; images are interpolated if not 8."""
+    """Height and width of the images in pixels; 1 to 16384; images are interpolated if not 8."""
 
     def __post_init__(self) -> None:
-        require_number("data.image_size", self.image_size, 1)
+        _check_image_size(self.image_size)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,12 +33,13 @@ class Cifar10Config:
     download: bool = False
     """Download the data set to `root` if it is missing."""
     image_size: int = 32
-    """Height and width of the images in pixels; from 1; images are interpolated if not 32."""
+    """Height and width of the images in pixels; 1 to 16384; images are interpolated if not 32."""
     augment: bool = True
     """Augment training images: random crop with padding 4, random horizontal flip."""
 
     def __post_init__(self) -> None:
-        require_number("data.image_size", self.image_size, 1)
+        require_path("data.root", self.root)
+        _check_image_size(self.image_size)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,7 +55,7 @@ class ImageFolderConfig:
     horizontal flip in training; at test time, resize the shorter side to 8/7 of `image_size` and
     crop the centre."""
     image_size: int | None = None
-    """Height and width of the images in pixels; from 1; null: the size of the first training
+    """Height and width of the images in pixels; 1 to 16384; null: the size of the first training
     image, 224 if `transform=imagenet`."""
     augment: bool = True
     """Apply the random crop and flip of `transform` to training images."""
@@ -66,9 +67,10 @@ class ImageFolderConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.root), "data.root", self.root, "a folder with train/ and val/ or test/")
+        require_path("data.root", self.root)
         require_name("data.transform", self.transform, ("cifar", "imagenet"))
         if self.image_size is not None:
-            require_number("data.image_size", self.image_size, 1)
+            _check_image_size(self.image_size)
         if self.workers is not None:
             require_number("data.workers", self.workers, 0)
         require_number("data.memory_limit_mb", self.memory_limit_mb, 0)
@@ -83,20 +85,24 @@ class SyntheticConfig:
     samples: int = 1024
     """Training images; from 1. The test split has a quarter as many, at least 1."""
     classes: int = 10
-    """N, the number of classes; from 2."""
+    """N, the number of classes; 2 to 1000000."""
     channels: int = 3
-    """C, the number of channels; from 1."""
+    """C, the number of channels; 1 to 65536."""
     image_size: int = 32
-    """Height and width of the images in pixels; from 1."""
+    """Height and width of the images in pixels; 1 to 16384."""
     noise: float = 1.0
-    """Standard deviation of the noise, relative to that of the patterns; from 0."""
+    """Standard deviation of the noise, relative to that of the patterns; 0 to 1000000."""
 
     def __post_init__(self) -> None:
         require_number("data.samples", self.samples, 1)
-        require_number("data.classes", self.classes, 2)
-        require_number("data.channels", self.channels, 1)
-        require_number("data.image_size", self.image_size, 1)
-        require_number("data.noise", self.noise, 0)
+        require_number("data.classes", self.classes, 2, 1_000_000)
+        require_number("data.channels", self.channels, 1, 65536)
+        _check_image_size(self.image_size)
+        require_number("data.noise", self.noise, 0, 1_000_000)
+
+
+def _check_image_size(side: int) -> None:
+    require_number("data.image_size", side, 1, 16384)
 
 
 DataConfig = DigitsConfig | Cifar10Config | ImageFolderConfig | SyntheticConfig | PluginConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dglpipe.config.checks import require_number, require_positive
+from dglpipe.config.checks import require_number
 
 
 @dataclass(kw_only=True, slots=True)
@@ -12,14 +12,15 @@ class LinkConfig:
     """Emulated latency and bandwidth of the links between stages."""
 
     delay_ms: float = 0.0
-    """Latency added to every message, in milliseconds; from 0; 0: none."""
+    """Latency added to every message, in milliseconds; 0 to 60000; 0: none."""
     bandwidth_mbps: float | None = None
-    """Bandwidth of every link, in megabits per second; above 0; null: not limited."""
+    """Bandwidth of every link, in megabits per second; from 0.001; null: not
+    limited."""
 
     def __post_init__(self) -> None:
-        require_number("link.delay_ms", self.delay_ms, 0)
+        require_number("link.delay_ms", self.delay_ms, 0, 60_000)
         if self.bandwidth_mbps is not None:
-            require_positive("link.bandwidth_mbps", self.bandwidth_mbps)
+            require_number("link.bandwidth_mbps", self.bandwidth_mbps, 0.001)
 
     @property
     def is_emulated(self) -> bool:

@@ -38,7 +38,7 @@ class AsyncConfig(MethodConfig):
 
     name: str = "dgl_async"
     buffer: int = 10
-    """M, the number of batches in the replay buffer of a stage; from 1."""
+    """M, the number of batches in the replay buffer of a stage; 1 to 100000."""
     read_rule: str = "paper"
     """Rule that selects a batch of the buffer: `paper` (the newest of the least-read batches) or
     `authors` (the rule of the authors' code)."""
@@ -56,7 +56,8 @@ class AsyncConfig(MethodConfig):
     """Policy of the links: `overwrite` (a newer batch may replace an older batch; no stage waits)
     or `block` (every batch is read once, in order); one for all links, or a list, one per link."""
     slowdown: list[float] = field(default_factory=list)
-    """Factor by which each stage is slowed down, one per stage; from 1; []: no slowdown."""
+    """Factor by which each stage is slowed down, one per stage; 1 to 1000; []: no
+    slowdown."""
     simulate: bool = False
     """Simulate all stages in one process, in an order determined by the seed."""
     order: str = "random"
@@ -66,7 +67,7 @@ class AsyncConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         MethodConfig.__post_init__(self)
-        require_number("method.buffer", self.buffer, 1)
+        require_number("method.buffer", self.buffer, 1, 100_000)
         require_name("method.read_rule", self.read_rule, READ_RULES)
         if self.max_reuse is not None:
             require_number("method.max_reuse", self.max_reuse, 1)
@@ -80,7 +81,7 @@ class AsyncConfig(MethodConfig):
         require_name("method.order", self.order, ("random", "sequential"))
         self._check_policies()
         for factor in self.slowdown:
-            require_number("method.slowdown", factor, 1)
+            require_number("method.slowdown", factor, 1, 1000)
         if not self.simulate:
             hint = "Only simulations have an order: give method.simulate=true"
             require(self.order == "random", "method.order", self.order, "random", hint)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dglpipe.config.checks import require, require_name, require_number
+from dglpipe.config.checks import require, require_name, require_number, require_path
 from dglpipe.config.plugin import PluginConfig
+
+WIDEST = 65536
+"""Upper limit of the channels of a layer."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -18,10 +21,11 @@ class CnnConfig:
     name: str = "cnn6"
     """`cnn4` or `cnn6`."""
     width: int = 32
-    """Channels of layer 0; from 1. The other layers have 2 or 4 times as many channels. The paper
-    has 128 in `cnn6` and 64 in `cnn4`."""
+    """Channels of layer 0; 1 to 16384. The other layers have 2 or 4 times as many channels. The
+    paper has 128 in `cnn6` and 64 in `cnn4`."""
     widths: list[int] | None = None
-    """Channels of every layer, each from 1; replaces `width`; null: determined by `width`."""
+    """Channels of every layer, each from 1 to 65536; replaces `width`; null: determined by
+    `width`."""
     pools: list[int] | None = None
     """Layers, counted from 0, that are preceded by a 2x2 max pooling; increasing; null: [1, 3]."""
     dropout: float = 0.0
@@ -33,17 +37,21 @@ class CnnConfig:
 
     def __post_init__(self) -> None:
         require_name("model.name", self.name, ("cnn4", "cnn6"))
-        require_number("model.width", self.width, 1)
+        require_number("model.width", self.width, 1, WIDEST // 4)
         layers = int(self.name[3:])
         if self.widths is not None:
-            fits = len(self.widths) == layers and min(self.widths) >= 1
-            require(fits, "model.widths", self.widths, f"{layers} whole numbers from 1")
+            fits = (
+                len(self.widths) == layers and 1 <= min(self.widths) <= max(self.widths) <= WIDEST
+            )
+            allowed = f"{layers} whole numbers from 1 to {WIDEST}"
+            require(fits, "model.widths", self.widths, allowed)
         if self.pools is not None:
             increasing = sorted(set(self.pools)) == self.pools
             fits = increasing and all(0 < pool < layers for pool in self.pools)
             allowed = f"increasing whole numbers from 1 to {layers - 1}"
             require(fits, "model.pools", self.pools, allowed)
         require_number("model.dropout", self.dropout, 0, 0.99)
+        _check_weights(self.weights)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -63,6 +71,7 @@ class VggConfig:
         names = ("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")
         require_name("model.name", self.name, names)
         require_number("model.dropout", self.dropout, 0, 0.99)
+        _check_weights(self.weights)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -79,6 +88,7 @@ class ResnetConfig:
     def __post_init__(self) -> None:
         names = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
         require_name("model.name", self.name, names)
+        _check_weights(self.weights)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -95,6 +105,7 @@ class ResnetCifarConfig:
     def __post_init__(self) -> None:
         names = ("resnet20_cifar", "resnet56_cifar", "resnet110_cifar")
         require_name("model.name", self.name, names)
+        _check_weights(self.weights)
 
 
 TRANSFORMING = ("googlenet", "inception_v3")
@@ -116,6 +127,7 @@ class TorchvisionConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.name), "model.name", self.name, "the name of a torchvision network")
+        _check_weights(self.weights)
         # `args` holds transform_input, so that a trained network is rebuilt with it even where
         # its initial weights are no longer available.
         published = self.weights is not None and "_Weights." in self.weights
@@ -139,6 +151,7 @@ class TimmConfig:
     def __post_init__(self) -> None:
         self.args = self.args or {}
         require(bool(self.name), "model.name", self.name, "the name of a timm network")
+        _check_weights(self.weights)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -147,6 +160,14 @@ class CustomModelConfig(PluginConfig):
 
     weights: str | None = None
     """Initial weights, as in `CnnConfig`; null: initialised from `seed`."""
+
+    def __post_init__(self) -> None:
+        _check_weights(self.weights)
+
+
+def _check_weights(weights: str | None) -> None:
+    if weights is not None:
+        require_path("model.weights", weights)
 
 
 ModelConfig = (

@@ -15,15 +15,15 @@ class SgdConfig:
     name: str = "sgd"
     """Always `sgd`."""
     lr: float = 0.1
-    """Learning rate; above 0."""
+    """Learning rate; above 0, at most 1e9."""
     momentum: float = 0.9
     """Momentum factor; 0 to 1; 0: no momentum."""
     nesterov: bool = False
     """Use Nesterov momentum; requires `momentum` above 0."""
     weight_decay: float = 5e-4
-    """L2 penalty; from 0."""
+    """L2 penalty; 0 to 1000."""
     clip: float | None = None
-    """Maximum norm of the gradient of a stage; above 0; null: no clipping."""
+    """Maximum norm of the gradient of a stage; above 0, at most 1e9; null: no clipping."""
 
     def __post_init__(self) -> None:
         _check_common(self.lr, self.weight_decay, self.clip)
@@ -41,21 +41,21 @@ class AdamConfig:
     name: str = "adam"
     """`adam`."""
     lr: float = 1e-3
-    """Learning rate; above 0."""
+    """Learning rate; above 0, at most 1e9."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     """Decay rates of the running averages of the gradient and its square; each 0 to below 1."""
     eps: float = 1e-8
-    """Term added to the denominator for numerical stability; above 0."""
+    """Term added to the denominator for numerical stability; above 0, at most 1000."""
     weight_decay: float = 0.0
-    """L2 penalty; from 0."""
+    """L2 penalty; 0 to 1000."""
     clip: float | None = None
-    """Maximum norm of the gradient of a stage; above 0; null: no clipping."""
+    """Maximum norm of the gradient of a stage; above 0, at most 1e9; null: no clipping."""
 
     def __post_init__(self) -> None:
         _check_common(self.lr, self.weight_decay, self.clip)
         fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         require(fits, "optimizer.betas", self.betas, "two numbers from 0 to below 1")
-        require_positive("optimizer.eps", self.eps)
+        require_positive("optimizer.eps", self.eps, 1000)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -65,12 +65,12 @@ class AdamWConfig(AdamConfig):
     name: str = "adamw"
     """`adamw`."""
     weight_decay: float = 0.01
-    """Decoupled weight decay; from 0."""
+    """Decoupled weight decay; 0 to 1000."""
 
 
 def _check_common(lr: float, weight_decay: float, clip: float | None) -> None:
     require_positive("optimizer.lr", lr)
-    require_number("optimizer.weight_decay", weight_decay, 0)
+    require_number("optimizer.weight_decay", weight_decay, 0, 1000)
     if clip is not None:
         require_positive("optimizer.clip", clip)
 

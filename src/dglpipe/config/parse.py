@@ -9,8 +9,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dglpipe.config.build import build, choose, refuse_unknown
-from dglpipe.config.checks import require
+from dglpipe.config.build import build, choose, literal, refuse_unknown, unescaped
+from dglpipe.config.checks import require, require_plain
 from dglpipe.config.schema import CHOICES, SINGLE, STAGE_GROUPS, Config
 from dglpipe.errors import ConfigError
 
@@ -25,6 +25,7 @@ def parse(tree: Mapping[str, Any]) -> Config:
         ConfigError: an unknown or missing key, a value of the wrong type or out of range.
     """
     known = [item.name for item in dataclasses.fields(Config)]
+    require_plain("", tree)
     refuse_unknown("", tree, set(known))
     for key in known:
         if key not in tree:
@@ -45,7 +46,7 @@ def to_tree(config: Config) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """Converts `config` to the text of `config.yaml`; `from_yaml` restores an equal `Config`."""
-    return OmegaConf.to_yaml(OmegaConf.create(to_tree(config)))
+    return OmegaConf.to_yaml(OmegaConf.create(literal(to_tree(config))))
 
 
 def from_yaml(text: str) -> Config:
@@ -55,7 +56,7 @@ def from_yaml(text: str) -> Config:
         ConfigError: malformed YAML, and all errors of `parse`.
     """
     try:
-        tree = OmegaConf.to_container(OmegaConf.create(text))
+        tree = unescaped(OmegaConf.to_container(OmegaConf.create(text)))
     except Exception as error:  # errors of OmegaConf and of its YAML library
         reason = " ".join(str(error).split())
         raise ConfigError("config.yaml", "malformed YAML", "YAML", reason) from error

@@ -9,6 +9,11 @@ from typing import Any
 
 from dglpipe.config.checks import byte_count, require, require_name, require_number
 
+MOST = 100_000
+"""Upper limit of stages, processes, replicas and threads."""
+LONGEST_STEP_S = 1e6
+"""Upper limit of a time in `times`."""
+
 
 @dataclass(kw_only=True, slots=True)
 class PipelineConfig:
@@ -37,7 +42,8 @@ class PipelineConfig:
     threads: int | None = None
     """CPU threads per process; from 1; null: max(1, cores // (P x R))."""
     depth: int = 2
-    """D, the maximum number of messages per link that are sent and not yet received; from 1."""
+    """D, the maximum number of messages per link that are sent and not yet received; 1 to
+    1000000."""
     backend: str = "auto"
     """`gloo`, `nccl`, or `auto` (`nccl` if every process has a GPU, else `gloo`)."""
     checked: bool = False
@@ -48,9 +54,9 @@ class PipelineConfig:
         for key in ("stages", "processes", "threads"):
             value = getattr(self, key)
             if value is not None:
-                require_number(f"pipeline.{key}", value, 1)
-        require_number("pipeline.replicas", self.replicas, 1)
-        require_number("pipeline.depth", self.depth, 1)
+                require_number(f"pipeline.{key}", value, 1, MOST)
+        require_number("pipeline.replicas", self.replicas, 1, MOST)
+        require_number("pipeline.depth", self.depth, 1, 1_000_000)
         require_name("pipeline.backend", self.backend, ("auto", "gloo", "nccl"))
         require_name("pipeline.cost", self.cost, ("flops", "time"))
         if isinstance(self.times, list):
@@ -59,7 +65,7 @@ class PipelineConfig:
         elif self.times is not None:
             _require_times("pipeline.times", self.times)
         if self.memory_limit is not None:
-            require_number("pipeline.memory_limit", self.memory_bytes or 0, 1)
+            require_number("pipeline.memory_limit", self.memory_bytes or 0, 1, 2**60)
         self._check_split()
 
     def _check_split(self) -> None:
@@ -97,6 +103,7 @@ def _require_times(key: str, times: Any) -> None:
 def _require_seconds(key: str, value: object, may_be_infinite: bool) -> None:
     """Checks one time; infinity is the time of a head where no head is possible."""
     number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-    finite = number and math.isfinite(value)  # type: ignore[arg-type]
-    allowed = "a number of seconds from 0" + (", or inf for no head" if may_be_infinite else "")
-    require(number and (finite or may_be_infinite), key, value, allowed)
+    fits = number and value <= LONGEST_STEP_S  # type: ignore[operator]
+    allowed = f"a number of seconds from 0 to {LONGEST_STEP_S:g}"
+    allowed += ", or inf for no head" if may_be_infinite else ""
+    require(fits or (may_be_infinite and value == math.inf), key, value, allowed)

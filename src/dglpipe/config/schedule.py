@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from dglpipe.config.checks import require, require_number
+from dglpipe.config.checks import LARGEST, require, require_number
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,8 +56,13 @@ class MultistepConfig:
     def __post_init__(self) -> None:
         _check_warmup(self.warmup_steps)
         increasing = sorted(set(self.milestones)) == self.milestones
-        fits = increasing and all(milestone >= 1 for milestone in self.milestones)
-        require(fits, "schedule.milestones", self.milestones, "increasing whole numbers from 1")
+        fits = increasing and all(1 <= one <= LARGEST for one in self.milestones)
+        require(
+            fits,
+            "schedule.milestones",
+            self.milestones,
+            f"increasing whole numbers from 1 to {LARGEST}",
+        )
         require_number("schedule.factor", self.factor, 0, 1)
 
 

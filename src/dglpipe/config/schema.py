@@ -9,7 +9,7 @@ from typing import Any
 
 from dglpipe.config.build import build, choose
 from dglpipe.config.checkpoint import CheckpointConfig
-from dglpipe.config.checks import require, require_name, require_number, require_positive
+from dglpipe.config.checks import require, require_name, require_number, require_path
 from dglpipe.config.data import DATA_SETS, DataConfig
 from dglpipe.config.evaluate import EvaluateConfig
 from dglpipe.config.head import HEADS, HeadConfig
@@ -87,7 +87,7 @@ class Config:
     """Settings of single stages: K mappings, each with parts of `optimizer`, `schedule`, `head`
     and `precision`; []: no stage differs."""
     epochs: int
-    """Passes over the training split; from 1."""
+    """Passes over the training split; 1 to 1000000."""
     max_steps: int | None
     """Optimizer steps after which training ends, even within an epoch; from 1; null: no limit."""
     batch_size: int
@@ -103,19 +103,19 @@ class Config:
     """Restarts of `dglpipe train` from the last complete checkpoint after the failure of a process;
     0 to 1000."""
     timeout_s: float
-    """Timeout of a process that waits for another process, in seconds; above 0. A batch from a
-    loading process has to arrive within half of it."""
+    """Timeout of a process that waits for another process, in seconds; 0.1 to 1000000. A batch from
+    a loading process has to arrive within half of it."""
     timeline: bool
     """Write a trace of the activity of every stage: `timeline.json` and `timeline.png`."""
     deterministic: bool
     """Use deterministic algorithms; operations without one raise an error."""
     label_smoothing: float
-    """Label smoothing of the cross-entropy; 0 to 1; 0: none."""
+    """Label smoothing of the cross-entropy; 0 to 0.99; 0: none."""
     run_dir: str | None
     """Directory of the results; null: `runs/<date>_<time>`."""
 
     def __post_init__(self) -> None:
-        require_number("epochs", self.epochs, 1)
+        require_number("epochs", self.epochs, 1, 1_000_000)
         if self.max_steps is not None:
             require_number("max_steps", self.max_steps, 1)
         require_number("batch_size", self.batch_size, 1)
@@ -123,8 +123,10 @@ class Config:
         require_number("log_every", self.log_every, 1)
         require_name("resume", self.resume, ("never", "auto"))
         require_number("max_restarts", self.max_restarts, 0, 1000)
-        require_positive("timeout_s", self.timeout_s)
-        require_number("label_smoothing", self.label_smoothing, 0, 1)
+        require_number("timeout_s", self.timeout_s, 0.1, 1_000_000)
+        require_number("label_smoothing", self.label_smoothing, 0, 0.99)
+        if self.run_dir is not None:
+            require_path("run_dir", self.run_dir)
 
     def stage(self, j: int) -> StageConfig:
         """The settings of stage `j`: `per_stage[j]` merged over the common settings.

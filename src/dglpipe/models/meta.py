@@ -29,12 +29,35 @@ def building(meta: bool, seed: int) -> Iterator[None]:
         meta: move parameters and buffers to the meta device when a module registers them,
             before they are filled. Other tensors stay real, since some builders compute with
             other tensors (RegNet).
+
+    Raises:
+        ConfigError: a tensor of the module cannot be allocated.
     """
     filling = _SkipFills() if meta else contextlib.nullcontext()
     placing = _registering_on_meta() if meta else contextlib.nullcontext()
     with placing, torch.random.fork_rng(devices=[]), filling:
         torch.default_generator.manual_seed(seed)
-        yield
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not _is_too_large(error):
+                raise
+            reason = f"{error}".partition("\n")[0]
+            raise ConfigError(
+                "model",
+                "weights that cannot be allocated",
+                "networks and heads whose weights fit into memory",
+                f"Reduce model.width, data.classes or data.image_size ({reason})",
+            ) from error
+
+
+_TOO_LARGE = ("can't allocate memory", "not enough memory", "overflow", "out of memory")
+"""Parts of the messages of torch for a tensor that cannot exist."""
+
+
+def _is_too_large(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(part in text for part in _TOO_LARGE)
 
 
 @contextlib.contextmanager

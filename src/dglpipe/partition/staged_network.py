@@ -17,6 +17,7 @@ from dglpipe.models.meta import NeedsValuesError, building
 from dglpipe.partition.auto_split import choose_bounds
 from dglpipe.partition.channels import channels_at
 from dglpipe.partition.cut_problem import CutProblem, image_shape
+from dglpipe.partition.machine_memory import MachineLoad, require_memory, require_one_segment
 from dglpipe.partition.pipeline_spec import PipelineSpec
 from dglpipe.partition.profiling import cpu_threads
 from dglpipe.partition.record_fields import record_fields, record_fields_on_meta
@@ -111,6 +112,7 @@ def build_staged_network(
     stages: int,
     meta: bool = False,
     rows: int | None = None,
+    load: MachineLoad | None = None,
 ) -> StagedNetwork:
     """Builds the network of `config` and cuts it. The weights depend only on the seed.
 
@@ -118,17 +120,20 @@ def build_staged_network(
         stages: K.
         meta: build without weights, to check a configuration and to count costs.
         rows: rows per step on one replica, for `pipeline.memory_limit`; only with `meta`.
+        load: the part of the run that this machine holds, which must fit into its memory; None:
+            this is not checked; only with `meta`.
 
     Raises:
-        ConfigError: the network cannot be built or cut in this way, or does not fit the images.
+        ConfigError: the network cannot be built or cut in this way, does not fit the images, or
+            does not fit into the memory of this machine.
     """
     check_per_stage(config, stages)
     if not meta:
         return _build(config, method, data, stages)
     try:
-        return _build_counted(config, method, data, stages, rows, values=False)
+        return _build_counted(config, method, data, stages, rows, load, values=False)
     except NeedsValuesError:
-        return _build_counted(config, method, data, stages, rows, values=True)
+        return _build_counted(config, method, data, stages, rows, load, values=True)
 
 
 def check_per_stage(config: Config, stages: int) -> None:
@@ -145,6 +150,7 @@ def _build_counted(
     data: DataInfo,
     stages: int,
     rows: int | None,
+    load: MachineLoad | None,
     values: bool,
 ) -> StagedNetwork:
     """Builds a network with costs and memory of its segments.
@@ -156,6 +162,9 @@ def _build_counted(
     problem = CutProblem(config, method, data, traced, stages)
     problem.require_fit()
     bounds = choose_bounds(problem, rows)
+    require_one_segment(problem)
+    if load is not None:
+        require_memory(problem, bounds, load)
     return _assemble(config, method, data, traced, bounds, problem)
 
 

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from dglpipe.config import Config, MethodConfig, PipelineConfig
+from dglpipe.config import Config, ImageFolderConfig, MethodConfig, PipelineConfig
 from dglpipe.data import DataSource
 from dglpipe.data.batch_schedule import BatchSchedule, Phase, build_batch_schedule
+from dglpipe.data.footprint import data_bytes
 from dglpipe.errors import ConfigError
 from dglpipe.host import cores
 from dglpipe.methods.base import Method
@@ -18,6 +19,7 @@ from dglpipe.methods.run_plan import RunPlan
 from dglpipe.partition.auto_split import measure_times, timed_costs
 from dglpipe.partition.balance import stage_costs
 from dglpipe.partition.estimate import estimate
+from dglpipe.partition.machine_memory import MachineLoad, require_processes
 from dglpipe.partition.profile_loader import loading_seconds
 from dglpipe.partition.profiling import Times, cpu_threads
 from dglpipe.partition.staged_network import (
@@ -48,8 +50,8 @@ def plan_layout(
         local: number of these processes on this machine; None: all.
 
     Raises:
-        ConfigError: more processes than stages, a world size that is not P x R, or numbers that
-            the method does not support.
+        ConfigError: more processes than stages, a world size that is not P x R, more threads than
+            this machine can run, or numbers that the method does not support.
     """
     replicas = pipeline.replicas
     if world_size is not None and world_size % replicas:
@@ -66,6 +68,7 @@ def plan_layout(
         hint = f"Start {processes * replicas} processes or leave the key out"
         raise ConfigError("pipeline.processes", processes, allowed, hint)
     threads = pipeline.threads or max(1, cores // (local or processes * replicas))
+    require_share_of_cores("pipeline.threads", threads, cores)
     return Layout(stages, processes, replicas, threads, placement.kind)
 
 
@@ -83,17 +86,16 @@ def make_plan(
         UserError: an error in a setting; the message has key, value, allowed values and fix.
     """
     local = local or layout.world_size
+    key = "pipeline.replicas" if layout.replicas > 1 else "pipeline.stages"
+    got = layout.replicas if layout.replicas > 1 else layout.stages
+    require_processes(local, key, got)
     source = source or open_images(config)
     method = build_method(config.method)
-    network, config, schedule = _cut(config, method, source, layout, local, _is_auto(config))
+    network, config, schedule = _cut(config, method, source, layout, local, _is_auto(config), True)
     messages = tuple(
         method.messages(link, network.spec) for link in range(len(network.spec.fields))
     )
     backend = choose_backend(config.pipeline.backend, local)
-    if config.link.is_emulated and (backend == "nccl" or layout.is_pipelined):
-        got = "nccl" if backend == "nccl" else "a pipeline of backprop"
-        allowed = "emulated links of a chain over gloo"
-        raise ConfigError("link", f"emulated links with {got}", allowed)
     _check_precisions(config, layout.stages, backend)
     _warn_of_oversubscription(layout, local)
     plan = RunPlan(
@@ -106,8 +108,27 @@ def make_plan(
         messages=messages,
         flops=tuple(network.flops(j) for j in range(layout.stages)),
     )
+    if config.link.is_emulated:
+        _check_emulated_links(plan)
     check_messages(method, plan)
     return plan
+
+
+def _check_emulated_links(plan: RunPlan) -> None:
+    """Checks that links are emulated where that is possible, and deliver within the timeout."""
+    config, layout = plan.config, plan.layout
+    if plan.backend == "nccl" or layout.is_pipelined:
+        got = "nccl" if plan.backend == "nccl" else "a pipeline of backprop"
+        allowed = "emulated links of a chain over gloo"
+        raise ConfigError("link", f"emulated links with {got}", allowed)
+    largest = max((plan.row_bytes(j) for j in range(layout.stages)), default=0)
+    seconds = config.link.delay + plan.schedule.largest_rows(Phase.TRAIN) * largest / (
+        config.link.rate
+    )
+    if layout.processes > 1 and seconds >= config.timeout_s:
+        allowed = f"links that deliver a message within timeout_s={config.timeout_s:g}"
+        hint = f"A message takes {seconds:.4g} seconds. Raise link.bandwidth_mbps or timeout_s"
+        raise ConfigError("link", asdict(config.link), allowed, hint)
 
 
 def _is_auto(config: Config) -> bool:
@@ -151,9 +172,11 @@ def plan_run(config: Config) -> Plan:
     """
     method = build_method(config.method)
     layout = plan_layout(config.pipeline, config.method, cores())
+    timed = config.pipeline.cost == "time"
     _warn_of_oversubscription(layout, layout.world_size)
     source = open_images(config, layout.replicas)
-    network, config, schedule = _cut(config, method, source, layout, layout.world_size, True)
+    local = layout.world_size
+    network, config, schedule = _cut(config, method, source, layout, local, True, timed)
     rows = schedule.largest_rows(Phase.TRAIN)
     image = network.spec.image_shape
     if config.pipeline.cost == "flops" or not config.pipeline.times:
@@ -172,12 +195,19 @@ def plan_run(config: Config) -> Plan:
 
 
 def _cut(
-    config: Config, method: Method, source: DataSource, layout: Layout, local: int, timed: bool
+    config: Config,
+    method: Method,
+    source: DataSource,
+    layout: Layout,
+    local: int,
+    timed: bool,
+    runs: bool,
 ) -> tuple[StagedNetwork, Config, BatchSchedule]:
     """The cut network on the meta device, `config` with measured times, and the batch schedule.
 
     Args:
         timed: whether to measure times if `pipeline.cost` is `time`.
+        runs: whether the network and the data must fit into the memory of this machine.
     """
     stages = layout.stages
     check_per_stage(config, stages)
@@ -185,22 +215,53 @@ def _cut(
     schedule = build_batch_schedule(config, source, method.rounds(stages))
     method.check(config, layout, schedule)
     rows = schedule.largest_rows(Phase.TRAIN)
+    load = _load_of_machine(config, source, layout, local, schedule) if runs else None
     if timed and config.pipeline.cost == "time" and config.pipeline.times is None:
-        config = _with_times(config, method, source, layout, local, rows)
-    network = build_staged_network(config, method, source.info, stages, meta=True, rows=rows)
+        config = _with_times(config, method, source, layout, local, rows, load)
+    network = build_staged_network(config, method, source.info, stages, True, rows, load)
     network.check_outputs()
     return network, config, schedule
 
 
+def _load_of_machine(
+    config: Config, source: DataSource, layout: Layout, local: int, schedule: BatchSchedule
+) -> MachineLoad:
+    """The part of the run on this machine. Under an outside launcher, the machine of rank 0."""
+    if isinstance(config.data, ImageFolderConfig):
+        require_share_of_cores("data.workers", config.data.workers or 0, cores())
+    return MachineLoad(
+        layout,
+        range(local),
+        schedule.largest_rows(Phase.TRAIN),
+        schedule.largest_rows(Phase.TEST),
+        data_bytes(config.data, source.info),
+        choose_backend(config.pipeline.backend, local) != "nccl",
+    )
+
+
+def require_share_of_cores(key: str, count: int, cores: int) -> None:
+    """Raises ConfigError for more than 4 threads or processes per core."""
+    if count > 4 * cores:
+        allowed = f"at most {4 * cores}, 4 per core of this machine"
+        raise ConfigError(key, count, allowed)
+
+
 def _with_times(
-    config: Config, method: Method, source: DataSource, layout: Layout, local: int, rows: int
+    config: Config,
+    method: Method,
+    source: DataSource,
+    layout: Layout,
+    local: int,
+    rows: int,
+    load: MachineLoad | None,
 ) -> Config:
     """`config` with `pipeline.times` measured on this machine."""
     backend = choose_backend(config.pipeline.backend, local)
     _check_precisions(config, layout.stages, backend)
     # Find errors in the settings before the measurement.
     by_flops = replace(config, pipeline=replace(config.pipeline, cost="flops"))
-    network = build_staged_network(by_flops, method, source.info, layout.stages, meta=True)
+    info, count = source.info, layout.stages
+    network = build_staged_network(by_flops, method, info, count, meta=True, load=load)
     network.check_outputs()
     device, stages = select(backend, 0), layout.stages
     times = measure_times(config, method, source.info, device, layout.threads, rows, stages)

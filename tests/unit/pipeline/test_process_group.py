@@ -137,7 +137,10 @@ class TestLoss:
             pass
 
 
-RANK_3_OF_8 = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+RANK_3_OF_8 = {
+    **{"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"},
+    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
+}
 
 
 class TestLauncher:
