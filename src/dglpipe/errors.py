@@ -99,7 +99,15 @@ class DamagedError(DglpipeError):
 
 
 class PeerLostError(DglpipeError):
-    """The loss of another process; always the consequence of an earlier failure."""
+    """The consequence of an earlier failure of another process; usually the loss of the process."""
+
+
+class NonFiniteError(UserError):
+    """A loss, weight, buffer or state of the optimizer that is NaN or infinite."""
+
+
+class NonFinitePeerError(NonFiniteError, PeerLostError):
+    """As `NonFiniteError`, after values of another process became NaN or infinite."""
 
 
 class RunFailedError(DglpipeError):

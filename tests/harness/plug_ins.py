@@ -106,6 +106,73 @@ class Trouble(nn.CrossEntropyLoss):
         return super().forward(logits, labels)
 
 
+class NanLoss(nn.CrossEntropyLoss):
+    """A loss that is NaN at a training step.
+
+    Args:
+        rank: the only rank with such a step; None: every rank.
+        tests: whether the loss is NaN in evaluations instead.
+    """
+
+    def __init__(self, step, rank=None, tests=False):
+        super().__init__()
+        self.left, self.tests = step, tests
+        self.mine = rank is None or os.environ.get("RANK") == str(rank)
+
+    def forward(self, logits, labels):
+        learns = torch.is_grad_enabled()
+        self.left -= learns
+        bad = not learns if self.tests else self.left == 0
+        return super().forward(logits, labels) * (torch.nan if self.mine and bad else 1)
+
+
+class WrongLoss(nn.CrossEntropyLoss):
+    """A loss with a wrong result from a training step on.
+
+    Args:
+        how: `vector`, `float`, `detached`, `int`, `none`.
+        step: 1: every step.
+    """
+
+    def __init__(self, how, step=1):
+        super().__init__()
+        self.how, self.left = how, step
+
+    def forward(self, logits, labels):
+        self.left -= torch.is_grad_enabled()
+        loss = super().forward(logits, labels)
+        if self.left > 0:
+            return loss
+        wrong = {"vector": loss.expand(3), "float": loss.item(), "detached": loss.detach()}
+        return {**wrong, "int": loss.long(), "none": None}[self.how]
+
+
+class WrongHead(nn.Module):
+    """A head with wrong logits.
+
+    Args:
+        how: `flat`, `one more`, `map`, `int`, `none`.
+        trains: whether the logits are wrong in training only.
+    """
+
+    def __init__(self, channels, classes, how, trains=False):
+        super().__init__()
+        self.linear = nn.Linear(channels, classes)
+        self.how, self.trains = how, trains
+
+    def forward(self, features):
+        logits = self.linear(features.mean(dim=(2, 3)) if features.dim() == 4 else features)
+        if self.trains and not (self.training and torch.is_grad_enabled()):
+            return logits
+        wrong = {
+            "flat": logits[:, 0],
+            "one more": nn.functional.pad(logits, (0, 1)),
+            "map": logits[:, :, None, None],
+            "int": logits.long(),
+        }
+        return wrong.get(self.how)
+
+
 class LabelsOutside:
     """A data set of 3 classes with a label 3."""
 

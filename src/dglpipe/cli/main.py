@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 
+from dglpipe.streams import output_error, shield_streams
 from dglpipe.version import __version__
 
 TYPE_CHECKING = False
@@ -44,18 +45,20 @@ DONE, FAILED, WRONG, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The console script."""
+    """The console script.
+
+    A command goes on when the reader of its output has gone, and its exit status is the same.
+    """
+    shield_streams()  # before any file is opened
     # Imports allocate a million long-lived objects. With the default threshold, the garbage
     # collector scans these objects repeatedly, which is a seventh of the start-up time.
     gc.set_threshold(GARBAGE_THRESHOLD)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt_once)
     words = sys.argv[1:] if arguments is None else arguments
-    status = run(words)
+    status = _end_output(words, run(words))
     if arguments is None and words and words[0] in FAST_EXIT:
         # Interpreter shutdown takes half a second.
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(status)
     gc.freeze()  # skips the collection at interpreter shutdown
     sys.exit(status)
@@ -68,6 +71,19 @@ def _interrupt_once(*_: object) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _end_output(words: Sequence[str], status: int) -> int:
+    """Writes the remaining output. Reports an error, such as a full disk; then the exit status of
+    a command that only prints is 1."""
+    sys.stdout.flush()
+    error = output_error(sys.stdout)
+    if error is not None:
+        sys.stderr.write(f"dglpipe: standard output: {error.strerror}\n")
+        if list(words[:1]) != ["train"]:
+            status = status or FAILED
+    sys.stderr.flush()
+    return status
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -38,7 +38,7 @@ class Kind:
 def refuse_standard_library(module: str, target: str, key: str, kind: str) -> None:
     """Raises ConfigError for a module that belongs to Python. Imports nothing."""
     if _top(module) in sys.stdlib_module_names:
-        hint = f"{module} belongs to the standard library of Python, which has none"
+        hint = f"{module} belongs to the standard library of Python, which has no plug-ins"
         raise ConfigError(key, target, f"a class or function that gives a {kind}", hint)
 
 
@@ -87,9 +87,17 @@ def _refusal(builder: Any, kind: Kind, installed: bool) -> str:
         return f"does not say what it returns; annotate it, or {own}" if installed else ""
     if any(kind.allows(one, installed) for one in given):
         return ""
-    if not installed and any(issubclass(kind.base, one) for one in given):
-        return ""  # a superclass, `object` for example
+    if not installed and any(_is_wider(one, kind.base) for one in given):
+        return ""
     return f"returns {' or '.join(one.__name__ for one in given)}"
+
+
+def _is_wider(given: type, base: type) -> bool:
+    """Whether a builder annotated with `given` may return a `base`: with `object` for example."""
+    try:
+        return issubclass(base, given)
+    except TypeError:  # a protocol
+        return True
 
 
 def _unwrapped(found: object) -> object:

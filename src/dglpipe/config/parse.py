@@ -75,6 +75,7 @@ class _Scalars:
     seed: int = 0
     log_every: int = 0
     resume: str = ""
+    on_nonfinite: str = ""
     timeout_s: float = 0
     max_restarts: int = 0
     timeline: bool = False

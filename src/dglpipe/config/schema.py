@@ -99,6 +99,8 @@ class Config:
     """Steps between two training lines of a stage in `metrics.jsonl`; from 1."""
     resume: str
     """`never`, or `auto`: continue from the last complete checkpoint in `run_dir`, if any."""
+    on_nonfinite: str
+    """What happens when a loss, weight or buffer is NaN or infinite: `stop`, `warn` or `ignore`."""
     max_restarts: int
     """Restarts of `dglpipe train` from the last complete checkpoint after the failure of a process;
     0 to 1000."""
@@ -122,6 +124,7 @@ class Config:
         require_number("seed", self.seed, 0, 2**32 - 1)
         require_number("log_every", self.log_every, 1)
         require_name("resume", self.resume, ("never", "auto"))
+        require_name("on_nonfinite", self.on_nonfinite, ("stop", "warn", "ignore"))
         require_number("max_restarts", self.max_restarts, 0, 1000)
         require_number("timeout_s", self.timeout_s, 0.1, 1_000_000)
         require_number("label_smoothing", self.label_smoothing, 0, 0.99)

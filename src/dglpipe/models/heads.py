@@ -80,8 +80,11 @@ def check_output(
             key, type(module).__name__, f"one that works on {place}", reason
         ) from error
     got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    allowed = f"logits {(2, classes)} for 2 rows of {place}"
     if name in EXITS and got != (2, classes):
-        raise ConfigError(key, got, f"logits {(2, classes)} for 2 rows of {place}")
+        raise ConfigError(key, got, allowed)
+    if name in EXITS and not output.is_floating_point():
+        raise ConfigError(key, f"{got} of type {output.dtype}", f"floating-point {allowed}")
 
 
 def build_head(

@@ -10,6 +10,8 @@ One step of stage j on a batch (Algorithm 1 of Belilovsky et al., ICML 2020):
 
 from __future__ import annotations
 
+import itertools
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from dglpipe.config import StageConfig
-from dglpipe.models.losses import Loss
+from dglpipe.models.losses import Loss, check_logits, check_loss
+from dglpipe.monitoring.loss_history import LossHistory
 from dglpipe.monitoring.meters import ExitMeter, Totals
 from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.finite import nonfinite, optimizer_tensors
 from dglpipe.pipeline.lr_schedule import rate_factor
 from dglpipe.pipeline.optim import build_optimizer
 from dglpipe.seeds import Seeds
@@ -29,6 +33,8 @@ Emit = Callable[[Tensor], None]
 """Receives the features (B, ...) of a stage as soon as they are computed."""
 HEAD = "head"
 """Name of the auxiliary module whose logits are the exit of a stage."""
+SMALLEST_SCALE = 2.0**-24
+"""A smaller loss scale means that the gradients overflow at every scale."""
 
 
 class StageModule(nn.Module):
@@ -105,28 +111,45 @@ class LocalStep(nn.Module):
 
     Args:
         objective: the local objective; None: the task loss.
+        index: j, for errors.
+        classes: N; None: not checked.
     """
 
-    def __init__(self, module: StageModule, loss: Loss, objective: Objective | None) -> None:
+    def __init__(
+        self,
+        module: StageModule,
+        loss: Loss,
+        objective: Objective | None,
+        index: int = 0,
+        classes: int | None = None,
+    ) -> None:
         super().__init__()
         self.module = module
         # In a tuple, so that the loss is not registered: it is not part of the stage's state.
         self._functions = loss, objective
+        self._index = index
+        self._classes = classes
 
     def forward(
         self, inputs: Tensor, labels: Tensor, extras: Mapping[str, Tensor], emit: Emit | None
     ) -> tuple[Tensor, Tensor]:
-        """The local loss () and the logits (B, N)."""
+        """The local loss () and the logits (B, N).
+
+        Raises:
+            ConfigError: logits or loss have a wrong type or shape.
+        """
         loss, objective = self._functions
         if objective is None:
             logits = self.module.forward(inputs, emit)
-            return loss(logits, labels), logits
+            check_logits(logits, len(labels), self._classes, self._index)
+            return check_loss(loss(logits, labels), self._index), logits
         features: Tensor = self.module.segments(inputs)
         if emit is not None:
             emit(features)
         logits = self.module.logits(features)
+        check_logits(logits, len(labels), self._classes, self._index)
         batch = LocalBatch(inputs, features, logits, labels, extras, self.module.auxiliary, loss)
-        return objective(batch), logits
+        return check_loss(objective(batch), self._index, "method"), logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +200,12 @@ class Learning:
     Attributes:
         loss: logits (B, N), labels (B,) -> mean loss. Also the loss of evaluations.
         objective: the local objective; None: the loss.
+        classes: N; None: the number of logits is not checked.
     """
 
     loss: Loss = field(default_factory=nn.CrossEntropyLoss)
     objective: Objective | None = None
+    classes: int | None = None
 
 
 class Stage:
@@ -218,11 +243,16 @@ class Stage:
         self._copies = copies or Copies()
         self._seeds = Seeds(seed, "step", index, self._copies.replica)
         self._parameters = list(self.module.parameters())
-        step = LocalStep(self.module, self._loss, learning.objective)
+        self._classes = learning.classes
+        step = LocalStep(self.module, self._loss, learning.objective, index, self._classes)
         wrapped = self._copies.wrap(step)
         # A module without hooks is called by its forward, which is faster.
         self._forward = step.forward if wrapped is step else wrapped
         self._trained, self._tested = ExitMeter(), ExitMeter()
+        self._history = LossHistory()
+        self._inputs: weakref.ref[Tensor] | None = None
+        # A buffer may be infinite from the start, for example the mask of an attention.
+        self._masks = nonfinite(self.module.named_buffers())
         self.mark: Callable[[str], None] | None = None
         """Optional callback after each phase of a step, with the name of the phase."""
 
@@ -251,6 +281,7 @@ class Stage:
             extras: extra tensors of the message, each (B, ...), for the local objective.
         """
         self.seed(step)
+        self._inputs = weakref.ref(inputs)
         inputs = cast_input(inputs, self.settings.precision.name)
         # DDP averages over replicas. The step needs the mean over the rows of all replicas.
         share = 1.0 if total is None else len(labels) * self._copies.count / total
@@ -266,6 +297,7 @@ class Stage:
         with self._device.autocast(self.settings.precision.name):
             loss, logits = self._forward(inputs, labels, extras, emit)
             self._trained.add(loss, logits, labels)
+        self._history.add(loss)
         if self.mark is not None:
             self.mark("forward" if emit is None else "head")
         return loss
@@ -276,13 +308,17 @@ class Stage:
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss of logits (B, N) and labels (B,), counted as a training batch."""
-        loss = self._loss(logits, labels)
+        check_logits(logits, len(labels), self._classes, self.index)
+        loss = check_loss(self._loss(logits, labels), self.index)
         self._trained.add(loss, logits, labels)
+        self._history.add(loss)
         return loss
 
     def test_loss(self, logits: Tensor, labels: Tensor) -> None:
         """Counts loss and hits of a test batch."""
-        self._tested.add(self._loss(logits, labels), logits, labels)
+        check_logits(logits, len(labels), self._classes, self.index)
+        loss = check_loss(self._loss(logits, labels), self.index, learns=False)
+        self._tested.add(loss, logits, labels)
 
     def seed(self, step: int) -> None:
         """Sets the random state of `step`, counted from 1."""
@@ -308,6 +344,7 @@ class Stage:
             norm: L2 norm of the gradient of all stages together, for clipping;
                 None: the norm of this stage's gradient.
         """
+        self._history.end_step(step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         clip = self.settings.optimizer.clip
@@ -361,3 +398,33 @@ class Stage:
     def test_totals(self) -> Totals:
         """Loss and hits of testing since the last call; waits for the device."""
         return self._tested.take()
+
+    def losses(self) -> list[tuple[int, float]]:
+        """(step, loss) of every training batch since the last call; waits for the device."""
+        return self._history.take()
+
+    def forget_losses(self) -> None:
+        """Drops what the next call of `losses` would return."""
+        self._history.clear()
+
+    def first_nonfinite(self) -> str | None:
+        """The name of a weight, a buffer or a tensor of the optimizer that is NaN or infinite;
+        None: all are finite. Waits for the device."""
+        if self.scaler is not None and self.scaler.get_scale() < SMALLEST_SCALE:
+            return "every gradient"
+        weights = list(self.module.named_parameters())
+        buffers = self.module.named_buffers()
+        found = nonfinite(
+            itertools.chain(
+                weights,
+                (one for one in buffers if one[0] not in self._masks),
+                optimizer_tensors(weights, self.optimizer.state),
+            )
+        )
+        return found[0].replace("segments.", "", 1) if found else None
+
+    def has_finite_inputs(self) -> bool:
+        """Whether the inputs of the last step are finite, or no longer in memory. Waits for the
+        device."""
+        inputs = None if self._inputs is None else self._inputs()
+        return inputs is None or not nonfinite([("inputs", inputs)])

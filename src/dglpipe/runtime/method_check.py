@@ -7,10 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from dglpipe.config import PluginConfig
 from dglpipe.data.batch_schedule import Phase
 from dglpipe.errors import ConfigError
 from dglpipe.methods.base import Emission, Method
 from dglpipe.methods.run_plan import RunPlan
+from dglpipe.models.losses import check_plug_in
 from dglpipe.partition.own_stages import build_own_stages
 from dglpipe.partition.profiling import cpu_threads
 from dglpipe.pipeline.message import ACTIVATIONS, Direction, Field
@@ -23,15 +25,22 @@ ROWS = 2
 def check_messages(method: Method, plan: RunPlan) -> None:
     """Runs forward and objective of every stage on two rows, and compares messages.
 
-    A method that uses the messages and the loss of the package is not run.
+    A method that uses the messages and the loss of the package is not run. A loss from outside the
+    package is called on logits of the size of a batch.
 
     Raises:
-        ConfigError: a declared tensor is not filled, a filled tensor is not declared, a dtype or
-            shape differs from the declaration, or an objective does not return a scalar with a
-            gradient. The message names method, stage and tensor.
+        ConfigError: a loss does not return a scalar with a gradient; a declared tensor is not
+            filled, a filled tensor is not declared, or a dtype or shape differs from the
+            declaration. The message names method, stage and tensor.
     """
     for link in range(len(plan.messages)):
         _check_declared(method, plan, link)
+    loss = method.settings.loss
+    if isinstance(loss, PluginConfig):
+        built = method.learning(plan.config.label_smoothing).loss
+        check_plug_in(
+            built, loss.target, plan.schedule.largest_rows(Phase.TRAIN), plan.spec.classes
+        )
     kind = type(method)
     changes_loss = kind.learning is not Method.learning or method.objective is not None
     fills = kind.outgoing is not Method.outgoing or any(map(plan.extras, range(len(plan.messages))))
@@ -77,10 +86,10 @@ def _check_stage(
     """Checks stage `j`; returns the inputs and the extra tensors of the next stage."""
     emitted: list[Tensor] = []
     learning = method.learning(plan.config.label_smoothing)
-    step = LocalStep(module, learning.loss, learning.objective)
+    step = LocalStep(module, learning.loss, learning.objective, j, plan.spec.classes)
     cast = cast_input(inputs.float(), plan.config.stage(j).precision.name)
     try:
-        loss, _ = step(cast, labels, extras, emitted.append)
+        step(cast, labels, extras, emitted.append)
     except ConfigError:
         raise
     except Exception as error:  # code of the user may raise any exception
@@ -89,10 +98,6 @@ def _check_stage(
         raise ConfigError("method", got, "an objective that works on every stage", reason) from (
             error
         )
-    if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
-        kind = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        got = f"{method.name}, stage {j}: no loss (the objective returned {kind})"
-        raise ConfigError("method", got, "a scalar tensor with a gradient")
     if j >= len(plan.messages):
         return inputs, extras
     features = plan.spec.fields[j].normalise(emitted[0])

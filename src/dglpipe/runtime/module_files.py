@@ -25,7 +25,8 @@ def module_files(path: str, folders: Sequence[str] = ()) -> dict[str, Path | Non
     files: dict[str, Path | None] = {}
     search = [*sys.path, *folders]
     for name in itertools.accumulate(path.split("."), "{}.{}".format):
-        spec = sys.modules[name].__spec__ if name in sys.modules else _find(name, search)
+        imported = name in sys.modules
+        spec = getattr(sys.modules[name], "__spec__", None) if imported else _find(name, search)
         if spec is None:
             return None
         if spec.has_location:

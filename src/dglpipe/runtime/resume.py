@@ -14,8 +14,8 @@ from dglpipe.runtime.config_consistency import flatten
 from dglpipe.runtime.run_dir import RunDir
 
 RESUMABLE = {
-    *("run_dir", "resume", "timeout_s", "max_restarts", "log_every"),
-    *("checkpoint.every", "checkpoint.keep"),
+    *("run_dir", "resume", "timeout_s", "max_restarts", "on_nonfinite"),
+    *("log_every", "checkpoint.every", "checkpoint.keep"),
     *("pipeline.processes", "pipeline.threads", "pipeline.depth", "pipeline.backend"),
     *("pipeline.checked", "pipeline.cost", "pipeline.memory_limit", "pipeline.times", "timeline"),
     *("link.delay_ms", "link.bandwidth_mbps"),

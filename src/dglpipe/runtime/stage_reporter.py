@@ -98,19 +98,25 @@ class StageReporter:
         logged = self._logged if update.is_lockstep else [one.index for one in update.stages]
         self._logged.update(dict.fromkeys(logged, now))
 
-    def log_test(self, event: Evaluation, stages: Sequence[Stage]) -> None:
-        """Sends a test line of every exit and of the ensemble."""
-        rows = 0
+    def log_test(self, event: Evaluation, stages: Sequence[Stage]) -> dict[int, float]:
+        """Sends a test line of every exit and of the ensemble.
+
+        Returns:
+            Stage -> test loss, summed over the rows.
+        """
+        rows, losses = 0, {}
         for stage in stages:
             if stage.module.is_exit:
                 totals = stage.test_totals()
                 rows = totals.rows
+                losses[stage.index] = totals.loss
                 self._send_test(event, stage.index, rows, totals.loss, totals.correct)
         if event.hits is not None:
             self._send_test(event, ENSEMBLE, rows, None, event.hits)
         with self._lock:
             self._evaluated = event.step
             self._release()
+        return losses
 
     def _send_test(
         self, event: Evaluation, stage: int | str, rows: int, loss: float | None, correct: int

@@ -15,6 +15,7 @@ from dglpipe.monitoring.trace import write_part
 from dglpipe.pipeline.process_group import translate_peer_loss
 from dglpipe.pipeline.weights import named_tensors, save, sha256
 from dglpipe.runtime.checkpoint import Checkpoints
+from dglpipe.runtime.finite_check import FiniteCheck
 from dglpipe.runtime.preemption import Preemption
 from dglpipe.runtime.run_dir import RunDir
 from dglpipe.runtime.stage_reporter import StageReporter
@@ -55,6 +56,8 @@ class Trainer:
         reporter = Reporter(context.group.store, context.topology.rank)
         self._reporter = StageReporter(context, reporter, open_lines)
         self._checks = [checkpoints.check] if checkpoints is not None else []
+        self._finite = FiniteCheck(context, runner.stages)
+        self._evaluated = 0
         last = runner.stages[-1].index
         done = runner.done_by_stage.get(last, context.done)
         self._window = ThroughputWindow(context.plan.schedule.steps, done)
@@ -66,8 +69,8 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """The training step in progress; 0 before the first."""
-        return self.runner.step
+        """The training step in progress; 0 before the first step or evaluation."""
+        return max(self.runner.step, self._evaluated)
 
     @property
     def checkpoints(self) -> Checkpoints | None:
@@ -86,6 +89,7 @@ class Trainer:
 
         Raises:
             LinkError: a received message differs from the batch schedule.
+            NonFiniteError: with on_nonfinite=stop, a value is NaN or infinite.
             PeerLostError: a neighbour has exited.
         """
         with translate_peer_loss():
@@ -96,15 +100,18 @@ class Trainer:
             self._reporter.begin(timers.seconds(snapshot))
             for event in self.runner.run():
                 if isinstance(event, Evaluation):
-                    self._reporter.log_test(event, self.runner.stages)
+                    self._evaluated = event.step
+                    losses = self._reporter.log_test(event, self.runner.stages)
+                    self._finite.tests(event, losses)
                 else:
                     self._after(event)
                     if self._stops_after(event):
                         return event.step
-            if self.step:
+            if self.runner.step:
                 self._window.close(self._timer.snapshot)
         self.runner.check()
         self.runner.close()
+        self._finite.end()
         return None
 
     def _after(self, update: Update) -> None:
@@ -115,6 +122,7 @@ class Trainer:
         if update.step % self.plan.config.log_every == 0 or update.ends_pass:
             self.runner.check()
             self._reporter.log_train(update)
+            self._finite.losses(update)
         every = self.plan.config.checkpoint.every
         if self._checkpoints is not None and update.saved and every and update.step % every == 0:
             self._save(update)
@@ -124,6 +132,7 @@ class Trainer:
     def _save(self, update: Update) -> None:
         assert self._checkpoints is not None
         self.runner.check()
+        self._finite.state(update)
         parts = {
             MORE: self.runner.state(update.saved) or {},
             OPEN_LINES: self._reporter.open_lines(update.saved),

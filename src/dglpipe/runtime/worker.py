@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ from dglpipe.runtime.preemption import Preemption
 from dglpipe.runtime.run_dir import RunDir
 from dglpipe.runtime.summary import Summary, unfinished
 from dglpipe.runtime.trainer import MORE, OPEN_LINES, Trainer
+from dglpipe.streams import shield_streams
 
 logger = logging.getLogger("dglpipe")
 
@@ -70,6 +72,7 @@ def run_worker(
     topology = plan.layout.at(rank)
     run = _Run(plan, topology, run_dir)
     try:
+        shield_streams()
         keep_freed_memory()
         _log_to_file(run_dir, topology)
         return run.train(store)
@@ -215,7 +218,7 @@ def _build_stages(
             j,
             modules[j],
             config.stage(j),
-            method.learning(config.label_smoothing),
+            replace(method.learning(config.label_smoothing), classes=plan.spec.classes),
             device,
             length,
             config.seed,

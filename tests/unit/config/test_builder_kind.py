@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from types import ModuleType, SimpleNamespace
+from typing import Protocol
 
 import pytest
 import torch
@@ -132,6 +133,16 @@ def either() -> nn.Module | None:
     return Own()
 
 
+class Shape(Protocol):
+    """A type for type checkers only."""
+
+    side: int
+
+
+def protocol() -> Shape:
+    return Own()
+
+
 def unknown() -> NotThere:  # noqa: F821
     return Own()
 
@@ -140,7 +151,7 @@ partial = functools.partial(unannotated)
 cached = functools.lru_cache(unannotated)
 
 
-OWN = ("Own", "Own.wide", "unannotated", "annotated", "vague", "either", "unknown")
+OWN = ("Own", "Own.wide", "unannotated", "annotated", "vague", "either", "protocol", "unknown")
 
 
 @pytest.mark.parametrize("group", ["model", "head", "method.loss"])

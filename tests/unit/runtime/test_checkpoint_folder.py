@@ -34,15 +34,13 @@ def write(folder, step, keep=9):
 
 
 @pytest.fixture
-def folder(tmp_path, caplog):
+def folder(tmp_path, monkeypatch):
     """Checkpoints of steps 5 and 10; warnings are recorded."""
     made = CheckpointFolder(tmp_path / "checkpoints", "this run", WORLD)
     write(made, 5)
     write(made, 10)
-    logger = logging.getLogger("dglpipe")
-    logger.addHandler(caplog.handler)
-    yield made
-    logger.removeHandler(caplog.handler)
+    monkeypatch.setattr(logging.getLogger("dglpipe"), "propagate", True)
+    return made
 
 
 def flip(path):

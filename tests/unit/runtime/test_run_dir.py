@@ -20,12 +20,10 @@ def run_dir(tmp_path):
 
 
 @pytest.fixture
-def warnings(caplog):
-    """Records the warnings of the package."""
-    logger = logging.getLogger("dglpipe")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
+def warnings(caplog, monkeypatch):
+    """Records the warnings of the package, also after a test that ran a worker."""
+    monkeypatch.setattr(logging.getLogger("dglpipe"), "propagate", True)
+    return caplog
 
 
 def test_a_new_directory_may_be_used(run_dir):

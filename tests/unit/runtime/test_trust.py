@@ -208,9 +208,11 @@ def test_a_name_allows_no_file_of_the_run_directory(here, monkeypatch):
         ("model.target", "numpy.load"),
         ("model.target", "timm.create_model"),
         ("model.target", "__main__:network"),
+        ("model.target", "blocked:network"),
     ],
 )
-def test_libraries_are_allowed_for_builders_of_the_kind_only(here, field, target):
+def test_libraries_are_allowed_for_builders_of_the_kind_only(here, field, target, monkeypatch):
+    monkeypatch.setitem(sys.modules, "blocked", None)
     with pytest.raises(RunDirError, match="trust="):
         load(write_run(here / "run", field, target))
 
