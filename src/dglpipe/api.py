@@ -27,6 +27,8 @@ from dglpipe.runtime.trust_words import Words
 def train(config: Config | Mapping[str, Any]) -> dict[str, Any]:
     """Trains a network as `dglpipe train` does, in new processes on this machine.
 
+    With `resume=auto`, a finished run in `run_dir` is not trained again.
+
     Args:
         config: a configuration from `dglpipe.cli.compose`, or the content of a `config.yaml`
             as a dictionary.

@@ -5,6 +5,8 @@ A message names the key, the value, the allowed values and the fix.
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -112,6 +114,38 @@ class NonFinitePeerError(NonFiniteError, PeerLostError):
 
 class RunFailedError(DglpipeError):
     """A run that failed after its start; the message begins with the first failure."""
+
+
+class StorageError(RunFailedError):
+    """A file of a run that cannot be written; the message is the reason and the path.
+
+    Args:
+        path: the file.
+        error: the error of the failed call.
+
+    Attributes:
+        hint: what to do.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], error: OSError) -> None:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        super().__init__(f"{reason}: {os.fspath(path)}")
+        self.hint = _REMEDIES.get(error.errno or 0, "check the disk of this path")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free space on this disk, or give another run_dir",
+    errno.EDQUOT: "free space in the quota of this disk, or give another run_dir",
+    errno.EROFS: "mount this disk for writing, or give another run_dir",
+    errno.EACCES: "permit this user to write there, or give another run_dir",
+    errno.EPERM: "permit this user to write there, or give another run_dir",
+    errno.ENOENT: "the folder was deleted or moved; put it back, or give another run_dir",
+    errno.ESTALE: "the folder was deleted or moved; put it back, or give another run_dir",
+}
+"""`errno` of a failed write -> what to do."""
 
 
 class PreemptedError(DglpipeError):

@@ -1,5 +1,7 @@
-"""Atomic writing of files. All files of a run are written here or by appending, so that their
-permissions follow the umask."""
+"""Atomic writing of files, and errors that name the file.
+
+All files of a run are written here or by appending, so that their permissions follow the umask.
+"""
 
 from __future__ import annotations
 
@@ -7,50 +9,53 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dglpipe.errors import StorageError
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file atomically; see `write_bytes`."""
-    write_bytes(path, text.encode())
+_PART = re.compile(r"\.(?P<name>.+)\.\d+")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file atomically: readers see the old content or all of `content`, also after a loss
-    of power.
-
-    Creates the parent directory, but not the directories above the parent.
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Translates an OSError of the body to an error that names `path`.
 
     Raises:
-        OSError: with the path.
+        StorageError: the body raised an OSError, which is the cause of this error.
     """
-    with naming(path):
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(path, error) from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields the path of a part file for the body to write; the part file then replaces `path`.
+
+    Readers see the old content or all of the new content, also after a power failure. Creates the
+    parent directory, but not the directories above the parent. Deletes the part file if the body
+    fails: on a full disk, this leaves room for the report of the failure.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing(path):
         path.parent.mkdir(exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with part.open("wb") as file:
-                file.write(content)
-                file.flush()
+            yield part
+            with part.open("rb") as file:
                 os.fsync(file.fileno())
             part.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
-                part.unlink()
+                part.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Adds `path` to an OSError without a file name: a failed write has none."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None and error.errno is not None:
-            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
-        raise
 
 
 def sync_folder(path: Path) -> None:
@@ -64,9 +69,35 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
+def name_of_part(path: Path) -> str | None:
+    """The name of the file that the part file `path` was to replace; None for other files."""
+    found = _PART.fullmatch(path.name)
+    return found["name"] if found else None
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file as `replacing` does."""
+    with replacing(path) as part:
+        part.write_bytes(content)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file as `replacing` does."""
+    write_bytes(path, text.encode())
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as JSON, atomically."""
+    """Writes `value` as JSON, as `replacing` does."""
     write_whole(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def try_write_json(path: Path, value: Any) -> bool:
+    """As `write_json`; returns whether the file was written, instead of raising StorageError."""
+    try:
+        write_json(path, value)
+    except StorageError:
+        return False
+    return True
 
 
 def finite(value: Any) -> Any:

@@ -406,11 +406,15 @@ def make_run(path: Path, status: str | None) -> None:
         (path / "summary.json").write_text(f'{{"status": "{status}"}}')
 
 
-@pytest.mark.parametrize("resume", ["never", "auto"])
-def test_run_directory_that_holds_a_finished_run(cli, tmp_path, resume):
+def test_run_directory_that_holds_a_finished_run(cli, tmp_path):
     make_run(tmp_path / "run", "finished")
-    message = cli.refuse("run_dir=run", f"resume={resume}")
-    assert "run_dir: run holds a finished run" in message
+    assert "run_dir: run holds a finished run" in cli.refuse("run_dir=run")
+
+
+def test_finished_run_whose_configuration_cannot_be_read(cli, tmp_path):
+    make_run(tmp_path / "run", "finished")
+    message = cli.refuse("run_dir=run", "resume=auto")
+    assert "run_dir: run/config.yaml is not the configuration of a run" in message
 
 
 @pytest.mark.parametrize("status", ["failed", "interrupted", None])

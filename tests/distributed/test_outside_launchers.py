@@ -82,6 +82,12 @@ def test_by_hand(start_ranks, run_dir, plain):
     runs = start_ranks(settings, settings)
     assert [run.wait() for run in runs] == [0, 0], [run.stderr for run in runs]
     assert_finished_like(plain, run_dir)
+    # Once more: nothing is trained, and every rank ends well.
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    again = start_ranks(*[[*settings, "resume=auto"]] * 2)
+    assert [run.wait() for run in again] == [0, 0], [run.stderr for run in again]
+    assert [run.stderr.count("already finished") for run in again] == [1, 0]
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,18 @@ def test_a_failed_run_reports_the_cause_and_resumes(how, rank, start, run_dir, t
     lines = [json.loads(line) for line in RunDir(run_dir).metrics.read_text().splitlines()]
     keys = [(line["step"], line["kind"], line["stage"]) for line in lines]
     assert len(keys) == len(set(keys)) == 2 * (2 + 3), "each once, interrupted or not"
+    if how == "raise":
+        return
+    # As if killed between the final weights and the summary, and then once more after the end.
+    RunDir(run_dir).summary.unlink()
+    for words in ("", "already finished; nothing was trained\n"):
+        command = start("train", *settings)
+        assert command.wait() == 0
+        assert words in command.stderr
+        assert hashes(run_dir) == whole
+    lines = [json.loads(line) for line in RunDir(run_dir).metrics.read_text().splitlines()]
+    again = [(line["step"], line["kind"], line["stage"]) for line in lines]
+    assert sorted(again, key=str) == sorted(keys, key=str)
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,8 @@ def complete_steps(run_dir: Path) -> list[int]:
 
 def make_trainer(group: ProcessGroup, plan: RunPlan, run_dir: Path | None = None) -> Trainer:
     """The trainer of this rank, ready to run."""
+    if run_dir is not None:
+        run_dir.mkdir(exist_ok=True)
     source = open_images(plan.config)
     if run_dir:
         run_dir.mkdir(exist_ok=True)

@@ -7,6 +7,8 @@ the store, sums the records of the replicas, and passes complete lines to its si
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import threading
@@ -16,8 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dglpipe.errors import PeerLostError
-from dglpipe.files import finite, naming
+from dglpipe.errors import PeerLostError, StorageError
+from dglpipe.files import finite, writing
 
 ENSEMBLE = "ensemble"
 """Name of the ensemble of exits in place of a stage number."""
@@ -204,7 +206,10 @@ class Collector:
         self._stop.set()
         self._thread.join()
         for sink in self._sinks:
-            sink.close()
+            try:
+                sink.close()
+            except StorageError as error:
+                self._error = self._error or error
         self.check()
 
     def _run(self) -> None:
@@ -258,20 +263,36 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("a", buffering=1)
-        self.count = path.read_bytes().count(b"\n")
+        with writing(path):
+            self._file = path.open("a", buffering=1)
+            self.count = path.read_bytes().count(b"\n")
 
     def line(self, line: Line) -> None:
-        with naming(self._path):
-            self._file.write(json.dumps(finite(asdict(line)), allow_nan=False) + "\n")
+        """Appends `line`.
+
+        Raises:
+            StorageError: the file cannot be written, or was deleted.
+        """
+        text = json.dumps(finite(asdict(line)), allow_nan=False) + "\n"
+        try:
+            with writing(self._path):
+                self._file.write(text)
+                if os.fstat(self._file.fileno()).st_nlink == 0:
+                    raise FileNotFoundError(errno.ENOENT, "deleted")
+        except StorageError:
+            # Closing now drops the line, which would fail again at the exit of the process.
+            with contextlib.suppress(OSError):
+                self._file.close()
+            raise
         self.count += 1
 
     def sync(self) -> None:
         """Returns when all lines are on the disk."""
-        with naming(self._path):
+        with writing(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        with naming(self._path):
+        """Closes the file."""
+        with writing(self._path):
             self._file.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dglpipe.files import writing
 from dglpipe.monitoring.metrics import Line
 
 
@@ -15,7 +16,9 @@ class TensorBoard:
         # The import takes a second. It happens here, in one process before the first step.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(path))
+        self._path = path
+        with writing(path):
+            self._writer: Any = SummaryWriter(str(path))
 
     def line(self, line: Line) -> None:
         """Adds a point to the curve of each value that is not None."""
@@ -23,7 +26,10 @@ class TensorBoard:
         for name in ("loss", "accuracy", "learning_rate", "samples_per_second"):
             value = getattr(line, name)
             if value is not None:
-                self._writer.add_scalar(f"{line.kind}/{name}/{stage}", value, line.step)
+                with writing(self._path):
+                    self._writer.add_scalar(f"{line.kind}/{name}/{stage}", value, line.step)
 
     def close(self) -> None:
-        self._writer.close()
+        """Writes the remaining points and closes the file."""
+        with writing(self._path):
+            self._writer.close()

@@ -18,6 +18,7 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
+from dglpipe.files import write_whole, writing
 from dglpipe.monitoring.timers import Kind, Span, Timer
 from dglpipe.monitoring.trace_plot import draw_timeline
 
@@ -63,8 +64,7 @@ class TracingTimer(Timer):
 
 def write_part(path: Path, rank: int, name: str, spans: Iterable[Span]) -> None:
     """Writes the spans of one process to `path`, for `merge`."""
-    tree = {"rank": rank, "name": name, "spans": list(spans)}
-    path.write_text(json.dumps(tree))
+    write_whole(path, json.dumps({"rank": rank, "name": name, "spans": list(spans)}))
 
 
 def merge(parts: Sequence[Path], trace: Path, picture: Path) -> None:
@@ -76,9 +76,10 @@ def merge(parts: Sequence[Path], trace: Path, picture: Path) -> None:
         picture: output file of `draw_timeline`.
     """
     processes = [json.loads(part.read_text()) for part in parts]
-    trace.write_text(json.dumps({"traceEvents": _events(processes), "displayTimeUnit": "ms"}))
+    write_whole(trace, json.dumps({"traceEvents": _events(processes), "displayTimeUnit": "ms"}))
     spans = [Span(*span) for process in processes for span in process["spans"]]
-    draw_timeline(spans, picture)
+    with writing(picture):
+        draw_timeline(spans, picture)
     for part in parts:
         part.unlink()
 

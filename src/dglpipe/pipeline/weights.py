@@ -88,6 +88,9 @@ def save(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
 
     Returns:
         The entry of the file in a manifest.
+
+    Raises:
+        StorageError: the file cannot be written.
     """
     content = files.save(dict(tensors))
     write_bytes(path, content)

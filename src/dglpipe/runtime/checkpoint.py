@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dglpipe.config import Config
-from dglpipe.files import write_bytes
+from dglpipe.files import write_bytes, writing
 from dglpipe.manifest import FileEntry
 from dglpipe.pipeline.stage import Stage
 from dglpipe.pipeline.state_file import Snapshot, snapshot
@@ -56,7 +56,7 @@ class Checkpoints:
             report: called by the thread when the files are on the disk.
 
         Raises:
-            OSError: the checkpoint before could not be written.
+            StorageError: the checkpoint before could not be written.
             TypeError: `parts` contains a value that cannot be saved.
         """
         self.drain()
@@ -67,7 +67,7 @@ class Checkpoints:
         """Raises the error of the thread, if it has failed; does not wait.
 
         Raises:
-            OSError: the checkpoint could not be written; with the path.
+            StorageError: the checkpoint could not be written.
         """
         if self._writing is not None and self._writing.done():
             self.drain()
@@ -76,14 +76,16 @@ class Checkpoints:
         """Returns when the last checkpoint has been written and reported.
 
         Raises:
-            OSError: the checkpoint could not be written; with the path.
+            StorageError: the checkpoint could not be written.
         """
         if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
+            result, self._writing = self._writing, None
+            result.result()
 
     def _write(self, step: int, copies: dict[int, Snapshot], report: Report) -> None:
-        self._folder.path.mkdir(exist_ok=True)
+        # Not the folders above: a run directory that was deleted is an error.
+        with writing(self._folder.path):
+            self._folder.path.mkdir(exist_ok=True)
         files = []
         while copies:
             stage, copied = copies.popitem()

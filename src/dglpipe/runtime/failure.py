@@ -6,7 +6,6 @@ neighbour marks its record as secondary. The error of the run is the earliest pr
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 import traceback
@@ -14,8 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dglpipe.errors import DamagedError, LoadingError, PeerLostError, RunFailedError, UserError
-from dglpipe.files import write_json
+from dglpipe.errors import (
+    DamagedError,
+    LoadingError,
+    PeerLostError,
+    RunFailedError,
+    StorageError,
+    UserError,
+)
+from dglpipe.files import try_write_json
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.runtime.run_dir import RunDir
 from dglpipe.runtime.summary import unfinished
@@ -23,6 +29,10 @@ from dglpipe.runtime.summary import unfinished
 PEER_PAUSE_S = 2.0
 """Seconds that a process waits after the loss of a neighbour. The process that failed first then
 exits first, and the launcher reports that process."""
+
+
+_unwritten: dict[int, Failure] = {}
+"""Rank -> record of this process that could not be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +46,7 @@ class Failure:
         user: whether the cause is an error in the user's input; its report has no traceback.
         trace: the traceback; empty if the message is the whole report.
         damaged: whether no checkpoint is intact; the message says what to do.
+        hint: what to do about a file that cannot be written; the report has no traceback.
     """
 
     time_ns: int
@@ -47,6 +58,7 @@ class Failure:
     message: str
     trace: str
     damaged: bool = False
+    hint: str = ""
 
     def describe(self, log: Path, checkpoints: bool) -> str:
         """The full report: cause, what to do, and path of the log.
@@ -57,8 +69,11 @@ class Failure:
         if self.damaged:
             return f"{self.message}\nlog: {log}"
         when = f"at step {self.step}" if self.step else "before the first step"
-        body = self.message if self.user else self.trace.rstrip()
-        report = f"{self.where} failed {when}: {self.message}\n{advice(checkpoints)}\nlog: {log}"
+        body = self.message if self.user or self.hint else self.trace.rstrip()
+        remedy = f"{self.hint}\n" if self.hint else ""
+        report = (
+            f"{self.where} failed {when}: {self.message}\n{remedy}{advice(checkpoints)}\nlog: {log}"
+        )
         return f"{body}\n{report}" if body else report
 
     def line(self) -> str:
@@ -78,7 +93,7 @@ def advice(checkpoints: bool) -> str:
 
 def record(error: BaseException, rank: int, where: str, step: int) -> Failure:
     """The failure of the calling process."""
-    has_fix = isinstance(error, UserError | DamagedError)
+    has_text = isinstance(error, UserError | DamagedError | StorageError)
     # The place where a process waits for a lost loading process explains nothing.
     is_whole = isinstance(error, LoadingError) and error.__cause__ is None
     return Failure(
@@ -88,17 +103,23 @@ def record(error: BaseException, rank: int, where: str, step: int) -> Failure:
         step=step,
         primary=not isinstance(error, PeerLostError),
         user=isinstance(error, UserError),
-        message=f"{error}" if has_fix else f"{type(error).__name__}: {error}",
+        message=f"{error}" if has_text else f"{type(error).__name__}: {error}",
         trace="" if is_whole else "".join(traceback.format_exception(error)),
         damaged=isinstance(error, DamagedError),
+        hint=error.hint if isinstance(error, StorageError) else "",
     )
 
 
-def write(failure: Failure, run_dir: RunDir) -> None:
-    """Writes the record, unless another rank has removed the run directory."""
-    if run_dir.logs.is_dir():
-        with contextlib.suppress(FileNotFoundError):
-            write_json(run_dir.failure(failure.rank), asdict(failure))
+def write(failure: Failure, run_dir: RunDir) -> bool:
+    """Writes the record, unless the run directory was removed or cannot be written to.
+
+    Returns:
+        Whether the record was written. If not, only `read_own` in this process returns it.
+    """
+    if run_dir.logs.is_dir() and try_write_json(run_dir.failure(failure.rank), asdict(failure)):
+        return True
+    _unwritten[failure.rank] = failure
+    return False
 
 
 def read(run_dir: RunDir) -> list[Failure]:
@@ -108,7 +129,9 @@ def read(run_dir: RunDir) -> list[Failure]:
 
 
 def read_own(run_dir: RunDir, rank: int) -> Failure:
-    """The record of `rank`."""
+    """The record of `rank`, which this process has passed to `write`."""
+    if rank in _unwritten:
+        return _unwritten[rank]
     return Failure(**json.loads(run_dir.failure(rank).read_text()))
 
 
@@ -144,6 +167,7 @@ def explain(
 
 
 def conclude(status: str, plan: RunPlan, run_dir: RunDir) -> None:
-    """Writes the summary of a run that did not finish, unless another rank has written one."""
+    """Writes the summary of a run that did not finish, unless another rank has written one or the
+    run directory cannot be written to."""
     if not run_dir.summary.exists():
-        write_json(run_dir.summary, unfinished(status, plan))
+        try_write_json(run_dir.summary, unfinished(status, plan))

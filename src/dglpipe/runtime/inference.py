@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dglpipe.config.checks import whole
-from dglpipe.errors import ConfigError, UserError
+from dglpipe.errors import ConfigError, StorageError, UserError
+from dglpipe.files import writing
 from dglpipe.manifest import beside, write_manifest
 from dglpipe.methods.registry import build_method
 from dglpipe.partition.staged_network import StagedNetwork, build_staged_network
@@ -141,11 +141,12 @@ def export_run(path: Path, output: Path, exits: bool = False, trust: Words = ())
             head = without_prefix(rest, HEAD)
             tensors |= {f"{EXITS}{j}.{key}": value for key, value in head.items()}
     try:
+        with writing(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
         entry = save(output, tensors)
         write_manifest(beside(output), {"dglpipe": __version__, "files": [entry.to_json()]})
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"output: got {output}; cannot write: {reason}") from error
+    except StorageError as error:
+        raise UserError(f"output: got {output}; cannot write: {error}") from error
     return len(tensors)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dglpipe.errors import PreemptedError, RunFailedError
-from dglpipe.files import write_json
+from dglpipe.files import try_write_json
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.pipeline.process_group import PrefixStore, Store, host_store, join_store
 from dglpipe.runtime import failure, preemption
@@ -71,8 +70,7 @@ def launch(plan: RunPlan, run_dir: RunDir) -> dict[str, Any]:
             if sys.stderr.isatty():
                 sys.stderr.write(SHOW_CURSOR)  # a killed worker leaves the cursor hidden
             if status not in ("finished", "preempted"):  # rank 0 has written those
-                with contextlib.suppress(OSError):  # the disk may be the cause of the failure
-                    write_json(run_dir.summary, unfinished(status, plan))
+                try_write_json(run_dir.summary, unfinished(status, plan))
 
 
 def _run(plan: RunPlan, run_dir: RunDir, inbox: SignalInbox) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import IO
 
 from dglpipe.config import Config, from_yaml
 from dglpipe.errors import RunDirError
-from dglpipe.files import write_whole
+from dglpipe.files import name_of_part, write_whole, writing
 from dglpipe.runtime.trust import require_trusted
 from dglpipe.runtime.trust_words import Words
 
@@ -101,7 +101,29 @@ class RunDir:
             # On a full disk, the summary may be truncated.
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 return str(json.loads(self.summary.read_text())["status"])
-        return "unfinished" if self.config.is_file() else None
+        torn = self._has_torn_config(self._lock.exists())
+        return "unfinished" if self.config.is_file() and not torn else None
+
+    def _has_torn_config(self, had_lock: bool) -> bool:
+        """Whether `config.yaml` is empty or cut off, and the run ended before its first step.
+
+        Args:
+            had_lock: whether the directory had a lock before this process took it. Without a
+                lock, a file that cannot be read may belong to another program.
+        """
+        started = (self.summary, self.workers, self.metrics, self.checkpoints, self.manifest.parent)
+        if any(item.exists() for item in started):
+            return False
+        try:
+            text = self.config.read_text()
+            if text.strip("\0\n "):
+                from_yaml(text)
+                return False
+        except ValueError:
+            return had_lock
+        except OSError:
+            return False
+        return True
 
     def finished_config(self, trust: Words = ()) -> Config:
         """The configuration of the finished run in this directory, without `model.weights`, whose
@@ -146,8 +168,10 @@ class RunDir:
     def check(self, resume: str) -> None:
         """Checks that a run may use the directory; changes no file.
 
+        With `resume=auto`, a finished run passes: its results are the results of the new run.
+
         Raises:
-            RunDirError: the directory contains a finished run, an unfinished run without
+            RunDirError: the directory contains a finished or an unfinished run without
                 `resume=auto`, a run in progress, or other files.
         """
         if not self.path.exists():
@@ -155,10 +179,11 @@ class RunDir:
         if not self.path.is_dir():
             raise RunDirError(f"run_dir: {self.path} is a file; give a directory")
         if self._lock.exists():
-            with self._lock.open("a") as lock:
+            # Without permission to write, `claim` fails later; a finished run can still be read.
+            with contextlib.suppress(OSError), self._lock.open("a") as lock:
                 self._take(lock)
         status = self.status()
-        if status == "finished":
+        if status == "finished" and resume != "auto":
             raise RunDirError(
                 f"run_dir: {self.path} holds a finished run; give another directory or delete it"
             )
@@ -167,15 +192,37 @@ class RunDir:
                 f"run_dir: {self.path} holds an unfinished run; give another directory, delete "
                 "it, or continue with resume=auto"
             )
-        # A run that failed before its start leaves its lock and an empty folder of logs.
-        own = {self._lock.name, self.logs.name} if self._lock.exists() else set()
-        others = [item.name for item in self.path.iterdir() if item.name not in own]
-        if status is None and others:
+        others = self._others() if status is None else []
+        if others:
             raise RunDirError(
-                f"run_dir: {self.path} holds {sorted(others)[0]} but no run "
-                f"(there is no {self.config.name}); "
-                "give a new or empty directory"
+                f"run_dir: {self.path} holds {others[0]} but no run "
+                f"(there is no {self.config.name}); give a new or empty directory"
             )
+
+    def _others(self) -> list[str]:
+        """Files and folders in a directory without a run that no killed start has left."""
+        own = {self._lock, self.logs, *self._parts(self.path)}
+        if self._has_torn_config(self._lock.exists()):
+            own.add(self.config)
+        others = [item for item in self.path.iterdir() if item not in own]
+        if self.logs.is_dir():
+            parts = self._parts(self.logs)
+            found = [item for item in self.logs.iterdir() if item not in parts]
+            others += [item for item in found if not item.match("rank_*.log")]
+        return sorted(str(item.relative_to(self.path)) for item in others)
+
+    def _parts(self, folder: Path) -> set[Path]:
+        """Part files in `folder`, below a name of this run directory."""
+        files = (self.config, self.workers, self.metrics, self.summary, self.timeline)
+        pictures = (self.timeline.with_suffix(".png"), self.staleness)
+        names = {item.name for item in (*files, *pictures, self.manifest)}
+        patterns = ("failure_*.json", "timeline_*.json", "stage_*")
+        found = {item: name_of_part(item) for item in folder.glob(".*") if item.is_file()}
+        return {
+            item
+            for item, name in found.items()
+            if name in names or (name and any(Path(name).match(one) for one in patterns))
+        }
 
     def _take(self, lock: IO[str]) -> None:
         try:
@@ -187,31 +234,59 @@ class RunDir:
             ) from None
 
     def claim(self, resume: str) -> IO[str]:
-        """Creates and locks the directory; the lock is held while the returned file is open.
+        """Creates and locks the directory, and deletes the part files of killed processes.
+
+        The lock is held while the returned file is open. The file `.lock` itself stays: it does
+        not block a later run.
 
         Raises:
-            RunDirError: as `check`; the directory cannot be written to.
+            RunDirError: as `check`; the directory holds a finished run or cannot be written to.
         """
         self.check(resume)
+        had_lock = self._lock.exists()
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
             lock = self._lock.open("a")
+            self._take(lock)
+            if self.status() == "finished":  # by another process, since the check
+                raise RunDirError(f"run_dir: {self.path} holds a finished run")
+            self._sweep(had_lock)
         except OSError as error:
             raise RunDirError(
                 f"run_dir: {self.path} cannot be written to ({error.strerror}); "
                 "give another directory"
             ) from None
-        self._take(lock)
         return lock
+
+    def _sweep(self, had_lock: bool) -> None:
+        """Deletes the incomplete and temporary files of killed processes of an earlier start."""
+        if self._has_torn_config(had_lock):
+            self.config.unlink()
+        steps = self.checkpoints.glob("*") if self.checkpoints.is_dir() else ()
+        for folder in (self.path, self.logs, self.manifest.parent, *steps):
+            for part in self._parts(folder):
+                part.unlink(missing_ok=True)
 
     def forget_end(self) -> None:
         """Deletes the summary and the failure records of a run that is resumed."""
         for old in (*self.logs.glob("failure_*.json"), self.summary):
-            old.unlink(missing_ok=True)
+            with writing(old):
+                old.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Removes the directory of a run that failed before its first step."""
+        """Removes the directory of a run that failed before its first step.
+
+        Configuration and lock come last: if this process is killed, a later start recognizes the
+        rest of the directory.
+        """
+        last = (self.config, self._lock)
         for _ in range(10):  # another rank may still write its failure record
+            for item in self.path.glob("*"):
+                if item not in last and item.is_dir():
+                    shutil.rmtree(item, ignore_errors=True)
+                elif item not in last:
+                    with contextlib.suppress(OSError):
+                        item.unlink()
             shutil.rmtree(self.path, ignore_errors=True)
             if not self.path.exists():
                 break

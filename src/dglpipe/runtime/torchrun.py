@@ -31,7 +31,7 @@ from dglpipe.pipeline.topology import Layout
 from dglpipe.runtime import failure, preemption
 from dglpipe.runtime.plan import make_plan, plan_layout
 from dglpipe.runtime.resume import with_cut, with_cut_of_resumed_run
-from dglpipe.runtime.run import choose_run_dir, in_run_dir, settle
+from dglpipe.runtime.run import choose_run_dir, find_finished, in_run_dir, settle
 from dglpipe.runtime.run_dir import RunDir
 from dglpipe.runtime.signals import PREEMPTING, on_signals
 from dglpipe.runtime.worker import run_worker
@@ -72,6 +72,10 @@ def _lead(config: Config, layout: Layout, local: int) -> None:
         run_dir = RunDir(Path(launched.compare_set(KEY, "", os.fspath(run_dir.path)).decode()))
     is_new = run_dir.status() is None
     try:
+        if find_finished(plan, run_dir) is not None:
+            store.set(KEY, json.dumps({"finished": True}))
+            group.wait_for_departure("run_dir")
+            return
         lock = run_dir.claim(config.resume)
         plan = settle(plan, run_dir)
     except UserError as error:
@@ -99,6 +103,8 @@ def _follow(config: Config, layout: Layout, rank: int, local: int) -> None:
     group.wait_for_departure("run_dir")
     if "error" in choice:
         raise RunDirError(choice["error"])
+    if "finished" in choice:
+        return
     chosen = with_cut(config, choice["split"], choice["times"])
     if choice["split"] == plan.config.pipeline.split:
         pipeline = replace(plan.config.pipeline, cost=config.pipeline.cost, times=choice["times"])

@@ -77,12 +77,11 @@ class Trainer:
         """Writes the checkpoints of the process; None: no checkpoints."""
         return self._checkpoints
 
-    def call_every_step(self, check: Callable[[], None]) -> None:
-        """Calls `check` after every step, so that the error of a thread ends the training."""
-        self._checks.append(check)
-
-    def run(self) -> int | None:
+    def run(self, *checks: Callable[[], None]) -> int | None:
         """Trains and evaluates to the end of the batch schedule.
+
+        Args:
+            checks: called after every event of the runner; an error ends the training.
 
         Returns:
             None; or the step after which the run was preempted, with a checkpoint.
@@ -99,6 +98,8 @@ class Trainer:
             self._window.begin(snapshot)
             self._reporter.begin(timers.seconds(snapshot))
             for event in self.runner.run():
+                for check in (*self._checks, *checks):
+                    check()
                 if isinstance(event, Evaluation):
                     self._evaluated = event.step
                     losses = self._reporter.log_test(event, self.runner.stages)
@@ -116,8 +117,6 @@ class Trainer:
 
     def _after(self, update: Update) -> None:
         """Logs, saves and measures after an optimizer step."""
-        for check in self._checks:
-            check()
         self._window.add_rows(update.rows)
         if update.step % self.plan.config.log_every == 0 or update.ends_pass:
             self.runner.check()

@@ -40,6 +40,7 @@ from dglpipe.runtime import failure
 from dglpipe.runtime.checkpoint import Checkpoints
 from dglpipe.runtime.closing_table import closing_table
 from dglpipe.runtime.config_consistency import check_consistency
+from dglpipe.runtime.log_file import LogFile, log_storage_errors_of_threads
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.preemption import Preemption
 from dglpipe.runtime.run_dir import RunDir
@@ -74,8 +75,8 @@ def run_worker(
     try:
         shield_streams()
         keep_freed_memory()
-        _log_to_file(run_dir, topology)
-        return run.train(store)
+        log = _log_to_file(run_dir, topology)
+        return run.train(store, log)
     except PreemptedError:
         raise
     except BaseException as error:
@@ -107,7 +108,7 @@ class _Run:
         """The training step in progress; 0 before the first."""
         return 0 if self._trainer is None else self._trainer.step
 
-    def train(self, store: Store) -> dict[str, Any] | None:
+    def train(self, store: Store, log: LogFile) -> dict[str, Any] | None:
         """Connects the process, trains, and disconnects; returns the summary at rank 0."""
         plan, topology, run_dir = self._plan, self._topology, self._run_dir
         config = plan.config
@@ -132,7 +133,7 @@ class _Run:
             )
         summary = Summary(plan, device)
         collector = _collect(trainer, run_dir, summary) if topology.rank == 0 else None
-        last = trainer.run()
+        last = trainer.run(log.check, *([collector.check] if collector is not None else []))
         if last is not None:
             trainer.leave()
             if collector is not None:
@@ -159,13 +160,16 @@ def _write_results(
     finals: list[dict[str, Any]],
     result: dict[str, Any],
 ) -> None:
-    """Writes the results of a finished run: manifest, summary and pictures."""
+    """Writes the results of a finished run: manifest, pictures and summary.
+
+    The summary comes last: it tells a later start that the run has all its results.
+    """
     write_manifest(run_dir.manifest, summary.manifest(finals))
-    write_json(run_dir.summary, result)
     draw_staleness(result["staleness"] or [], run_dir.staleness)
     if plan.config.timeline:
         parts = [run_dir.timeline_part(rank) for rank in range(plan.layout.world_size)]
         merge(parts, run_dir.timeline, run_dir.timeline.with_suffix(".png"))
+    write_json(run_dir.summary, result)
 
 
 def open_trainer(
@@ -272,9 +276,7 @@ def _collect(trainer: Trainer, run_dir: RunDir, summary: Summary) -> Collector:
 
     layout = plan.layout
     sizes = layout.world_size, layout.replicas
-    collector = Collector(context.group.store, *sizes, sinks, complete)
-    trainer.call_every_step(collector.check)
-    return collector
+    return Collector(context.group.store, *sizes, sinks, complete)
 
 
 def _write_workers(group: ProcessGroup, run_dir: RunDir) -> None:
@@ -292,8 +294,10 @@ def _write_workers(group: ProcessGroup, run_dir: RunDir) -> None:
         write_json(run_dir.workers, workers)
 
 
-def _log_to_file(run_dir: RunDir, topology: Topology) -> None:
-    handler = logging.FileHandler(run_dir.log(topology.rank))
+def _log_to_file(run_dir: RunDir, topology: Topology) -> LogFile:
+    logger.propagate = False
+    logger.handlers = [logging.NullHandler()]
+    handler = LogFile(run_dir.log(topology.rank))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers = [handler]
     if topology.rank == 0:
@@ -301,8 +305,9 @@ def _log_to_file(run_dir: RunDir, topology: Topology) -> None:
         logger.handlers[-1].setLevel(logging.INFO)
         logger.handlers[-1].addFilter(lambda record: record.levelno < logging.ERROR)
     logger.setLevel(logging.INFO)
-    logger.propagate = False
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").handlers = [handler]
     versions = f"python {platform.python_version()}, torch {torch.__version__}"
     logger.debug("%s on %s, %s", topology.name(), socket.gethostname(), versions)
+    log_storage_errors_of_threads()
+    return handler

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from torch._C._distributed_c10d import HashStore
 
-from dglpipe.errors import PeerLostError
+from dglpipe.errors import PeerLostError, StorageError
 from dglpipe.monitoring.metrics import Collector, JsonLines, Reporter, Sums, combine
+
+FULL = Path("/dev/full")
+"""A device on which every write fails with ENOSPC."""
 
 
 def sums(**values):
@@ -121,6 +124,30 @@ def test_an_error_in_the_thread_is_not_lost():
         collector.finals(5)
     with pytest.raises(OSError, match="no space left"):
         collector.check()
+
+
+def test_a_full_disk_ends_the_training_at_once():
+    """`check` raises the error while the processes train; `close` does not hide it."""
+    store = HashStore()
+    collector = Collector(store, ranks=1, replicas=1, sinks=[JsonLines(FULL)])
+    collector.check()
+    reporter = Reporter(store, 0)
+    reporter.send(sums())
+    deadline = time.monotonic() + 5
+    with pytest.raises(StorageError, match=r"^No space left on device: /dev/full$"):
+        while time.monotonic() < deadline:
+            collector.check()
+            time.sleep(0.01)
+    with pytest.raises(StorageError):
+        collector.close()
+
+
+def test_a_deleted_file_is_noticed_at_the_next_line(tmp_path):
+    sink = JsonLines(tmp_path / "metrics.jsonl")
+    sink.line(combine([sums()]))
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(StorageError, match=r"^No such file or directory: .*metrics\.jsonl$"):
+        sink.line(combine([sums(step=20)]))
 
 
 def test_a_line_is_there_as_soon_as_it_is_written(tmp_path):

@@ -1,9 +1,10 @@
+import errno
 import itertools
 from types import SimpleNamespace
 
 import pytest
 
-from dglpipe.errors import ConfigError, LoadingError, PeerLostError
+from dglpipe.errors import ConfigError, LoadingError, PeerLostError, StorageError
 from dglpipe.runtime import failure
 from dglpipe.runtime.run_dir import RunDir
 
@@ -11,6 +12,7 @@ from dglpipe.runtime.run_dir import RunDir
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
     """Every record is a nanosecond later than the one before."""
+    monkeypatch.setattr(failure, "_unwritten", {})
     monkeypatch.setattr(failure, "time", SimpleNamespace(time_ns=itertools.count(1).__next__))
 
 
@@ -71,3 +73,26 @@ def test_a_loading_error_with_a_cause_has_a_traceback(tmp_path):
     error.__cause__ = KeyError("in a loading process")
     report = failure.record(raised(error), 0, "rank 0 (stage 0)", 2).describe(tmp_path, False)
     assert report.startswith("KeyError: 'in a loading process'")
+
+
+def test_a_full_disk_is_reported_by_path_process_and_remedy(tmp_path):
+    error = StorageError("run/metrics.jsonl", OSError(errno.ENOSPC, "full"))
+    story = failure.record(raised(error), 0, "rank 0 (stage 0)", 7)
+    first, second, remedy, *_ = story.describe(tmp_path / "rank_0.log", True).splitlines()
+    assert first == "No space left on device: run/metrics.jsonl"
+    assert second == f"rank 0 (stage 0) failed at step 7: {first}"
+    assert remedy.startswith("free space on this disk")
+    assert "Traceback" not in story.describe(tmp_path / "rank_0.log", True)
+
+
+def test_a_record_that_cannot_be_written_is_no_error(tmp_path):
+    story = failure.record(raised(ValueError("a")), 0, "rank 0 (stage 0)", 7)
+    run_dir = RunDir(tmp_path / "run")
+    assert not failure.write(story, run_dir), "the run directory was removed"
+    assert not run_dir.path.exists()
+    run_dir.logs.mkdir(parents=True)
+    run_dir.failure(0).mkdir()
+    assert not failure.write(story, run_dir)
+    assert failure.read_own(run_dir, 0) == story
+    run_dir.failure(0).rmdir()
+    assert failure.write(story, run_dir)

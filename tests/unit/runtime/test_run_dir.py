@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -42,7 +45,7 @@ def test_one_run_at_a_time(run_dir):
 @pytest.mark.parametrize("status", ["failed", "interrupted", None])
 def test_an_unfinished_run_wants_resume(run_dir, status):
     run_dir.claim("never").close()
-    write_whole(run_dir.config, "epochs: 1\n")
+    write_whole(run_dir.config, to_yaml(make_config()))
     if status:
         write_json(run_dir.summary, {"status": status})
     with pytest.raises(RunDirError, match="resume=auto"):
@@ -52,7 +55,7 @@ def test_an_unfinished_run_wants_resume(run_dir, status):
 
 def test_a_claim_keeps_the_files_of_a_run_to_resume(run_dir):
     run_dir.claim("never").close()
-    write_whole(run_dir.config, "epochs: 1\n")
+    write_whole(run_dir.config, to_yaml(make_config()))
     write_json(run_dir.summary, {"status": "failed"})
     write_json(run_dir.failure(0), {})
     with run_dir.claim("auto"):
@@ -66,7 +69,7 @@ def test_a_claim_keeps_the_files_of_a_run_to_resume(run_dir):
 def test_a_truncated_summary_is_no_status(run_dir):
     """An empty summary, and half a line of metrics."""
     run_dir.claim("never").close()
-    write_whole(run_dir.config, "epochs: 1\n")
+    write_whole(run_dir.config, to_yaml(make_config()))
     run_dir.summary.write_text("")
     assert run_dir.status() == "unfinished"
     lines = [f'{{"kind": "train", "step": {step}, "stage": 0}}' for step in (1, 2)]
@@ -101,20 +104,119 @@ def test_an_invalid_summary_is_no_status(run_dir, text):
     assert run_dir.status() is None
 
 
-@pytest.mark.parametrize("resume", ["never", "auto"])
-def test_a_finished_run_is_refused(run_dir, resume):
+def test_a_finished_run_may_not_be_claimed(run_dir):
     run_dir.claim("never").close()
     write_json(run_dir.summary, {"status": "finished"})
-    with pytest.raises(RunDirError, match="finished"):
+    run_dir.check("auto")
+    for resume in ("never", "auto"):
+        with pytest.raises(RunDirError, match="finished"):
+            run_dir.claim(resume)
+
+
+# ---------------------------------------------------------------- leftovers of killed starts
+
+LEFTOVERS = {
+    "trust row 8": ["logs/", ".lock", ".config.yaml.1"],
+    "before the lock": ["logs/"],
+    "part files": [".config.yaml.7", ".summary.json.7", ".workers.json.7", "logs/"],
+    "part files of processes": [".lock", "logs/.failure_0.json.7", "logs/.timeline_1.json.7"],
+    "scratch": [".lock", "logs/rank_0.log", ".scratch/none_x/attempt_0/error.json"],
+    "empty configuration": ["config.yaml"],
+    "zeros": ["config.yaml=\0\0\0\0", ".lock", "logs/"],
+    "half a configuration": ["config.yaml=HALF", ".lock", "logs/"],
+}
+
+
+def leave(folder, names):
+    """Creates the files and folders `names`; `name=text` gives the content."""
+    for name in names:
+        path, _, text = name.partition("=")
+        text = to_yaml(make_config())[:300] if text == "HALF" else text
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        if path.endswith("/"):
+            (folder / path).mkdir(exist_ok=True)
+        else:
+            (folder / path).write_text(text)
+
+
+@pytest.mark.parametrize("resume", ["never", "auto"])
+@pytest.mark.parametrize("names", LEFTOVERS.values(), ids=LEFTOVERS)
+def test_a_directory_with_leftovers_counts_as_empty(run_dir, names, resume):
+    leave(run_dir.path, names)
+    assert run_dir.status() is None
+    with run_dir.claim(resume):
+        found = {str(path.relative_to(run_dir.path)) for path in run_dir.path.rglob("*")}
+    assert found - {"logs/rank_0.log"} == {".lock", "logs"}
+
+
+def test_part_files_of_a_run_to_resume_are_deleted(run_dir):
+    kept = ["config.yaml", "workers.json", "checkpoints/step_00000003/stage_0.pt", "logs/"]
+    parts = [
+        ".metrics.jsonl.7",
+        "checkpoints/step_00000003/.stage_1.pt.7",
+        "final/.stage_0.safetensors.7",
+        "final/.manifest.json.7",
+    ]
+    leave(run_dir.path, [*kept, *parts])
+    with run_dir.claim("auto"):
+        pass
+    assert not [part for part in parts if (run_dir.path / part).exists()]
+    assert all((run_dir.path / one).exists() for one in kept)
+
+
+def test_leftovers_of_a_live_run_are_kept(run_dir):
+    with run_dir.claim("never"):
+        leave(run_dir.path, [".config.yaml.7"])
+        with pytest.raises(RunDirError, match="in use"):
+            run_dir.claim("auto")
+        assert (run_dir.path / ".config.yaml.7").exists()
+
+
+@pytest.mark.parametrize("killed_after", range(4))
+def test_a_directory_whose_removal_was_killed_is_usable(run_dir, killed_after, monkeypatch):
+    leave(run_dir.path, [".lock", "config.yaml=HALF", "metrics.jsonl", "workers.json", "final/"])
+    count, unlink_now = itertools.count(), Path.unlink
+
+    def unlink(path, **options):
+        if next(count) == killed_after:
+            raise KeyboardInterrupt
+        unlink_now(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with contextlib.suppress(KeyboardInterrupt):
+        run_dir.discard()
+    monkeypatch.undo()
+    run_dir.claim("auto").close()
+
+
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        ([".lock", "logs/", "thesis.tex"], r"thesis\.tex"),
+        (["logs/", "logs/notes.txt"], r"logs/notes\.txt"),
+        ([".config.yaml.backup"], r"\.config\.yaml\.backup"),
+        ([".thesis.tex.1"], r"\.thesis\.tex\.1"),
+        (["config.yaml", "thesis.tex"], r"config\.yaml|thesis\.tex"),
+        (["final/stage_0.safetensors", ".lock"], "final"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("resume", ["never", "auto"])
+def test_other_files_are_not_changed(run_dir, names, named, resume):
+    leave(run_dir.path, names)
+    before = {path: path.stat().st_mtime_ns for path in run_dir.path.rglob("*")}
+    with pytest.raises(RunDirError, match=named):
         run_dir.claim(resume)
+    assert {path: path.stat().st_mtime_ns for path in run_dir.path.rglob("*")} == before
 
 
-def test_other_files_are_not_changed(run_dir):
-    run_dir.path.mkdir()
-    (run_dir.path / "thesis.tex").write_text("x")
-    with pytest.raises(RunDirError, match=r"thesis\.tex"):
+def test_an_unreadable_configuration_without_a_lock_is_not_ours(run_dir):
+    leave(run_dir.path, ["config.yaml=a: [1", "logs/"])
+    assert run_dir.status() == "unfinished"
+    with pytest.raises(RunDirError, match="resume=auto"):
         run_dir.claim("never")
-    assert [item.name for item in run_dir.path.iterdir()] == ["thesis.tex"]
+    run_dir.claim("auto").close()
+    assert run_dir.config.read_text() == "a: [1"
 
 
 def test_a_file_is_no_directory(run_dir):

@@ -202,3 +202,15 @@ def test_a_long_run_has_a_rate(build):
     trainer.run()
     trainer.finish()
     assert sent[-1]["samples_per_second"] > 0
+
+
+def test_an_error_of_a_check_ends_the_training(build):
+    trainer, runner, *_ = build(lambda stages: [update(step, stages) for step in range(1, 5)])
+
+    def check():
+        if runner.step == 2:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        trainer.run(check)
+    assert runner.step == 2

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dglpipe.files import writing
 from dglpipe.methods.dgl_async.replay import InOrder, Replay
 
 
@@ -87,4 +88,5 @@ def draw_staleness(entries: Sequence[dict[str, Any] | None], picture: Path) -> N
         axes[0][column].set_title(f"stage {j}, mean age {entry['mean_age']:.1f}")
     axes[0][0].set_ylabel("share of reads")
     axes[1][0].set_ylabel("share of batches")
-    figure.savefig(picture, dpi=110)
+    with writing(picture):
+        figure.savefig(picture, dpi=110)
