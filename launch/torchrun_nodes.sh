@@ -3,6 +3,7 @@
 #
 #   HEAD_NODE=host0 NODES=2 launch/torchrun_nodes.sh PROCESSES [OVERRIDES]
 #   HEAD_NODE=host0 NODES=2 launch/torchrun_nodes.sh 4 run_dir=/shared/runs/1 pipeline.stages=8
+#   HEAD_NODE=10.0.0.1 LOCAL_ADDR=10.0.0.2 NODE_RANK=1 NODES=2 launch/torchrun_nodes.sh 4 run_dir=/shared/1
 #
 # HEAD_NODE: name or address of the machine that hosts the rendezvous.
 # NODES: number of machines. PROCESSES: processes per machine; NODES x PROCESSES = P x R.

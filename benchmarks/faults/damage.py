@@ -15,6 +15,7 @@ loads it, in this process. The outcome is one of
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ from benchmarks import common
 from benchmarks.common import log
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
+from dglpipe.config import Config
 from dglpipe.errors import DglpipeError
-from dglpipe.methods.run_plan import RunPlan
 from dglpipe.runtime import run, worker
 from dglpipe.runtime.evaluate import evaluate_run
 from dglpipe.runtime.inference import export_run
@@ -50,7 +51,7 @@ STAGES = 3
 SETTINGS = (
     *("data=digits", "model.width=4", "model.dropout=0.2", "optimizer=adam"),
     *(f"pipeline.stages={STAGES}", "pipeline.processes=1", "pipeline.threads=1"),
-    *("pipeline.split=even", "batch_size=700", "epochs=3", "log_every=2"),
+    *("pipeline.split=even", "batch_size=700", "epochs=2", "log_every=5"),
     *("checkpoint.every=2", "checkpoint.keep=9", "resume=auto"),
 )
 """Six steps; an undisturbed run has the checkpoints 2, 4 and 6."""
@@ -201,18 +202,17 @@ def _in_this_process() -> None:
     """Makes a run train in this process, without new processes and without a display."""
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1"}
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    stand_ins: dict[str, Callable[..., Any]] = {
-        "closing_table": lambda *_: None,
-        "open_progress": lambda *_: _Quiet(),
-        "TensorBoard": lambda _: _Quiet(),
+    replaced: dict[Any, dict[str, Any]] = {
+        worker: {
+            "closing_table": lambda *_: None,
+            "open_progress": lambda *_: _Quiet(),
+            "TensorBoard": lambda _: _Quiet(),
+        },
+        run: {"launch": lambda plan, run_dir: worker.run_worker(plan, run_dir, HashStore())},
     }
-    for name, stand_in in stand_ins.items():
-        setattr(worker, name, stand_in)
-
-    def launch(plan: RunPlan, run_dir: RunDir) -> dict[str, Any]:
-        return worker.run_worker(plan, run_dir, HashStore()) or {}
-
-    setattr(run, "launch", launch)  # noqa: B010
+    for module, functions in replaced.items():
+        for name, function in functions.items():
+            setattr(module, name, function)
 
 
 class _Quiet:
@@ -225,7 +225,7 @@ class _Quiet:
 
 def resume(run_dir: Path, *words: str) -> None:
     """Trains, or goes on, as the command that started the run."""
-    config = compose(parse_arguments([*SETTINGS, *words, f"run_dir={run_dir}"]))
+    config = replace(_composed(words), run_dir=str(run_dir))
     stderr, sys.stderr = sys.stderr, open(os.devnull, "w")  # noqa: PTH123, SIM115
     try:
         run.train(config)
@@ -236,6 +236,12 @@ def resume(run_dir: Path, *words: str) -> None:
             handler.close()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+@functools.cache
+def _composed(words: tuple[str, ...]) -> Config:
+    """Composing takes tenths of a second."""
+    return compose(parse_arguments([*SETTINGS, *words]))
 
 
 def hashes_of(run_dir: Path) -> list[str]:
@@ -263,8 +269,8 @@ def export(run_dir: Path) -> Any:
 def load(run_dir: Path) -> Any:
     images = torch.linspace(-1, 1, 2 * 64).reshape(2, 1, 8, 8)
     with torch.no_grad():
-        found = dglpipe.load(run_dir).exits(images)
-        return [None if logits is None else logits.tolist() for logits in found]
+        exits = dglpipe.load(run_dir).exits(images)
+    return [None if logits is None else logits.tolist() for logits in exits]
 
 
 READERS: dict[str, Callable[[Path], Any]] = {"evaluate": evaluate, "export": export, "load": load}
@@ -273,8 +279,10 @@ READERS: dict[str, Callable[[Path], Any]] = {"evaluate": evaluate, "export": exp
 # ---------------------------------------------------------------- trials
 
 
-Case = tuple[str, str, Callable[[random.Random, Path, Good], Path]]
-"""Name of the damage, what it damages, and a function that returns the damaged file."""
+Act = Callable[[random.Random, Path, Good], Path]
+"""Damages a run directory and returns the damaged file."""
+Case = tuple[str, str, Act]
+"""Name of the damage, what it damages, and the damage."""
 
 
 def on(name: str, damages: dict[str, Damage], path: Callable[[random.Random], str]) -> list[Case]:
@@ -284,7 +292,7 @@ def on(name: str, damages: dict[str, Damage], path: Callable[[random.Random], st
         path: chooses the file, relative to the run directory.
     """
 
-    def case(damage: Damage) -> Callable[[random.Random, Path, Good], Path]:
+    def case(damage: Damage) -> Act:
         def act(rng: random.Random, run_dir: Path, good: Good) -> Path:
             file = run_dir / path(rng)
             damage(rng, file)
@@ -303,7 +311,7 @@ def stage_file(rng: random.Random) -> str:
     return f"stage_{rng.randrange(STAGES)}.safetensors"
 
 
-def swap_stages(folder: str) -> Callable[[random.Random, Path, Good], Path]:
+def swap_stages(folder: str) -> Act:
     def act(rng: random.Random, run_dir: Path, good: Good) -> Path:
         one, other = rng.sample(range(STAGES), 2)
         files = [run_dir / folder / f"stage_{j}.safetensors" for j in sorted((one, other))]
@@ -313,14 +321,17 @@ def swap_stages(folder: str) -> Callable[[random.Random, Path, Good], Path]:
     return act
 
 
-def copy_from(
-    source: str, target: str, of_other_run: bool = False
-) -> Callable[[random.Random, Path, Good], Path]:
-    """Replaces a file or folder by another of this or another run; `STAGE` is a random stage."""
+def of_other_run(path: str) -> Act:
+    """Replaces a file or folder by that of another run; `STAGE` is a random stage."""
+    return copy_from(path, path, from_other=True)
+
+
+def copy_from(source: str, target: str, from_other: bool = False) -> Act:
+    """Replaces a file or folder by another of this or another run."""
 
     def act(rng: random.Random, run_dir: Path, good: Good) -> Path:
         name = stage_file(rng)
-        origin = (good.other if of_other_run else run_dir) / source.replace("STAGE", name)
+        origin = (good.other if from_other else run_dir) / source.replace("STAGE", name)
         file = run_dir / target.replace("STAGE", name)
         if origin.is_dir():
             shutil.copytree(origin, file, dirs_exist_ok=True)
@@ -331,7 +342,7 @@ def copy_from(
     return act
 
 
-def both(damage: Damage) -> Callable[[random.Random, Path, Good], Path]:
+def both(damage: Damage) -> Act:
     """Damages the newest and the older checkpoint."""
 
     def act(rng: random.Random, run_dir: Path, good: Good) -> Path:
@@ -350,14 +361,14 @@ def checkpoint_cases() -> list[Case]:
         *on("newest checkpoint", BYTES, lambda rng: newest + stage_file(rng)),
         ("stages swapped", "newest checkpoint", swap_stages(newest)),
         ("another step's", "newest checkpoint", copy_from(older + "STAGE", newest + "STAGE")),
-        ("another run's", "newest checkpoint", copy_from(newest + "STAGE", newest + "STAGE", True)),
-        ("another run's folder", "newest checkpoint", copy_from(newest, newest, True)),
+        ("another run's", "newest checkpoint", of_other_run(newest + "STAGE")),
+        ("another run's folder", "newest checkpoint", of_other_run(newest)),
         ("another step's folder", "newest checkpoint", copy_from(older, newest)),
         *on("newest manifest", MANIFEST, lambda _: newest + "manifest.json"),
         *on("older checkpoint", {"bit flipped": flip}, lambda rng: older + stage_file(rng)),
         *((how, "all checkpoints", both(act)) for how, act in BYTES.items()),
         *on("config.yaml", BYTES, lambda _: "config.yaml"),
-        ("another run's", "config.yaml", copy_from("config.yaml", "config.yaml", True)),
+        ("another run's", "config.yaml", of_other_run("config.yaml")),
         # A changed digit of a measurement cannot be told from another measurement.
         *on("metrics.jsonl", TEXT, lambda _: "metrics.jsonl"),
     ]
@@ -368,11 +379,11 @@ def final_cases() -> list[Case]:
     return [
         *on("final weights", BYTES, lambda rng: f"final/{stage_file(rng)}"),
         ("stages swapped", "final weights", swap_stages("final")),
-        ("another run's", "final weights", copy_from("final/STAGE", "final/STAGE", True)),
-        ("another run's folder", "final weights", copy_from("final", "final", True)),
+        ("another run's", "final weights", of_other_run("final/STAGE")),
+        ("another run's folder", "final weights", of_other_run("final")),
         *on("final manifest", MANIFEST, lambda _: "final/manifest.json"),
         *on("config.yaml", BYTES, lambda _: "config.yaml"),
-        ("another run's", "config.yaml", copy_from("config.yaml", "config.yaml", True)),
+        ("another run's", "config.yaml", of_other_run("config.yaml")),
         *on("summary.json", BYTES, lambda _: "summary.json"),
     ]
 

@@ -15,14 +15,10 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import common
 from benchmarks.common import log
+from benchmarks.faults.commands import Command, kill
 from dglpipe.runtime.run_dir import RunDir
 
 DGLPIPE = (sys.executable, "-m", "dglpipe", "train")
@@ -61,8 +58,6 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """Name -> launcher, settings."""
 PHASES = ("start-up", "steady", "evaluation", "checkpoint", "epoch edge", "end")
 VICTIMS = ("launcher", "worker", "session")
-MARK = "DGLPIPE_KILLS_TRIAL"
-"""Environment variable that every process of a trial inherits."""
 ATTEMPTS = 4
 FINISH_S = 600.0
 GONE_S = 30.0
@@ -70,77 +65,6 @@ GONE_S = 30.0
 POLL_S = 0.002
 JITTER_S = 0.3
 """Maximum pause after the event that opens the start-up phase."""
-
-
-# ---------------------------------------------------------------- commands
-
-
-class Command:
-    """A training command in its own session, with its output in a file."""
-
-    def __init__(self, words: Sequence[str], output: Path) -> None:
-        self.mark = uuid.uuid4().hex
-        self._file = output.open("ab")
-        environment = {**os.environ, MARK: self.mark}
-        self._process = subprocess.Popen(
-            words,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=self._file,
-            stderr=self._file,
-            start_new_session=True,
-        )
-        self.pid = self._process.pid
-
-    def status(self) -> int | None:
-        """The exit status; None while the command runs."""
-        return self._process.poll()
-
-    def alive(self) -> list[int]:
-        """Processes of the command, zombies excluded."""
-        self._process.poll()
-        return [pid for pid in marked(self.mark) if is_running(pid)]
-
-    def wait(self, seconds: float) -> int | None:
-        """The exit status; None if the command still runs after `seconds`."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._process.wait(seconds)
-        return None
-
-    def end(self) -> list[int]:
-        """Kills the remaining processes, and returns their process IDs."""
-        left = self.alive()
-        for pid in left:
-            kill(pid)
-        self._process.wait()
-        self._file.close()
-        return left
-
-
-def marked(mark: str) -> list[int]:
-    """Process IDs of the processes with `mark` in their environment."""
-    text = f"{MARK}={mark}".encode()
-    found = []
-    for file in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if text in file.read_bytes():
-                found.append(int(file.parent.name))
-    return found
-
-
-def is_running(pid: int) -> bool:
-    """Whether the process exists and is not a zombie."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
-
-
-def kill(pid: int) -> bool:
-    """Sends SIGKILL; returns whether the process existed."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-        return True
-    return False
 
 
 # ---------------------------------------------------------------- results of a run

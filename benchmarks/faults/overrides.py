@@ -20,11 +20,13 @@ import random
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -449,18 +451,24 @@ def _child(case: Case, place: Path, sender: Any) -> None:
 
 def make_folder(folder: Path) -> None:
     """Plug-ins and a tiny image folder."""
-    import torch
-    from torchvision.io import write_png
-
     (folder / "fuzz_plug_in.py").write_text(PLUG_IN)
     for split in ("train", "test"):
         for name in ("cat", "dog"):
             target = folder / "images" / split / name
             target.mkdir(parents=True)
             for number in range(2):
-                write_png(
-                    torch.full((3, 8, 8), 20, dtype=torch.uint8), str(target / f"{number}.png")
-                )
+                (target / f"{number}.png").write_bytes(_png(8))
+
+
+def _png(side: int) -> bytes:
+    """A black RGB image; torchvision takes seconds to load."""
+    rows = zlib.compress(bytes(side * (1 + 3 * side)))
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    )
 
 
 def warm_up(folder: Path) -> None:

@@ -3,18 +3,19 @@
 `train`, `load` and `split` (in `api`) are the public functions. A package imports only packages
 that come before it in this list: `config`, `data`, `models`, `monitoring`, `pipeline` (stages and
 links), `partition` (stages from a network), `methods` (how stages learn), `runtime` (a run), `cli`.
-`errors`, `files`, `host`, `seeds` and `version` are small modules that every package may import.
+`errors`, `files`, `host`, `manifest`, `seeds` and `streams` are small modules that every package
+may import.
 """
 
 from __future__ import annotations
-
-from dglpipe.version import __version__
 
 TYPE_CHECKING = False  # as in `typing`, which takes longer to import than this package
 if TYPE_CHECKING:
     from typing import Any
 
     from dglpipe.api import load, split, train
+
+__version__ = "0.1.0"
 
 __all__ = ["__version__", "load", "split", "train"]
 

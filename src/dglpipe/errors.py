@@ -77,7 +77,9 @@ class RunDirError(UserError):
     @classmethod
     def damaged(cls, path: Path, reason: object) -> RunDirError:
         """The error for a missing or corrupt file of a finished run."""
-        return cls(f"run: {path} cannot be read ({reason}); the results of this run are lost")
+        return cls(
+            f"run: {path} cannot be read ({reason}); restore the file from a copy, or train again"
+        )
 
 
 class DeviceError(UserError):

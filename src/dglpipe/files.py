@@ -60,13 +60,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def sync_folder(path: Path) -> None:
     """Writes the entries of a directory to the disk, so that a rename survives a loss of power."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    except OSError:
-        pass  # some network file systems do not support it
-    finally:
-        os.close(folder)
+    with writing(path):
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            # Some network file systems do not support it.
+            with contextlib.suppress(OSError):
+                os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def name_of_part(path: Path) -> str | None:

@@ -8,6 +8,8 @@ import os
 import resource
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -41,16 +43,22 @@ def keep_freed_memory() -> bool:
 
 
 def end_with_parent(parent: int) -> None:
-    """Makes Linux kill this process when its parent ends; exits if the parent has ended already.
+    """Makes the end of the process `parent` end this process, even if `parent` is killed.
 
-    Args:
-        parent: process id of the parent.
+    Call as early as possible: a worker that imports torch would otherwise outlive its launcher.
     """
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
+    if prctl is None or prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+        threading.Thread(target=_watch, args=(parent,), name="watchdog", daemon=True).start()
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _watch(parent: int, seconds: float = 1.0) -> None:
+    """Where the kernel sends no signal at the end of the parent: asks every `seconds`."""
+    while os.getppid() == parent:
+        time.sleep(seconds)
+    os._exit(1)
 
 
 def peak_resident_bytes() -> int:

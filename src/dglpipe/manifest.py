@@ -92,7 +92,7 @@ class FileEntry:
         self._compare(path, *self._try(path, lambda: _measure(path)))
 
     def _try(self, path: Path, read: Callable[[], T]) -> T:
-        if "/" in self.name or self.name in ("", ".", ".."):
+        if {"/", "\0"} & {*self.name} or self.name in ("", ".", ".."):
             raise DamageError(path, f"got {self.name!r} where the name of a file belongs")
         try:
             return read()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -121,8 +123,10 @@ def test_real_networks_run_in_low_precision(way):
 def test_a_pipeline_is_resumed(tmp_path):
     words = WAYS["1f1b"].split()
     whole = train(*words).hashes
-    for steps in (3, 5):
-        config = make_config(*PLAIN, *words, "checkpoint.every=1", "resume=auto")
-        config.max_steps = steps
-        run = train_world(config, plan_layout(config.pipeline, config.method, 2), tmp_path)
-    assert run.hashes == whole
+    settings = ("checkpoint.every=1", "checkpoint.keep=5", "max_steps=5", "resume=auto")
+    config = make_config(*PLAIN, *words, *settings)
+    layout = plan_layout(config.pipeline, config.method, 2)
+    train_world(config, layout, tmp_path)
+    for step in (4, 5):  # as after a kill
+        shutil.rmtree(tmp_path / "checkpoints" / f"step_{step:08d}")
+    assert train_world(config, layout, tmp_path).hashes == whole

@@ -11,6 +11,7 @@ import signal
 
 import pytest
 
+from dglpipe.runtime.plan import plan_layout
 from dglpipe.runtime.run_dir import RunDir
 from dglpipe.runtime.summary import Summary
 from dglpipe.runtime.worker import _collect
@@ -63,28 +64,30 @@ def lines_of(run_dir):
     [
         ((), (3, 3), (1, 7), [4, 6]),
         (SIMULATED, (3, 1), (0, 19), [2, 4]),
-        in_test_all(("pipeline.replicas=2",), (2, 2, 2), (3, 8), [4, 6]),
+        in_test_all((), (2, 2, 2), (3, 8), [4, 6]),
         in_test_all(("method=sequential",), (2, 2), (0, 12), [8, 10]),
-        in_test_all(("method=backprop", "pipeline.stages=2"), (2, 2), (0, 7), [4, 6]),
-        in_test_all(("pipeline.processes=1",), (3, 1), (0, 4), [2]),
+        in_test_all(("method=backprop",), (2, 2), (0, 7), [4, 6]),
+        in_test_all((), (3, 1), (0, 4), [2]),
         in_test_all(("optimizer=adam", "precision=bf16"), (2, 2), (1, 5), [2, 4]),
     ],
     ids=lambda value: "-".join(map(str, value)),
 )
 def test_each_line_once_with_the_values_of_an_undisturbed_run(words, world, dies, left, tmp_path):
-    config = make_config(*SETTINGS, *words)
-    run_planned(layout(*world), train, config, tmp_path / "whole")
+    sizes = zip(("stages", "processes", "replicas"), world, strict=False)
+    config = make_config(*SETTINGS, *words, *(f"pipeline.{name}={size}" for name, size in sizes))
+    ranks = plan_layout(config.pipeline, config.method, cores=1)
+    run_planned(ranks, train, config, tmp_path / "whole")
     whole = lines_of(tmp_path / "whole")
     assert whole
     killed = tmp_path / "killed"
     with pytest.raises(WorldError, match="exit code -9"):
-        run_planned(layout(*world), train, config, killed, dies, left)
+        run_planned(ranks, train, config, killed, dies, left)
     cut = lines_of(killed)
     assert {key for key in whole if key[1] < left[-1]} <= cut.keys(), "lines before a checkpoint"
     with RunDir(killed).metrics.open("a") as file:
         file.write('{"kind": "tr')
     config.resume = "auto"
-    run_planned(layout(*world), train, config, killed)
+    run_planned(ranks, train, config, killed)
     assert complete_steps(killed) == complete_steps(tmp_path / "whole")
     assert lines_of(killed) == whole
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.faults import damage
-from harness.configs import in_test_all, layout
+from dglpipe.runtime.run_dir import RunDir
+from harness.configs import in_test_all, layout, small
 from harness.worlds import run_world
 
 SOME = {
@@ -35,7 +36,7 @@ def trials(topology, store, copies, only):
 @pytest.mark.parametrize("copies", [11, in_test_all(120)])
 def test_no_damage_is_passed_over_in_silence(copies):
     only = list(SOME) if copies == 11 else []
-    (found,) = run_world(layout(1), trials, copies, only, connected=False, deadline_s=300)
+    (found,) = run_world(layout(1), trials, copies, only, connected=False, deadline_s=1000)
     bad = [trial for trial in found if trial.outcome in damage.BAD]
     assert bad == []
     assert {trial.outcome for trial in found} >= {"older checkpoint", "refused"}
@@ -43,3 +44,22 @@ def test_no_damage_is_passed_over_in_silence(copies):
         assert trial.outcome == SOME.get(trial.damage, trial.outcome)
         if trial.outcome in ("refused", "older checkpoint"):
             assert trial.file.rpartition("/")[2] in trial.message
+
+
+@pytest.mark.slow
+def test_a_command_without_an_intact_checkpoint_has_status_1(start, run_dir):
+    words = small("checkpoint.every=3", "resume=auto", f"run_dir={run_dir}")
+    assert start("train", *words).wait() == 0
+    files = RunDir(run_dir)
+    files.summary.unlink()
+    damaged = sorted(files.checkpoints.glob("step_*/stage_1.safetensors"))
+    assert len(damaged) == 2
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    run = start("train", *words)
+    assert run.wait() == 1
+    assert "Traceback" not in run.stderr
+    for path in damaged:
+        assert f"  {path}: sha256: got" in run.stderr
+    assert f"delete {files.checkpoints} or give another run_dir" in run.stderr
+    assert len(list(files.checkpoints.glob("step_*"))) == 2, "nothing was deleted"

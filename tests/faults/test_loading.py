@@ -26,6 +26,8 @@ SETTINGS = (
     "data=image_folder",
     "data.workers=1",
 )
+START_S = 100.0
+"""Maximum seconds until a run has made four steps; three processes load torch, one by one."""
 LITTLE_MEMORY = 'mount -t tmpfs -o size=4m tmpfs /dev/shm && exec "$@"'
 """A shell script that runs its arguments with 4 MiB in /dev/shm, in a mount namespace."""
 
@@ -44,12 +46,13 @@ def images(tmp_path):
 
 
 def long_run(images, run_dir, *more):
-    return (*SETTINGS, images, f"run_dir={run_dir}", "epochs=100000", "evaluate.every=0", *more)
+    long = ("epochs=100000", "evaluate.every=0", "on_nonfinite=ignore")
+    return (*SETTINGS, images, f"run_dir={run_dir}", *long, *more)
 
 
 def loading_processes(run, run_dir):
     """The processes of the loader of rank 0, of a run that trains."""
-    rank_0, _ = run.wait_for_step(run_dir, 4)
+    rank_0, _ = run.wait_for_step(run_dir, 4, START_S)
     (server,) = [pid for pid in children(rank_0) if children(pid)]
     return children(server)
 
@@ -82,14 +85,14 @@ def test_a_killed_loading_process_ends_the_run(start, images, run_dir, tmp_path)
 
 @pytest.mark.slow
 def test_a_stopped_loading_process_ends_the_run(start, images, run_dir):
-    run = start("train", *long_run(images, run_dir, "log_every=2", "timeout_s=20"))
+    run = start("train", *long_run(images, run_dir, "log_every=2", "timeout_s=40"))
     (loader,) = loading_processes(run, run_dir)
     began = time.monotonic()
     os.kill(loader, signal.SIGSTOP)
     assert run.wait() == 1
     run.assert_nobody_left()
-    assert 10 < time.monotonic() - began < 10 + PROMPT_S
-    assert_reported(run, "a loading process has not answered for 10 s (half of timeout_s)")
+    assert 20 < time.monotonic() - began < 20 + PROMPT_S
+    assert_reported(run, "a loading process has not answered for 20 s (half of timeout_s)")
 
 
 @pytest.mark.slow
@@ -103,7 +106,6 @@ def test_loading_processes_end_with_the_run(launcher, number, start, images, run
     os.kill(run.pid, number)
     run.wait()
     run.assert_nobody_left()
-    assert "resource_tracker" not in run.stderr
 
 
 @pytest.mark.slow
@@ -138,12 +140,12 @@ def test_little_shared_memory(with_little_memory, start, images, run_dir, tmp_pa
     words = (*SETTINGS, images, "data.image_size=512", "epochs=1", "timeout_s=60")
     expected = "LoadingError: data.workers=1: cannot allocate 6.0 MiB in /dev/shm for a batch of 8"
     run = start(*with_little_memory, *DGLPIPE, "train", *words, f"run_dir={tmp_path / 'failed'}")
-    assert run.wait() == 1
+    assert run.wait(START_S) == 1
     run.assert_nobody_left()
     assert f"rank 0 (stage 0) failed before the first step: {expected}" in run.stderr
-    assert start("train", *words, f"run_dir={run_dir}").wait() == 0
+    assert start("train", *words, f"run_dir={run_dir}").wait(START_S) == 0
     run = start(*with_little_memory, *DGLPIPE, "evaluate", f"run={run_dir}")
-    assert run.wait() == 1
+    assert run.wait(START_S) == 1
     assert run.stderr.startswith("data.workers=1: cannot allocate"), run.stderr
     assert "/dev/shm has 4.0 MiB free" in run.stderr
     assert sys.executable not in run.stderr

@@ -97,6 +97,23 @@ def test_the_command_ends_with_the_cause(start, run_dir):
     assert not RunDir(run_dir).manifest.exists()
 
 
+@pytest.mark.parametrize(
+    ("step", "status", "text"),
+    [
+        in_test_all(1, 2, "dglpipe: method.loss: got 'an object of type float'; allowed: "),
+        in_test_all(5, 1, "failed at step 5: method.loss: got 'an object of type float in stage "),
+    ],
+)
+def test_a_wrong_loss_ends_the_command(start, run_dir, step, status, text):
+    args = f"{{how:float,step:{step}}}"
+    loss = f"method.loss={{target:harness.plug_ins.WrongLoss,args:{args}}}"
+    run = start("train", *small(loss, f"run_dir={run_dir}"))
+    assert run.wait() == status
+    assert text in run.stderr
+    assert "Traceback" not in run.stderr
+    assert run_dir.exists() == (status == 1)
+
+
 # ---------------------------------------------------------------- one process
 
 
@@ -197,7 +214,7 @@ def test_warn_reports_each_stage_once_and_counts(logged, run_dir):
 def test_ignore_says_nothing(logged):
     trainer = train("on_nonfinite=ignore", poison=after_step(0, 4, bad_weights))
     assert logged() == []
-    assert all(stage.losses() == [] for stage in trainer.runner.stages)
+    assert all(stage.watch.history.take() == [] for stage in trainer.runner.stages)
 
 
 def test_the_check_changes_no_weight():

@@ -15,7 +15,6 @@ from harness.configs import small
 LONG = ("epochs=100000", "evaluate.every=0", "log_every=2", "resume=auto")
 SUMMARY_BYTES = 8192
 """More than the summary of a failed run takes."""
-NEEDS_PIPE = pytest.mark.xfail(reason="the launcher reads failure records from the run directory")
 
 
 @pytest.fixture
@@ -66,7 +65,6 @@ def test_a_disk_that_becomes_full(size, mount, start):
 
 
 @pytest.mark.slow
-@NEEDS_PIPE
 def test_a_disk_without_room_for_a_line(mount, start):
     """By a file of another program. No process can write a failure record or the summary."""
     disk = mount("4m")
@@ -95,7 +93,6 @@ def test_a_disk_that_is_full_at_the_start(mount, start):
 
 
 @pytest.mark.slow
-@NEEDS_PIPE
 def test_a_run_directory_that_is_deleted(run_dir, start):
     run = start("train", *small(*LONG, "checkpoint.every=2", f"run_dir={run_dir}"))
     run.wait_for_step(run_dir, 4)
@@ -106,7 +103,6 @@ def test_a_run_directory_that_is_deleted(run_dir, start):
 
 
 @pytest.mark.slow
-@NEEDS_PIPE
 def test_a_disk_that_is_mounted_read_only(mount, start):
     disk = mount("8m")
     run = start("train", *small(*LONG, "checkpoint.every=2", f"run_dir={disk / 'run'}"))

@@ -162,8 +162,11 @@ def _answer_to_ctrl_c() -> None:
 
 
 def _command_main(words: list[str], folder: str, environment: dict[str, str]) -> None:
+    import torch
+
     from dglpipe.cli.main import main
 
+    torch.set_num_threads(1)  # the workers are forked: they would wait for threads of this process
     os.setsid()
     _answer_to_ctrl_c()
     os.chdir(folder)

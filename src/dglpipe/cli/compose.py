@@ -85,7 +85,9 @@ def to_plain(tree: Any) -> dict[str, Any]:
         raise ConfigError.required(str(error.full_key)) from None
     except OmegaConfBaseException as error:
         reason = str(error).partition("\n")[0]
-        raise ConfigError(str(error.full_key), "an unusable value", reason) from None
+        raise UserError(
+            f"{error.full_key}: cannot be resolved ({reason}). Write \\${{ for the characters ${{"
+        ) from None
     return {str(key): value for key, value in plain.items()}  # type: ignore[union-attr]
 
 

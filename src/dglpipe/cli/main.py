@@ -11,8 +11,8 @@ import os
 import signal
 import sys
 
+from dglpipe import __version__
 from dglpipe.streams import output_error, shield_streams
-from dglpipe.version import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _leave_working_directory() -> None:
     """Undoes that `python -m dglpipe` puts the working directory first in `sys.path`."""
-    spec = sys.modules["__main__"].__spec__
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
     safe = getattr(sys.flags, "safe_path", False)  # from Python 3.11
     by_module = spec is not None and spec.name == "dglpipe.__main__" and not safe
     here = os.getcwd()  # noqa: PTH109

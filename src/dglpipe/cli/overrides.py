@@ -66,9 +66,8 @@ def values_of(override: Override) -> list[Any]:
     try:
         values = list(itertools.islice(override.sweep_iterator(), MOST_JOBS + 1))
     except HydraException as error:
-        raise ConfigError(
-            override.key_or_group, override.value_string, "a sweep", str(error)
-        ) from (error)
+        allowed = f"a sweep of values ({error})"
+        raise ConfigError(override.key_or_group, override.input_line, allowed) from error
     allowed = f"1 to {MOST_JOBS} values in a sweep"
     if not 1 <= len(values) <= MOST_JOBS:
         raise ConfigError(override.key_or_group, override.input_line, allowed)
@@ -142,6 +141,8 @@ def check_selectors(tree: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
         node = tree.get(group)
         if not isinstance(node, Mapping) or choice not in choices(group):
             continue
+        if group != "model" and node.get("name") == choice:
+            continue  # spares reading the file: a choice and its setting `name` have one name
         own = config_file(f"{group}/{choice}.yaml")
         for key in SELECTORS:
             wanted, got = own.get(key, "???"), node.get(key)

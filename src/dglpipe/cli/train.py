@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dglpipe.cli.arguments import Arguments, parse_arguments
 from dglpipe.cli.config_groups import CONFIG_MODULE
-from dglpipe.errors import DglpipeError, UserError
+from dglpipe.errors import DglpipeError, PreemptedError, UserError
 from dglpipe.pipeline.launcher_env import world_of_launcher
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _train_as_worker(arguments: Arguments, rank: int) -> None:
     Every rank finds the same error in the arguments. Ranks above 0 wait before they print the
     error, because the launcher stops all workers after the first exit.
     """
-    from dglpipe.runtime.signals import end_with_parent
+    from dglpipe.host import end_with_parent
 
     end_with_parent(os.getppid())
     try:
@@ -111,12 +111,17 @@ def _sweep(parsed: Arguments) -> int:
 
     path = Path(parsed.run_dir) if parsed.run_dir else default_path()
     failed: list[int] = []
+    preempted: list[PreemptedError] = []
 
     def job(tree: DictConfig) -> None:
         number = HydraConfig.get().job.num
+        if preempted:
+            return
         try:
             output = HydraConfig.get().runtime.output_dir
             _train_here(replace(_parse(tree), run_dir=output))
+        except PreemptedError as error:
+            preempted.append(error)  # Hydra would report it as a crash
         except DglpipeError as error:
             sys.stderr.write(f"job {number}: {error}\n")
             failed.append(number)
@@ -126,6 +131,8 @@ def _sweep(parsed: Arguments) -> int:
     folder = os.fspath(path.resolve()).replace("\\", "\\\\").replace("'", "\\'")
     sweep_dir = f"hydra.sweep.dir='{folder}'"
     _run_hydra(["-m", *flags, *parsed.overrides, sweep_dir, *NO_HYDRA_FILES], job)
+    if preempted:
+        raise preempted[0]
     if failed:
         sys.stderr.write(f"dglpipe: jobs {failed} failed\n")
     return 1 if failed else 0

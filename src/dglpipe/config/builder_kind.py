@@ -137,7 +137,7 @@ def _classes(hint: Any) -> list[type] | None:
 
 def _is_installed(module: str) -> bool:
     """Whether the imported `module` is of an installed package, not of the user's own files."""
-    if _top(module) == "dglpipe":  # may be installed in development mode
+    if _top(module) in ("dglpipe", "torch", "torchvision"):  # maybe in development mode
         return True
     file = getattr(sys.modules.get(module), "__file__", None)
     return file is not None and not _PACKAGE_FOLDERS.isdisjoint(Path(file).parts)

@@ -85,7 +85,7 @@ class SyntheticConfig:
     samples: int = 1024
     """Training images; from 1. The test split has a quarter as many, at least 1."""
     classes: int = 10
-    """N, the number of classes; 2 to 1000000."""
+    """N, the number of classes; 2 to 100000."""
     channels: int = 3
     """C, the number of channels; 1 to 65536."""
     image_size: int = 32
@@ -95,7 +95,7 @@ class SyntheticConfig:
 
     def __post_init__(self) -> None:
         require_number("data.samples", self.samples, 1)
-        require_number("data.classes", self.classes, 2, 1_000_000)
+        require_number("data.classes", self.classes, 2, 100_000)
         require_number("data.channels", self.channels, 1, 65536)
         _check_image_size(self.image_size)
         require_number("data.noise", self.noise, 0, 1_000_000)

@@ -38,7 +38,7 @@ class AsyncConfig(MethodConfig):
 
     name: str = "dgl_async"
     buffer: int = 10
-    """M, the number of batches in the replay buffer of a stage; 1 to 100000."""
+    """M, the number of batches in the replay buffer of a stage; 1 to 10000."""
     read_rule: str = "paper"
     """Rule that selects a batch of the buffer: `paper` (the newest of the least-read batches) or
     `authors` (the rule of the authors' code)."""
@@ -67,7 +67,7 @@ class AsyncConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         MethodConfig.__post_init__(self)
-        require_number("method.buffer", self.buffer, 1, 100_000)
+        require_number("method.buffer", self.buffer, 1, 10_000)
         require_name("method.read_rule", self.read_rule, READ_RULES)
         if self.max_reuse is not None:
             require_number("method.max_reuse", self.max_reuse, 1)
@@ -136,14 +136,14 @@ class BackpropConfig(MethodConfig):
     """Schedule of the micro-batches, for more than one stage: `gpipe`, `1f1b`, `interleaved_1f1b`
     (two or more stages per process) or `zbv` (two stages per process); null: 1f1b."""
     microbatches: int = 4
-    """m, the number of equal parts of a batch, for more than one stage; from 1."""
+    """m, the number of equal parts of a batch, for more than one stage; 1 to 100000."""
 
     def __post_init__(self) -> None:
         # `super()` without arguments fails in a dataclass with slots.
         MethodConfig.__post_init__(self)
         if self.schedule is not None:
             require_name("method.schedule", self.schedule, tuple(PLACEMENTS))
-        require_number("method.microbatches", self.microbatches, 1)
+        require_number("method.microbatches", self.microbatches, 1, 100_000)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -61,7 +61,7 @@ def from_yaml(text: str) -> Config:
         reason = " ".join(str(error).split())
         raise ConfigError("config.yaml", "malformed YAML", "YAML", reason) from error
     require(isinstance(tree, dict), "config.yaml", tree, "a mapping {key: value}")
-    return parse(tree)  # type: ignore[arg-type]
+    return parse(tree)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -43,7 +43,7 @@ class PipelineConfig:
     """CPU threads per process; from 1; null: max(1, cores // (P x R))."""
     depth: int = 2
     """D, the maximum number of messages per link that are sent and not yet received; 1 to
-    1000000."""
+    1024."""
     backend: str = "auto"
     """`gloo`, `nccl`, or `auto` (`nccl` if every process has a GPU, else `gloo`)."""
     checked: bool = False
@@ -56,7 +56,7 @@ class PipelineConfig:
             if value is not None:
                 require_number(f"pipeline.{key}", value, 1, MOST)
         require_number("pipeline.replicas", self.replicas, 1, MOST)
-        require_number("pipeline.depth", self.depth, 1, 1_000_000)
+        require_number("pipeline.depth", self.depth, 1, 1024)
         require_name("pipeline.backend", self.backend, ("auto", "gloo", "nccl"))
         require_name("pipeline.cost", self.cost, ("flops", "time"))
         if isinstance(self.times, list):

@@ -70,8 +70,9 @@ def slot_images(slot: mmap.mmap, rows: int, shape: Shape) -> Tensor:
     return torch.frombuffer(slot, dtype=torch.uint8, count=count, offset=offset).view(rows, *shape)
 
 
-def serve(decoder: Decodes, folder: str, sockets: Sequence[socket.socket]) -> None:
-    """Runs one loading process per socket, until one of them ends or the first socket is closed.
+def serve(decoder: Decodes, folder: str, sockets: Sequence[socket.socket]) -> NoReturn:
+    """Runs one loading process per socket, until one of them ends or the first socket is closed;
+    then exits.
 
     The kernel closes the sockets of a training process that is killed.
 
@@ -97,6 +98,7 @@ def serve(decoder: Decodes, folder: str, sockets: Sequence[socket.socket]) -> No
         os.kill(pid, signal.SIGKILL)
     for pid in running:
         os.waitpid(pid, 0)
+    os._exit(0)  # interpreter shutdown takes tenths of a second, and there is nothing to clean up
 
 
 def _fork(decoder: Decodes, channel: socket.socket, sockets: Sequence[socket.socket]) -> int:

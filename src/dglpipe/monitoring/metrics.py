@@ -257,15 +257,18 @@ class Collector:
 class JsonLines:
     """A sink that appends lines to `metrics.jsonl`.
 
+    Args:
+        count: lines that the file has.
+
     Attributes:
         count: lines of the file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, count: int = 0) -> None:
+        self.count = count
         self._path = path
         with writing(path):
             self._file = path.open("a", buffering=1)
-            self.count = path.read_bytes().count(b"\n")
 
     def line(self, line: Line) -> None:
         """Appends `line`.

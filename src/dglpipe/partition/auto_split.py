@@ -41,7 +41,7 @@ def choose_bounds(problem: CutProblem, rows: int | None) -> list[int]:
     # `even_boundaries` also detects too many stages for `auto`.
     split = "even" if pipeline.split == "auto" else pipeline.split
     bounds = boundaries(split, len(names), stages, names)
-    if pipeline.cost == "time" and pipeline.times is not None:
+    if pipeline.times is not None:
         _check_times(pipeline, len(names), stages)
     limit = _limit(problem, rows)
     if pipeline.split == "auto":

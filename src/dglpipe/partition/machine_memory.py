@@ -18,7 +18,7 @@ from dglpipe.partition.memory import format_bytes, optimizer_state
 from dglpipe.pipeline.link import LinkBuffers
 from dglpipe.pipeline.topology import Layout, Topology
 
-PROCESS_BYTES = 100 * 2**20
+PROCESS_BYTES = 150 * 2**20
 """Lower bound of the memory of a process with its libraries, without what processes share."""
 HINT = "Reduce the setting, or run on a machine with more memory"
 

@@ -32,3 +32,18 @@ def build_optimizer(
         weight_decay=config.weight_decay,
         fused=True,
     )
+
+
+def start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Gives SGD momentum buffers of zeros if it has none; for training with loss scaling.
+
+    The fused SGD of torch 2.14 allocates its buffers without values in the first step, and a
+    loss scaler may skip this step: the next step would then use whatever the memory contained. With
+    zeros, the first step that is not skipped sets the buffers to the gradients, as without scaling.
+    """
+    if not isinstance(optimizer, torch.optim.SGD) or optimizer.state:
+        return
+    for group in optimizer.param_groups:
+        if group["momentum"]:
+            for one in group["params"]:
+                optimizer.state[one]["momentum_buffer"] = torch.zeros_like(one)

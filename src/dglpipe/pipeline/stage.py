@@ -10,7 +10,6 @@ One step of stage j on a batch (Algorithm 1 of Belilovsky et al., ICML 2020):
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,20 +20,17 @@ from torch import Tensor, nn
 
 from dglpipe.config import StageConfig
 from dglpipe.models.losses import Loss, check_logits, check_loss
-from dglpipe.monitoring.loss_history import LossHistory
 from dglpipe.monitoring.meters import ExitMeter, Totals
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.finite import nonfinite, optimizer_tensors
+from dglpipe.pipeline.finite import StageWatch
 from dglpipe.pipeline.lr_schedule import rate_factor
-from dglpipe.pipeline.optim import build_optimizer
+from dglpipe.pipeline.optim import build_optimizer, start_momentum
 from dglpipe.seeds import Seeds
 
 Emit = Callable[[Tensor], None]
 """Receives the features (B, ...) of a stage as soon as they are computed."""
 HEAD = "head"
 """Name of the auxiliary module whose logits are the exit of a stage."""
-SMALLEST_SCALE = 2.0**-24
-"""A smaller loss scale means that the gradients overflow at every scale."""
 
 
 class StageModule(nn.Module):
@@ -249,10 +245,8 @@ class Stage:
         # A module without hooks is called by its forward, which is faster.
         self._forward = step.forward if wrapped is step else wrapped
         self._trained, self._tested = ExitMeter(), ExitMeter()
-        self._history = LossHistory()
-        self._inputs: weakref.ref[Tensor] | None = None
-        # A buffer may be infinite from the start, for example the mask of an attention.
-        self._masks = nonfinite(self.module.named_buffers())
+        self.watch = StageWatch(self.module, self.optimizer)
+        """Losses by step, and the search for values that are NaN or infinite."""
         self.mark: Callable[[str], None] | None = None
         """Optional callback after each phase of a step, with the name of the phase."""
 
@@ -281,7 +275,7 @@ class Stage:
             extras: extra tensors of the message, each (B, ...), for the local objective.
         """
         self.seed(step)
-        self._inputs = weakref.ref(inputs)
+        self.watch.inputs = weakref.ref(inputs)
         inputs = cast_input(inputs, self.settings.precision.name)
         # DDP averages over replicas. The step needs the mean over the rows of all replicas.
         share = 1.0 if total is None else len(labels) * self._copies.count / total
@@ -297,7 +291,7 @@ class Stage:
         with self._device.autocast(self.settings.precision.name):
             loss, logits = self._forward(inputs, labels, extras, emit)
             self._trained.add(loss, logits, labels)
-        self._history.add(loss)
+        self.watch.history.add(loss)
         if self.mark is not None:
             self.mark("forward" if emit is None else "head")
         return loss
@@ -311,7 +305,7 @@ class Stage:
         check_logits(logits, len(labels), self._classes, self.index)
         loss = check_loss(self._loss(logits, labels), self.index)
         self._trained.add(loss, logits, labels)
-        self._history.add(loss)
+        self.watch.history.add(loss)
         return loss
 
     def test_loss(self, logits: Tensor, labels: Tensor) -> None:
@@ -344,7 +338,7 @@ class Stage:
             norm: L2 norm of the gradient of all stages together, for clipping;
                 None: the norm of this stage's gradient.
         """
-        self._history.end_step(step)
+        self.watch.history.end_step(step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         clip = self.settings.optimizer.clip
@@ -356,6 +350,7 @@ class Stage:
         if self.scaler is None:
             self.optimizer.step()
         else:
+            start_momentum(self.optimizer)
             self.scaler.step(self.optimizer)
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -398,33 +393,3 @@ class Stage:
     def test_totals(self) -> Totals:
         """Loss and hits of testing since the last call; waits for the device."""
         return self._tested.take()
-
-    def losses(self) -> list[tuple[int, float]]:
-        """(step, loss) of every training batch since the last call; waits for the device."""
-        return self._history.take()
-
-    def forget_losses(self) -> None:
-        """Drops what the next call of `losses` would return."""
-        self._history.clear()
-
-    def first_nonfinite(self) -> str | None:
-        """The name of a weight, a buffer or a tensor of the optimizer that is NaN or infinite;
-        None: all are finite. Waits for the device."""
-        if self.scaler is not None and self.scaler.get_scale() < SMALLEST_SCALE:
-            return "every gradient"
-        weights = list(self.module.named_parameters())
-        buffers = self.module.named_buffers()
-        found = nonfinite(
-            itertools.chain(
-                weights,
-                (one for one in buffers if one[0] not in self._masks),
-                optimizer_tensors(weights, self.optimizer.state),
-            )
-        )
-        return found[0].replace("segments.", "", 1) if found else None
-
-    def has_finite_inputs(self) -> bool:
-        """Whether the inputs of the last step are finite, or no longer in memory. Waits for the
-        device."""
-        inputs = None if self._inputs is None else self._inputs()
-        return inputs is None or not nonfinite([("inputs", inputs)])

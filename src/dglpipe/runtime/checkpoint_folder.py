@@ -21,6 +21,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dglpipe.errors import DamagedError, RunDirError
+from dglpipe.files import sync_folder, writing
 from dglpipe.manifest import DamageError, FileEntry, read_manifest, write_manifest
 from dglpipe.pipeline.state_file import read_state
 from dglpipe.pipeline.topology import Layout
@@ -72,6 +73,7 @@ class CheckpointFolder:
         ordered = sorted(files, key=lambda entry: str(entry["file"]))
         content = {**self._header(step), LINES: lines, "files": ordered}
         write_manifest(self.manifest(step), content)
+        sync_folder(self.path)
         kept = self.steps()[-keep:]
         for old in self._all():
             if old < kept[0]:
@@ -158,7 +160,8 @@ class CheckpointFolder:
         writes them again."""
         for later in self._all():
             if later > step:
-                shutil.rmtree(self._of(later))
+                with writing(self._of(later)):
+                    shutil.rmtree(self._of(later))
 
     def _entries(self, step: int) -> dict[str, FileEntry]:
         """The entries of the files in the manifest of `step`, by name.

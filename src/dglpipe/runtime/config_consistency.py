@@ -35,10 +35,13 @@ def check_consistency(group: ProcessGroup, config: Config, data: DataInfo, backe
 
 
 def compare(by_rank: Sequence[Mapping[str, Any]]) -> None:
-    """Raises ConsistencyError for the first key, in sorted order, whose values differ."""
+    """Raises ConsistencyError for the first key, in sorted order, whose values differ.
+
+    NaN equals NaN.
+    """
     for key in sorted(set().union(*by_rank)):
         values = [settings.get(key) for settings in by_rank]
-        if any(value != values[0] for value in values):
+        if any(not same(value, values[0]) for value in values):
             ranks_of: dict[str, list[int]] = {}
             for rank, value in enumerate(values):
                 ranks_of.setdefault(json.dumps(value), []).append(rank)
@@ -47,6 +50,15 @@ def compare(by_rank: Sequence[Mapping[str, Any]]) -> None:
                 f"the processes disagree about {key}: {parts}. "
                 "Start all of them with the same command, files and version of dglpipe"
             )
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two settings are equal. NaN equals NaN, unlike with `==`."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return bool(one == other) or (one != one and other != other)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

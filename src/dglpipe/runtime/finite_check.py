@@ -74,6 +74,8 @@ class FiniteCheck:
         self._offset = 0
         self._step = context.done
         self._is_lockstep = True
+        for stage in stages if self._policy != "ignore" else ():
+            stage.watch.begin()
 
     def losses(self, update: Update) -> None:
         """Checks the losses of all stages since the last call.
@@ -133,13 +135,13 @@ class FiniteCheck:
         """The first bad loss of each stage since the last call."""
         if self._policy == "ignore":
             for stage in self._stages:
-                stage.forget_losses()
+                stage.watch.history.clear()
             return []
         return [one for stage in self._stages if (one := self._bad_loss(stage)) is not None]
 
     def _bad_loss(self, stage: Stage) -> Finding | None:
         seen, first = self._seen[stage.index], None
-        for own_step, loss in stage.losses():
+        for own_step, loss in stage.watch.history.take():
             step = own_step + self._offset
             if math.isfinite(loss):
                 seen.last = (step, loss)
@@ -155,7 +157,7 @@ class FiniteCheck:
             return []
         findings = []
         for stage in stages:
-            name = stage.first_nonfinite()
+            name = stage.watch.first_nonfinite(stage.scaler)
             if name is not None:
                 own_step = max(1, self._step - self._offset)
                 text = f"{name} is NaN or infinite{self._story(stage, own_step)}"
@@ -190,7 +192,7 @@ class FiniteCheck:
         if below is not None:
             raise NonFinitePeerError(f"{first.describe()}. The cause: {below}")
         stage = self._stages[[one.index for one in self._stages].index(first.stage)]
-        inputs = "" if stage.has_finite_inputs() else " The images are not finite."
+        inputs = "" if stage.watch.has_finite_inputs() else " The images are not finite."
         raise NonFiniteError(f"{first.describe()}.{inputs} {ADVICE}")
 
     def _rank(self, finding: Finding) -> tuple[int, ...]:
@@ -221,6 +223,6 @@ class FiniteCheck:
         """
         first = self._stages[0]
         is_first_below = self._context.topology.is_first or self._context.method.flows_back
-        if is_first_below or finding.stage != first.index or first.has_finite_inputs():
+        if is_first_below or finding.stage != first.index or first.watch.has_finite_inputs():
             return None
         return f"the output of stage {first.index - 1} is not finite"

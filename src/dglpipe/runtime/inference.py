@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+import dglpipe
 from dglpipe.config.checks import whole
 from dglpipe.errors import ConfigError, StorageError, UserError
 from dglpipe.files import writing
@@ -19,7 +20,6 @@ from dglpipe.pipeline.stage import HEAD, StageModule, cast_input
 from dglpipe.pipeline.weights import load_tensors, save, split_auxiliary, without_prefix
 from dglpipe.runtime.finished_run import FinishedRun
 from dglpipe.runtime.trust_words import Words
-from dglpipe.version import __version__
 
 EXITS = "exits."
 
@@ -144,7 +144,7 @@ def export_run(path: Path, output: Path, exits: bool = False, trust: Words = ())
         with writing(output):
             output.parent.mkdir(parents=True, exist_ok=True)
         entry = save(output, tensors)
-        write_manifest(beside(output), {"dglpipe": __version__, "files": [entry.to_json()]})
+        write_manifest(beside(output), {"dglpipe": dglpipe.__version__, "files": [entry.to_json()]})
     except StorageError as error:
         raise UserError(f"output: got {output}; cannot write: {error}") from error
     return len(tensors)

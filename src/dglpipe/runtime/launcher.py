@@ -12,6 +12,7 @@ from typing import Any
 
 from dglpipe.errors import PreemptedError, RunFailedError
 from dglpipe.files import try_write_json
+from dglpipe.host import end_with_parent
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.pipeline.process_group import PrefixStore, Store, host_store, join_store
 from dglpipe.runtime import failure, preemption
@@ -21,7 +22,6 @@ from dglpipe.runtime.signals import (
     PREEMPTING,
     STOPPING,
     SignalInbox,
-    end_with_parent,
     ignore,
     on_signals,
     release,

@@ -6,6 +6,7 @@ It is outside all run directories, so nobody can add to it by a run directory. A
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -71,12 +72,11 @@ def files_of_own_run(text: str) -> set[Path]:
 
 def _files(line: str, digest: str) -> Iterator[Path]:
     """The files in one line of the record, if it belongs to `digest`."""
-    try:
+    # On a full disk, a line may be cut off.
+    with contextlib.suppress(ValueError, KeyError, TypeError):
         entry = json.loads(line)
-    except ValueError:  # cut off on a full disk
-        return
-    if entry["config"] == digest:
-        yield from map(Path, entry["files"])
+        if entry["config"] == digest:
+            yield from map(Path, entry["files"])
 
 
 def _append(path: Path, line: str) -> None:

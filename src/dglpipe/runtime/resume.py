@@ -10,7 +10,7 @@ from pathlib import Path
 from dglpipe.config import Config, from_yaml, to_tree
 from dglpipe.errors import ConfigError, RunDirError
 from dglpipe.pipeline.topology import Layout
-from dglpipe.runtime.config_consistency import flatten
+from dglpipe.runtime.config_consistency import flatten, same
 from dglpipe.runtime.run_dir import RunDir
 
 RESUMABLE = {
@@ -36,7 +36,8 @@ def with_cut_of_resumed_run(config: Config, layout: Layout) -> Config:
     if run_dir.status() is None:
         return config
     old = read_config(run_dir)
-    if (old.model, old.pipeline.stages) != (config.model, layout.stages):
+    is_same_network = same(to_tree(old)["model"], to_tree(config)["model"])
+    if not is_same_network or old.pipeline.stages != layout.stages:
         return config
     return with_cut(config, old.pipeline.split, old.pipeline.times)
 
@@ -73,7 +74,7 @@ def check_same(old: Config, new: Config) -> None:
     """Raises ConfigError at the first setting of a resumed run that may not differ."""
     before, after = flatten(to_tree(old)), flatten(to_tree(new))
     for key in sorted(before.keys() | after.keys()):
-        if key not in RESUMABLE and before.get(key) != after.get(key):
+        if key not in RESUMABLE and not same(before.get(key), after.get(key)):
             hint = (
                 "A resumed run keeps the settings in its config.yaml; give another run_dir for a "
                 "new run"

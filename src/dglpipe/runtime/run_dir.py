@@ -292,13 +292,16 @@ class RunDir:
                 break
             time.sleep(0.05)
 
-    def forget_after(self, step: int, by_stage: Mapping[int, int], wanted: int = 0) -> None:
+    def forget_after(self, step: int, by_stage: Mapping[int, int], wanted: int = 0) -> int:
         """Deletes the lines of `metrics.jsonl` that a run resumed after `step` writes again. Warns
         of lines that cannot be read and of lines that are missing.
 
         Args:
             by_stage: stage -> step, for stages that resume after another step.
             wanted: number of lines when the checkpoint of `step` was complete.
+
+        Returns:
+            The number of lines that are left.
         """
         lines = self.metrics.read_bytes().split(b"\n") if self.metrics.is_file() else [b""]
         if len(lines) - 1 < wanted:
@@ -314,6 +317,7 @@ class RunDir:
                     "%s: line %d is not a line of metrics; it is deleted", self.metrics, number
                 )
         write_whole(self.metrics, "".join(f"{line}\n" for line in kept))
+        return len(kept)
 
 
 def _is_before(text: bytes, step: int, by_stage: Mapping[int, int]) -> bool | None:

@@ -1,14 +1,11 @@
-"""Signals of launcher and workers, and the end of a worker whose parent has ended."""
+"""Signals of launcher and workers."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 
 STOPPING = (signal.SIGINT, signal.SIGQUIT)
@@ -17,8 +14,6 @@ PREEMPTING = (signal.SIGTERM, signal.SIGUSR1)
 """Signals that end a run after a checkpoint."""
 HELD = (*STOPPING, *PREEMPTING, signal.SIGHUP)
 """Signals that reach the launcher and its workers together, from a terminal or a cluster."""
-PR_SET_PDEATHSIG = 1
-"""Parameter of prctl(2)."""
 
 
 class SignalInbox:
@@ -81,25 +76,6 @@ def ignore(numbers: Iterable[signal.Signals]) -> None:
     """Ignores signals in this process."""
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)
-
-
-def end_with_parent(parent: int) -> None:
-    """Makes the end of the process `parent` end this process, even if `parent` is killed.
-
-    Call as early as possible: a worker that imports torch would otherwise outlive its launcher.
-    """
-    prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
-    if prctl is None or prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
-        threading.Thread(target=_watch, args=(parent,), name="watchdog", daemon=True).start()
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _watch(parent: int, seconds: float = 1.0) -> None:
-    """Where the kernel sends no signal at the end of the parent: asks every `seconds`."""
-    while os.getppid() == parent:
-        time.sleep(seconds)
-    os._exit(1)
 
 
 def on_signals(act: Callable[[int], None], numbers: Iterable[signal.Signals]) -> None:

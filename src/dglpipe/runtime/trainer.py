@@ -57,7 +57,7 @@ class Trainer:
         self._reporter = StageReporter(context, reporter, open_lines)
         self._checks = [checkpoints.check] if checkpoints is not None else []
         self._finite = FiniteCheck(context, runner.stages)
-        self._evaluated = 0
+        self._evaluated = (0, 0)
         last = runner.stages[-1].index
         done = runner.done_by_stage.get(last, context.done)
         self._window = ThroughputWindow(context.plan.schedule.steps, done)
@@ -70,7 +70,8 @@ class Trainer:
     @property
     def step(self) -> int:
         """The training step in progress; 0 before the first step or evaluation."""
-        return max(self.runner.step, self._evaluated)
+        evaluated, trained = self._evaluated
+        return max(trained, evaluated) if self.runner.step == trained else self.runner.step
 
     @property
     def checkpoints(self) -> Checkpoints | None:
@@ -101,7 +102,7 @@ class Trainer:
                 for check in (*self._checks, *checks):
                     check()
                 if isinstance(event, Evaluation):
-                    self._evaluated = event.step
+                    self._evaluated = (event.step, self.runner.step)
                     losses = self._reporter.log_test(event, self.runner.stages)
                     self._finite.tests(event, losses)
                 else:

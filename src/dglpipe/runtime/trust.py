@@ -101,7 +101,7 @@ def _allowed_files(
         )
     for name, file in files.items():
         inside = file is not None and file.is_relative_to(run_dir.resolve())
-        if file in trust.files or file in own or (not inside and trust.names_module(name, file)):
+        if file in trust.files or file in own or (not inside and trust.names_module(path, file)):
             continue
         raise RunDirError(
             f"{what}; allowed: what trust= names, and in a run that you trained on this machine "

@@ -24,14 +24,14 @@ class Trust:
     """Names of distributions, and of modules with all that they contain."""
     files: frozenset[Path]
 
-    def names_module(self, module: str, file: Path | None) -> bool:
-        """Whether a name stands for `module`, for a package or a part of it, or for the
-        distribution that has installed `file`."""
-        for name in self.names:
-            # The packages that contain a trusted module have to be executed before it.
-            if is_below(module, name) or is_below(name, module) or _installs(name, file):
-                return True
-        return False
+    def names_module(self, path: str, file: Path | None) -> bool:
+        """Whether a name allows `file` for the import of the module `path`.
+
+        The name is that of the module, of a package that contains the module, or of the
+        distribution that has installed `file`. The packages that contain a trusted module are
+        executed before the module, so they are allowed with it.
+        """
+        return any(is_below(path, name) or _installs(name, file) for name in self.names)
 
 
 def parse_trust(words: Words) -> Trust:

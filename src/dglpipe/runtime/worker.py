@@ -260,8 +260,8 @@ def _collect(trainer: Trainer, run_dir: RunDir, summary: Summary) -> Collector:
     checkpoints = trainer.checkpoints
     assert checkpoints is not None
     wanted = checkpoints.lines(context.done)
-    run_dir.forget_after(context.done, trainer.runner.done_by_stage, wanted)
-    lines = JsonLines(run_dir.metrics)
+    kept = run_dir.forget_after(context.done, trainer.runner.done_by_stage, wanted)
+    lines = JsonLines(run_dir.metrics, kept)
     sinks: list[Sink] = [
         lines,
         TensorBoard(run_dir.tensorboard),

@@ -63,6 +63,8 @@ INSTALLED = [
     *("numpy.load", "numpy.memmap", "hydra.utils.instantiate", "hydra.utils:call", "pytest.main"),
     *("torch.nn.Module.load_state_dict", "torchvision.datasets.folder:default_loader"),
     *("dglpipe.config.instantiate:build_plug_in", "dglpipe.cli.main:run"),
+    *("torch.nn:__loader__.load_module", "torch.nn:__spec__.loader.exec_module"),
+    *("torch.nn:Module.__class__", "torch.nn:Module.__init__.__globals__.get"),
     *("torch.nn.modules.loss:os.system", "torch.serialization:os.system"),
 ]
 """Targets in installed packages that give something else, or do something else."""

@@ -8,7 +8,8 @@ from torch import nn
 
 from dglpipe.config import HeadConfig, PluginConfig
 from dglpipe.errors import ConfigError
-from dglpipe.models.heads import build_head
+from dglpipe.models.heads import build_head, check_output
+from harness.plug_ins import WrongHead
 
 torch.set_num_threads(1)
 NAMES = ["mlp_sr", "mlp", "cnn", "linear"]
@@ -139,3 +140,19 @@ def test_even_windows_are_pooled_without_the_adaptive_pool():
     features = torch.randn(2, C, 16, 16)
     expected = nn.functional.adaptive_avg_pool2d(features, 4)
     assert torch.allclose(head("mlp_sr", (16, 16))[0](features), expected, atol=1e-6)
+
+
+WRONG = {
+    "flat": r"head: got \(2,\)",
+    "one more": r"head: got \(2, 4\)",
+    "map": r"head: got \(2, 3, 1, 1\)",
+    "int": r"head: got '\(2, 3\) of type torch.int64'; allowed: floating-point logits",
+    "none": "head: got 'NoneType'",
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_wrong_logits_of_a_plug_in_are_refused(how):
+    module = WrongHead(C, 3, how)
+    with pytest.raises(ConfigError, match=WRONG[how]):
+        check_output("head", module, (C, 4, 4), 3, torch.device("cpu"))

@@ -167,14 +167,11 @@ def test_a_line_is_there_as_soon_as_it_is_written(tmp_path):
         "samples_per_second": 2.0,
     }
     sink.close()
-    again = JsonLines(tmp_path / "metrics.jsonl")
-    assert again.count == 1
-    again.close()
 
 
 def test_a_full_disk_is_named():
     sink = JsonLines(Path("/dev/full"))
-    with pytest.raises(OSError, match=r"\[Errno 28\] .*: '/dev/full'"):
+    with pytest.raises(StorageError, match="No space left on device: /dev/full"):
         sink.line(combine([sums()]))
 
 

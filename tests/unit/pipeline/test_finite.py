@@ -49,10 +49,10 @@ def test_large_values_and_whole_numbers_are_finite():
 def test_weights_and_buffers_of_a_stage(name, value):
     stage = make_stage()
     learn(stage, 1)
-    assert stage.first_nonfinite() is None
+    assert stage.watch.first_nonfinite(stage.scaler) is None
     key = name if name.startswith("head") else f"segments.{name}"
     stage.module.state_dict()[key].view(-1)[0] = value
-    assert stage.first_nonfinite() == name
+    assert stage.watch.first_nonfinite(stage.scaler) == name
 
 
 def test_state_of_the_optimizer():
@@ -60,60 +60,74 @@ def test_state_of_the_optimizer():
     stage = make_stage("optimizer=adam")
     learn(stage, 1)
     next(iter(stage.optimizer.state.values()))["exp_avg_sq"][0] = math.inf
-    assert stage.first_nonfinite() == "exp_avg_sq of 0.weight"
+    assert stage.watch.first_nonfinite(stage.scaler) == "exp_avg_sq of 0.weight"
 
 
 def test_a_mask_that_is_infinite_from_the_start_is_no_error():
     stage = make_stage(mask=-math.inf)
-    assert stage.first_nonfinite() is None
+    assert stage.watch.first_nonfinite() == "mask"
+    stage.watch.begin()
+    assert stage.watch.first_nonfinite(stage.scaler) is None
     stage.module.segments[1].running_mean[0] = math.nan
-    assert stage.first_nonfinite() == "1.running_mean"
+    assert stage.watch.first_nonfinite(stage.scaler) == "1.running_mean"
 
 
 def test_losses_by_step():
     stage = make_stage()
     for step, images in ((3, 1.0), (4, math.nan), (5, 1.0)):
         learn(stage, step, images)
-    found = stage.losses()
+    found = stage.watch.history.take()
     assert [step for step, _ in found] == [3, 4, 5]
     assert [math.isfinite(loss) for _, loss in found] == [True, False, False]
-    assert stage.losses() == []
+    assert stage.watch.history.take() == []
 
 
 def test_inputs():
     stage = make_stage()
-    assert stage.has_finite_inputs()
+    assert stage.watch.has_finite_inputs()
     images = torch.full((4, 1, 4, 4), math.nan)
     stage.learn(images, torch.tensor([0, 1, 2, 0]), 1, None)
-    assert not stage.has_finite_inputs()
+    assert not stage.watch.has_finite_inputs()
     del images
-    assert stage.has_finite_inputs(), "no longer in memory"
+    assert stage.watch.has_finite_inputs(), "no longer in memory"
 
 
 class TestLossScaling:
     """With fp16, a step with infinite gradients is skipped: no error, until no scale is left."""
 
-    def make(self):
+    def make(self, scale=2.0**20):
         stage = make_stage()
-        stage.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+        stage.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         return stage
 
-    def overflow(self, stage, step):
-        loss = stage.loss(stage.module(torch.rand(4, 1, 4, 4)), torch.tensor([0, 1, 2, 0]))
-        stage.scaler.scale(loss).backward()
-        next(stage.module.parameters()).grad.fill_(math.inf)
+    def step(self, stage, step, overflows):
+        images = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(step))
+        loss = stage.loss(stage.module(images), torch.tensor([0, 1, 2, 0]))
+        (loss if stage.scaler is None else stage.scaler.scale(loss)).backward()
+        if overflows:
+            next(stage.module.parameters()).grad.fill_(math.inf)
         stage.update(step)
 
     def test_a_skipped_step_is_no_error(self):
         stage = self.make()
         before = next(stage.module.parameters()).clone()
-        self.overflow(stage, 1)
+        self.step(stage, 1, overflows=True)
         assert torch.equal(next(stage.module.parameters()), before)
-        assert stage.first_nonfinite() is None
-        assert all(math.isfinite(loss) for _, loss in stage.losses())
+        assert stage.watch.first_nonfinite(stage.scaler) is None
+        assert all(math.isfinite(loss) for _, loss in stage.watch.history.take())
+
+    def test_a_skipped_first_step_leaves_no_trace(self):
+        """The momentum of the fused SGD would begin with whatever its memory contained."""
+        skipped, plain = self.make(scale=2.0), make_stage()
+        self.step(skipped, 1, overflows=True)
+        for step in (2, 3):
+            for stage in (skipped, plain):
+                self.step(stage, step, overflows=False)
+        for one, other in zip(skipped.module.parameters(), plain.module.parameters(), strict=True):
+            assert torch.equal(one, other)
 
     def test_steps_that_are_all_skipped_are_an_error(self):
         stage = self.make()
         for step in range(1, 46):
-            self.overflow(stage, step)
-        assert stage.first_nonfinite() == "every gradient"
+            self.step(stage, step, overflows=True)
+        assert stage.watch.first_nonfinite(stage.scaler) == "every gradient"

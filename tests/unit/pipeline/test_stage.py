@@ -17,10 +17,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dglpipe.config import StageConfig
+from dglpipe.errors import ConfigError
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.stage import Copies, Learning, RunLength, Stage, StageModule
 from dglpipe.seeds import derive
 from harness.configs import make_config
+from harness.plug_ins import WrongHead, WrongLoss
 
 torch.set_num_threads(1)
 CPU = Device(torch.device("cpu"), "gloo")
@@ -298,3 +300,28 @@ def test_a_stage_without_an_exit_counts_rows():
     stage.count_rows(5)
     totals = stage.totals()
     assert (totals.rows, totals.loss, totals.correct) == (5, 0.0, 0)
+
+
+@pytest.mark.parametrize("how", ["flat", "one more", "map", "int", "none"])
+def test_wrong_logits_in_training_name_the_stage(how):
+    segments, _ = make_modules()
+    module = StageModule(segments, {"head": WrongHead(4, 5, how, trains=True)})
+    learning = Learning(cross_entropy, classes=5)
+    stage = Stage(INDEX, module, settings_of(), learning, CPU, RunLength(STEPS, 2), SEED)
+    stage.evaluate(*batch_of(1))
+    allowed = r"allowed: floating-point logits of shape \(4, 5\)"
+    with pytest.raises(ConfigError, match=rf"^head: got '.* in stage {INDEX}'; {allowed}"):
+        learn(stage, 1)
+
+
+@pytest.mark.parametrize("how", ["vector", "float", "detached", "int", "none"])
+def test_a_wrong_loss_names_the_stage(how):
+    segments, head = make_modules()
+    module = StageModule(segments, {"head": head})
+    learning = Learning(WrongLoss(how, step=2))
+    stage = Stage(INDEX, module, settings_of(), learning, CPU, RunLength(STEPS, 2), SEED)
+    learn(stage, 1)
+    with pytest.raises(ConfigError, match=rf"^method\.loss: got .* in stage {INDEX}"):
+        learn(stage, 2)
+    with pytest.raises(ConfigError, match=rf"^method\.loss: got '.* in stage {INDEX}'"):
+        stage.loss(stage.module(batch_of(1)[0]), batch_of(1)[1])

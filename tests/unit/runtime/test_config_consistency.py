@@ -29,3 +29,10 @@ def test_nested_settings_get_dotted_keys():
 def test_the_code_has_one_version():
     assert code_version() == code_version()
     assert len(code_version()) == 16
+
+
+def test_nan_equals_nan():
+    nan = float("nan")
+    compare([{"a": nan, "b": [nan, 1]}, {"a": float("nan"), "b": [float("nan"), 1]}])
+    with pytest.raises(ConsistencyError, match="disagree about a"):
+        compare([{"a": nan}, {"a": 1.0}])

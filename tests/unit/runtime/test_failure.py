@@ -4,7 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from dglpipe.errors import ConfigError, LoadingError, PeerLostError, StorageError
+from dglpipe.errors import (
+    ConfigError,
+    DamagedError,
+    LoadingError,
+    PeerLostError,
+    RunFailedError,
+    StorageError,
+)
 from dglpipe.runtime import failure
 from dglpipe.runtime.run_dir import RunDir
 
@@ -96,3 +103,14 @@ def test_a_record_that_cannot_be_written_is_no_error(tmp_path):
     assert failure.read_own(run_dir, 0) == story
     run_dir.failure(0).rmdir()
     assert failure.write(story, run_dir)
+
+
+def test_damaged_checkpoints_are_listed_with_what_to_do_and_status_1(tmp_path):
+    run_dir = RunDir(tmp_path)
+    run_dir.logs.mkdir()
+    error = DamagedError("run_dir: no checkpoint in run/checkpoints is intact:\n  a\nTo train")
+    story = failure.record(raised(error), 0, "rank 0 (stage 0)", 0)
+    plan = SimpleNamespace(config=SimpleNamespace(checkpoint=SimpleNamespace(every=5)))
+    found = failure.explain({0: "exited"}, [story], plan, run_dir)
+    assert isinstance(found, RunFailedError)
+    assert str(found) == f"{error}\nlog: {run_dir.log(0)}"

@@ -120,7 +120,6 @@ LEFTOVERS = {
     "before the lock": ["logs/"],
     "part files": [".config.yaml.7", ".summary.json.7", ".workers.json.7", "logs/"],
     "part files of processes": [".lock", "logs/.failure_0.json.7", "logs/.timeline_1.json.7"],
-    "scratch": [".lock", "logs/rank_0.log", ".scratch/none_x/attempt_0/error.json"],
     "empty configuration": ["config.yaml"],
     "zeros": ["config.yaml=\0\0\0\0", ".lock", "logs/"],
     "half a configuration": ["config.yaml=HALF", ".lock", "logs/"],
@@ -270,7 +269,7 @@ def test_a_line_that_cannot_be_read_is_told_with_its_number(run_dir, bad, warnin
 def test_missing_lines_are_told(run_dir, warnings):
     run_dir.path.mkdir()
     run_dir.metrics.write_text('{"kind": "train", "step": 1, "stage": 0}\n')
-    run_dir.forget_after(5, {}, 1)
+    assert run_dir.forget_after(5, {}, 1) == 1
     assert warnings.messages == []
     run_dir.forget_after(5, {}, 3)
     run_dir.metrics.unlink()

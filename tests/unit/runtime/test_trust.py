@@ -12,6 +12,7 @@ import shutil
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ class Method(Dgl):
     pass
 """
 FIELDS = {
-    "model.target": ({"model": {"family": "custom", "target": "TARGET", "args": {}}}),
+    "model.target": {"model": {"family": "custom", "target": "TARGET", "args": {}}},
     "model.target, as Hydra writes it": {"model": {"_target_": "TARGET", "width": 3}},
     "head.target": {"head": {"name": "custom", "target": "TARGET"}},
     "head.target, as Hydra writes it": {"head": {"_target_": "TARGET"}},
@@ -141,10 +142,16 @@ def write_module(path: Path) -> Path:
     return marker
 
 
-@pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("field", FIELDS)
+def cases() -> list[Any]:
+    """Every field for `load`, and one field for each command; all others in `make test-all`."""
+    pairs = [(field, reader) for field in FIELDS for reader in READERS]
+    first = next(iter(FIELDS))
+    return [pair if pair[1] is load or pair[0] == first else in_test_all(*pair) for pair in pairs]
+
+
+@pytest.mark.parametrize(("field", "reader"), cases())
 class TestEveryField:
-    def test_in_the_working_directory(self, here, reader, field):
+    def test_in_the_working_directory(self, here, field, reader):
         marker = write_module(here / "evil.py")
         path = write_run(here / "run", field, "evil:network")
         with pytest.raises(RunDirError) as caught:
@@ -156,7 +163,7 @@ class TestEveryField:
         assert not marker.exists()
         assert "evil" not in sys.modules
 
-    def test_of_the_standard_library(self, here, reader, field, monkeypatch):
+    def test_of_the_standard_library(self, here, field, reader, monkeypatch):
         monkeypatch.setattr("os.system", lambda *_: pytest.fail("called"))
         path = write_run(here / "run", field, "os.system")
         with pytest.raises(RunDirError, match=r"target: got 'os\.system'; .*standard library"):
@@ -259,6 +266,18 @@ def test_a_reader_leaves_the_working_directory(here, monkeypatch, command, progr
     assert sys.path == [one.replace("HERE", str(here)) for one in left]
 
 
+def test_the_name_of_a_part_allows_no_builder_of_the_package(here):
+    marker = write_module(here / "evil" / "__init__.py")
+    write_module(here / "evil" / "part.py")
+    with pytest.raises(RunDirError, match="give trust=evil"):
+        load(write_run(here / "run", "model.target", "evil:network"), "evil.part")
+    assert not marker.exists()
+    RunDir(write_run(here / "other", "model.target", "evil.part:network")).finished_config(
+        ["evil.part"]
+    )
+    assert marker.exists()
+
+
 def test_yaml_builds_no_objects(here):
     path = write_run(here / "run", "model.target", "os.system")
     RunDir(path).config.write_text(f"!!python/object/apply:os.mkdir [{here / 'made'}]\n")
@@ -273,7 +292,7 @@ def test_resuming_compares_the_old_configuration_and_imports_nothing(here, capsy
     RunDir(path).summary.unlink()
     words = [*small("pipeline.split=auto", "pipeline.stages=2"), f"run_dir={path}", "resume=auto"]
     assert run(["train", *words]) == 2
-    assert "A resumed run keeps its settings" in capsys.readouterr().err
+    assert "A resumed run keeps the settings" in capsys.readouterr().err
     assert not marker.exists()
 
 
