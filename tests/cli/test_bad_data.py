@@ -6,6 +6,8 @@ import pytest
 import torch
 from torchvision.io import write_jpeg, write_png
 
+from harness.configs import in_test_all
+
 TRAIN = ("train", "run_dir=run", "model.width=4", "batch_size=2", "pipeline.processes=1")
 
 
@@ -36,7 +38,9 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
-@pytest.mark.parametrize(("name", "write"), [("1.jpg", write_jpeg), ("1.png", write_png)])
+@pytest.mark.parametrize(
+    ("name", "write"), [in_test_all("1.jpg", write_jpeg), ("1.png", write_png)]
+)
 def test_damaged_image_is_named(name, write, images, refused):
     damaged = images / "train" / "dog" / name
     write(torch.zeros(3, 8, 8, dtype=torch.uint8), str(damaged))

@@ -96,6 +96,7 @@ def test_from_python_a_finished_run_returns_its_summary(runs, tmp_path):
     assert runs.launched == ["run"]
 
 
+@pytest.mark.slow
 def test_a_sweep_again_trains_what_is_left(runs, tmp_path):
     words = ("-m", "seed=1,2", "run_dir=sweep", "resume=auto")
     assert runs.train(*words)[0] == ["0", "1"]

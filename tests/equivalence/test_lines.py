@@ -63,7 +63,7 @@ def lines_of(run_dir):
     ("words", "world", "dies", "left"),
     [
         ((), (3, 3), (1, 7), [4, 6]),
-        (SIMULATED, (3, 1), (0, 19), [2, 4]),
+        in_test_all(SIMULATED, (3, 1), (0, 19), [2, 4]),
         in_test_all((), (2, 2, 2), (3, 8), [4, 6]),
         in_test_all(("method=sequential",), (2, 2), (0, 12), [8, 10]),
         in_test_all(("method=backprop",), (2, 2), (0, 7), [4, 6]),

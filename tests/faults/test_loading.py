@@ -67,6 +67,7 @@ def assert_reported(run, cause):
     assert "resource_tracker" not in run.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_loading_process_ends_the_run(start, images, run_dir, tmp_path):
     """With a TMPDIR whose path is too long for the name of a socket."""
     folder = tmp_path / ("long" * 30)

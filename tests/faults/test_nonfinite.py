@@ -85,6 +85,7 @@ def test_the_first_bad_loss_is_named(name, run_dir):
         assert int(file.parent.name[5:]) < step
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_the_cause(start, run_dir):
     words = small("optimizer.lr=1e6", "schedule=constant", f"run_dir={run_dir}")
     run = start("train", *words)

@@ -52,7 +52,8 @@ def assert_story(story, reason, file):
     assert "run_dir" in story[2]
 
 
-@pytest.mark.parametrize("size", ["300k", pytest.param("2300k", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["300k", "2300k"])
 def test_a_disk_that_becomes_full(size, mount, start):
     """By the checkpoints: two of them take 0.5 MB with a first layer of 16 channels."""
     disk = mount(size)

@@ -21,7 +21,7 @@ from dglpipe.runtime.signals import HELD, SignalInbox, held
 
 CONTEXT: Any = multiprocessing.get_context("spawn")
 """Spawned workers, because forked ones share locks and threads of torch with their launcher."""
-GRACE_S = 4.0
+GRACE_S = 2.0
 """Seconds that the other workers have after the first failure, to notice it and to report."""
 
 Outcome = dict[str, Any]

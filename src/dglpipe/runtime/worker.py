@@ -86,7 +86,7 @@ def run_worker(
         failure.write(record, run_dir)
         has_checkpoints = plan.config.checkpoint.every > 0
         logger.error("%s", record.describe(run_dir.log(rank), has_checkpoints))
-        if not record.primary:
+        if not record.primary and report is None:
             time.sleep(failure.PEER_PAUSE_S)
         if isinstance(error, SystemExit):
             # With status 0, torchrun would count this worker as done.

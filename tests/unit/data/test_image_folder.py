@@ -143,6 +143,7 @@ def test_imagenet_is_224_unless_asked(small):
     assert (info.height, info.width) == (224, 224)
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_batches_and_exit(mixed, monkeypatch):
     context = fork_server()
     monkeypatch.setattr(loading_processes.multiprocessing, "get_context", lambda _: context)

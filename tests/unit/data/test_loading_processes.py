@@ -120,6 +120,7 @@ def test_a_killed_server_ends_loading():
     assert have_ended(pids)
 
 
+@pytest.mark.slow
 def test_signals_to_the_whole_run_do_not_end_loading(tmp_path, monkeypatch):
     """Ctrl-C, a closed terminal, and the signals of a cluster: the training process decides.
 
@@ -150,7 +151,7 @@ def _load_and_wait(how, sender):
         list(batches)
 
 
-@pytest.mark.parametrize("how", ["stop", in_test_all("hang")])
+@pytest.mark.parametrize("how", [in_test_all("stop"), in_test_all("hang")])
 def test_no_process_outlives_a_killed_training_process(how):
     context = fork_server()
     receiver, sender = context.Pipe(duplex=False)
