@@ -214,18 +214,19 @@ class ProcessGroup:
                 self.store.get(f"{key}/off/{rank}")
 
     def wait_for_rank_0(self, key: str) -> None:
-        """Returns after rank 0 has called this.
+        """Returns after rank 0 has called this; at rank 0, after all have seen it.
 
         Raises:
-            PeerLostError: rank 0 does not call this in time.
+            PeerLostError: another process does not call this in time.
         """
-        if self.topology.rank == 0:
-            self.store.set(key, "")
-            return
         try:
-            self.store.get(key)
+            if self.topology.rank == 0:
+                self.store.set(key, "")
+            else:
+                self.store.get(key)
+            self.wait_for_departure(key)
         except RuntimeError as error:
-            raise PeerLostError(f"no answer from rank 0: {error}") from error
+            raise PeerLostError(f"no answer from another process: {error}") from error
 
     def barrier(self) -> None:
         """Returns after all processes have called this."""

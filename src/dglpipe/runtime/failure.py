@@ -27,8 +27,8 @@ from dglpipe.runtime.run_dir import RunDir
 from dglpipe.runtime.summary import unfinished
 
 PEER_PAUSE_S = 2.0
-"""Seconds that a process under torchrun waits after the loss of a neighbour. The process that failed
-first then exits first, and torchrun reports that process."""
+"""Seconds that a process under torchrun waits after the loss of a neighbour. The process that
+failed first then exits first, and torchrun reports that process."""
 
 
 _unwritten: dict[int, Failure] = {}
