@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -137,7 +136,7 @@ def with_little_memory():
 
 @pytest.mark.slow
 def test_little_shared_memory(with_little_memory, start, images, run_dir, tmp_path):
-    """In training and in evaluation; a finished run needs more memory than there is."""
+    """A training batch needs 6 MiB. The four test images fit, so that evaluation works."""
     words = (*SETTINGS, images, "data.image_size=512", "epochs=1", "timeout_s=60")
     expected = "LoadingError: data.workers=1: cannot allocate 6.0 MiB in /dev/shm for a batch of 8"
     run = start(*with_little_memory, *DGLPIPE, "train", *words, f"run_dir={tmp_path / 'failed'}")
@@ -146,7 +145,4 @@ def test_little_shared_memory(with_little_memory, start, images, run_dir, tmp_pa
     assert f"rank 0 (stage 0) failed before the first step: {expected}" in run.stderr
     assert start("train", *words, f"run_dir={run_dir}").wait(START_S) == 0
     run = start(*with_little_memory, *DGLPIPE, "evaluate", f"run={run_dir}")
-    assert run.wait(START_S) == 1
-    assert run.stderr.startswith("data.workers=1: cannot allocate"), run.stderr
-    assert "/dev/shm has 4.0 MiB free" in run.stderr
-    assert sys.executable not in run.stderr
+    assert run.wait(START_S) == 0, run.stderr
