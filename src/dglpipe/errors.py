@@ -115,7 +115,13 @@ class NonFinitePeerError(NonFiniteError, PeerLostError):
 
 
 class RunFailedError(DglpipeError):
-    """A run that failed after its start; the message begins with the first failure."""
+    """A run that failed after its start; the message begins with the first failure.
+
+    Attributes:
+        repeats: whether a restart would fail in the same way.
+    """
+
+    repeats = False
 
 
 class StorageError(RunFailedError):

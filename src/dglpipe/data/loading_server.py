@@ -124,8 +124,10 @@ def _load(decoder: Decodes, channel: socket.socket, server: int) -> NoReturn:
             content = text.encode(errors="surrogateescape")
             channel.sendall(ANSWER.pack(kind, len(content)) + content)
         status = 0
-    except OSError:
-        pass  # the training process has ended
+    except ConnectionError:
+        status = 0  # the training process has ended
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 

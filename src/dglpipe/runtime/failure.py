@@ -156,7 +156,10 @@ def explain(
         first = records[0]
         if first.user and first.step == 0:
             return UserError(first.message)
-        return RunFailedError(first.describe(run_dir.log(first.rank), checkpoints))
+        error = RunFailedError(first.describe(run_dir.log(first.rank), checkpoints))
+        # A mistake of the user, a loss that is not finite, or no intact checkpoint.
+        error.repeats = first.user or first.damaged
+        return error
     if silent:
         rank, end = silent[0]
         text = f"{plan.layout.at(rank).name()} {end}"

@@ -33,7 +33,7 @@ from dglpipe.runtime.worker import run_worker
 SHOW_CURSOR = "\x1b[?25h"
 LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 SIGTERM_PAUSE_S = 2.0
-"""Seconds in which a worker that has received SIGTERM expects a word of the launcher, which has
+"""Seconds in which a worker that has received SIGTERM expects a request of the launcher, which has
 received the signal too if the signal is for the run."""
 
 
@@ -80,7 +80,7 @@ def _run(plan: RunPlan, run_dir: RunDir, inbox: SignalInbox) -> dict[str, Any]:
         try:
             return _attempt(plan, run_dir, inbox, store, port, number)
         except RunFailedError as error:
-            if number == plan.config.max_restarts:
+            if error.repeats or number == plan.config.max_restarts:
                 raise
             sys.stderr.write(f"{error}\nrestart {number + 1} of {plan.config.max_restarts}\n")
             run_dir.forget_end()
@@ -149,7 +149,7 @@ def _entry(
         )
     except PreemptedError as error:
         report({"preempted": error.step})
-        os._exit(0)  # A regular exit would wait for messages that nobody sends.
+        os._exit(0)  # A regular exit would wait for messages that never come.
     except BaseException:
         # The failure is reported. A regular exit would wait for lost neighbours.
         os._exit(1)

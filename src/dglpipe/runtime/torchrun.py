@@ -131,7 +131,7 @@ def _run_worker(plan: RunPlan, run_dir: RunDir, store: Store, is_new: bool) -> N
     except PreemptedError as error:
         sys.stderr.write(f"{plan.layout.at(rank).name()}: {error}\n")
         sys.stderr.flush()
-        os._exit(PREEMPTED)  # A regular exit would wait for messages that nobody sends.
+        os._exit(PREEMPTED)  # A regular exit would wait for messages that never come.
     except (UserError, ConsistencyError):
         record = failure.read_own(run_dir, rank)
         if record.step:

@@ -61,7 +61,7 @@ def run_worker(
 
     Args:
         store: store of the run.
-        report: receives the failure of this process; None: nobody does.
+        report: receives the failure of this process; None: no receiver.
 
     Returns:
         The summary at rank 0; None at other ranks.

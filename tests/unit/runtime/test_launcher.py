@@ -137,6 +137,12 @@ class TestRestarts:
             launch("max_restarts=2")
         assert len(launch.asked) == 1
 
+    def test_a_failure_that_would_repeat_is_not_repeated(self, launch):
+        launch.fail(story(ConfigError("epochs", -1, "more"), 1, step=3), rank_1=1)
+        with pytest.raises(RunFailedError):
+            launch("max_restarts=2")
+        assert len(launch.asked) == 1
+
     def test_a_signal_is_not_answered_by_a_restart(self, launch):
         launch.attempts = [Workers({}, {}, [signal.SIGINT])]
         with pytest.raises(KeyboardInterrupt):
