@@ -419,7 +419,7 @@ def judge(file: Path, read: Callable[[], tuple[bool, str]]) -> tuple[str, str]:
     """The outcome and the message of a reader.
 
     Args:
-        read: returns whether the results are those of the undisturbed run, and its warnings.
+        read: returns whether the results equal the undisturbed run, and its warnings.
     """
     try:
         is_same, warnings = read()

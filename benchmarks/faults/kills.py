@@ -6,7 +6,7 @@ Each trial starts one of six kinds of runs, sends SIGKILL to the launcher, to a 
 processes at a random moment of a given phase, and starts the same command (`resume=auto`) until
 the run finishes. A part of the trials uses `max_restarts=3` instead and kills only workers: these
 runs have to finish by themselves. A trial is right if the weights and every line of
-`metrics.jsonl` equal those of a run without a kill, every line exists once, and no process is left.
+`metrics.jsonl` equal the run without a kill, every line exists once, and no process is left.
 """
 
 from __future__ import annotations

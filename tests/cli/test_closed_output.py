@@ -1,4 +1,4 @@
-"""Commands go on, with their exit status, when nobody reads their output."""
+"""Commands go on, with their exit status, when their output has no reader."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ SIMULATED = ("method=dgl_async", "method.simulate=true", "method.buffer=3", "log
 
 def train(group, plan, run_dir, dies=None, left=()):
     """Trains with the sinks of a run. Rank `dies[0]` kills itself before it has logged its update
-    number `dies[1]`, when the complete checkpoints are those of the steps `left`."""
+    number `dies[1]`, when the complete checkpoints are at the steps `left`."""
     trainer = make_trainer(group, plan, run_dir)
     collector = None
     if group.topology.rank == 0:

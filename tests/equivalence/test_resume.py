@@ -34,7 +34,7 @@ def whole():
 
 def train_and_die(group, plan, run_dir, dies_before, left=()):
     """Rank r kills itself when it takes the batch of step `dies_before[r]`, and when the complete
-    checkpoints are those of the steps `left`."""
+    checkpoints are at the steps `left`."""
     trainer = make_trainer(group, plan, run_dir)
     train = trainer.runner.train
     collect(trainer)

@@ -167,7 +167,7 @@ def collect(trainer: Trainer, *sinks: Sink) -> Collector | None:
 
 
 def wait_for_checkpoints(run_dir: Path, steps: Sequence[int]) -> None:
-    """Waits until the complete checkpoints are those of `steps`: threads write them."""
+    """Waits until the complete checkpoints are at `steps`: threads write them."""
     deadline = time.monotonic() + 30
     while complete_steps(run_dir) != list(steps):
         assert time.monotonic() < deadline, f"{complete_steps(run_dir)} instead of {steps}"

@@ -76,7 +76,7 @@ def build_plug_in(config: PluginConfig, key: str, kind: Kind, /, **offered: obje
 def _arguments(
     builder: Callable[..., Any], config: PluginConfig, key: str, offered: dict[str, object]
 ) -> dict[str, Any]:
-    """The arguments of the user, and those of `offered` that the builder names."""
+    """The arguments of the user, and the arguments in `offered` that the builder names."""
     try:
         signature = inspect.signature(builder)
     except (TypeError, ValueError):  # some subclasses of builtins have no signature

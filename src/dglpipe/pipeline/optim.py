@@ -38,7 +38,7 @@ def start_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Gives SGD momentum buffers of zeros if it has none; for training with loss scaling.
 
     The fused SGD of torch 2.14 allocates its buffers without values in the first step, and a
-    loss scaler may skip this step: the next step would then use whatever the memory contained. With
+    loss scaler may skip this step: the next step would then use undefined values. With
     zeros, the first step that is not skipped sets the buffers to the gradients, as without scaling.
     """
     if not isinstance(optimizer, torch.optim.SGD) or optimizer.state:

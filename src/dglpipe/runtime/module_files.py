@@ -15,7 +15,7 @@ def module_files(path: str, folders: Sequence[str] = ()) -> dict[str, Path | Non
 
     Args:
         path: full name of a module, `package.module` for example.
-        folders: folders to search after those of `sys.path`.
+        folders: folders to search after `sys.path`.
 
     Returns:
         Name -> file; None instead of a file that is not on a disk. Packages without a file of

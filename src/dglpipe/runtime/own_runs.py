@@ -1,6 +1,6 @@
 """The record of the runs with plug-ins that this user has trained on this machine.
 
-It is outside all run directories, so nobody can add to it by a run directory. A line belongs to one
+It is outside all run directories, so a run directory cannot add to it. A line belongs to one
 `config.yaml`: its SHA-256, and the files of the plug-ins that the run imported.
 """
 

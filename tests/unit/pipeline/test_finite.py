@@ -117,7 +117,7 @@ class TestLossScaling:
         assert all(math.isfinite(loss) for _, loss in stage.watch.history.take())
 
     def test_a_skipped_first_step_leaves_no_trace(self):
-        """The momentum of the fused SGD would begin with whatever its memory contained."""
+        """The momentum of the fused SGD would begin with undefined values."""
         skipped, plain = self.make(scale=2.0), make_stage()
         self.step(skipped, 1, overflows=True)
         for step in (2, 3):
