@@ -6,7 +6,8 @@ Each trial starts one of six kinds of runs, sends SIGKILL to the launcher, to a 
 processes at a random moment of a given phase, and starts the same command (`resume=auto`) until
 the run finishes. A part of the trials uses `max_restarts=3` instead and kills only workers: these
 runs have to finish by themselves. A trial is right if the weights and every line of
-`metrics.jsonl` equal the run without a kill, every line exists once, and no process is left.
+`metrics.jsonl` equal the run without a kill, every line exists once, and no process is left. The
+results are stored after every trial, and the same command continues after the last one.
 """
 
 from __future__ import annotations
@@ -317,17 +318,27 @@ def plan_trials(kills: int, restarts: int, rng: random.Random) -> list[Trial]:
 def main() -> None:
     arguments = parse()
     common.prepare(arguments.output)
-    rng = random.Random(arguments.seed)
-    trials = plan_trials(arguments.kills, arguments.restarts, rng)
+    trials = plan_trials(arguments.kills, arguments.restarts, random.Random(arguments.seed))
+    known = earlier(arguments.output)
+    trials[: len(known)] = known
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), arguments.overrides)
         for number, trial in enumerate(trials):
-            bench.run(trial, rng)
+            if number >= len(known):
+                bench.run(trial, random.Random(f"{arguments.seed}/{number}"))
+                rows = [vars(one) for one in trials[: number + 1]]
+                common.store(arguments.output, counts=count(trials[: number + 1]), trials=rows)
             log(row(number, trial))
     counts = count(trials)
     log(*(f"{name}: {value}" for name, value in counts.items()))
-    common.store(arguments.output, counts=counts, trials=[vars(trial) for trial in trials])
     sys.exit(0 if counts["right"] == len(trials) else 1)
+
+
+def earlier(output: str | None) -> list[Trial]:
+    """The trials of a run of this script that was stopped."""
+    if output is None or not Path(output).exists():
+        return []
+    return [Trial(**trial) for trial in json.loads(Path(output).read_text())["trials"]]
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:

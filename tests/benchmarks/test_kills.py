@@ -38,6 +38,13 @@ def test_the_trials_cover_every_case_and_phase():
     assert {trial.phase for trial in again} == set(kills.PHASES)
 
 
+def test_a_stopped_script_continues_after_its_last_trial(tmp_path):
+    assert kills.earlier(None) == kills.earlier(f"{tmp_path / 'none'}") == []
+    trials = kills.plan_trials(6, 2, random.Random(0))
+    write_json(tmp_path / "results", {"trials": [vars(trial) for trial in trials[:4]]})
+    assert kills.earlier(f"{tmp_path / 'results'}") == trials[:4]
+
+
 @pytest.mark.parametrize("phase", kills.PHASES)
 def test_a_moment_comes_with_a_file(phase, tmp_path):
     run_dir = RunDir(tmp_path)
