@@ -131,7 +131,7 @@ def pipeline_name(name: str) -> str:
 
 def other_figures() -> list[str]:
     rows = [*segments(), *slept(), *slow_links(), *time_to_accuracy(), *control(), *balance()]
-    rows += [*update_rates(), *asynchronous_accuracy(), *memory()]
+    rows += [*update_rates(), *asynchronous_accuracy(), *memory(), *stage_restart()]
     return [*table_head(["what", "figure", "by"]), *map(line, rows)]
 
 
@@ -276,6 +276,19 @@ def memory() -> Iterator[list[str]]:
         ]
         what = f"fullest of two processes, `{network}`, batch {batch}, MiB at the peak"
         yield [what, ", ".join(figures), "benchmarks/memory"]
+
+
+def stage_restart() -> Iterator[list[str]]:
+    """One of four asynchronous stages is killed and starts again."""
+    tree = load("faults/stage_restart")
+    outages, by = tree["outages"], "[benchmarks/faults](benchmarks/faults)"
+    gone = spread((one["seconds"] for one in outages), 1)
+    made = spread((count for one in outages for count in one["updates"].values()), 0)
+    what = "one of four asynchronous stages killed: seconds until it goes on; updates of each other"
+    yield [what, f"{gone}; {made}", by]
+    plain = percent(one["accuracy"][-1] for one in tree["undisturbed"])
+    killed = percent(one["accuracy"][-1] for one in outages)
+    yield ["last exit, no stage killed; one of four killed", f"{plain}; {killed}", by]
 
 
 def percent(values: Iterable[float]) -> str:

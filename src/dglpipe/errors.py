@@ -106,6 +106,11 @@ class PeerLostError(DglpipeError):
     """The consequence of an earlier failure of another process; usually the loss of the process."""
 
 
+class RejoinError(DglpipeError):
+    """A stage that cannot be started again alone: a neighbour has finished, the last evaluation has
+    begun, or its file in the checkpoint is damaged."""
+
+
 class NonFiniteError(UserError):
     """A loss, weight, buffer or state of the optimizer that is NaN or infinite."""
 

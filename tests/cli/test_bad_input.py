@@ -97,6 +97,16 @@ VALUES = [
     ("timeout_s=0", "timeout_s", "0.0", "a number from 0.1 to 1000000"),
     ("deterministic=perhaps", "deterministic", "'perhaps'", "true or false"),
     ("resume=always", "resume", "'always'", "never, auto"),
+    ("on_failure=ignore", "on_failure", "'ignore'", "stop, restart_stage"),
+    *(
+        (f"on_failure=restart_stage {words}", "on_failure", "'restart_stage'", allowed)
+        for words, allowed in (
+            ("method=dgl", "stop with method=dgl. Its stages wait for each other"),
+            ("method=sequential", "stop with method=sequential"),
+            ("method=dgl_async method.simulate=true", "stop with method.simulate=true"),
+            ("method=dgl_async", "stop with checkpoint.every=0"),
+        )
+    ),
     ("evaluate.every=-1", "evaluate.every", "-1", "a whole number from 0"),
     ("evaluate.batch_size=0", "evaluate.batch_size", "0", "a whole number from 1"),
     ("checkpoint.every=-1", "checkpoint.every", "-1", "a whole number from 0"),

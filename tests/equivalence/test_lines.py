@@ -12,9 +12,8 @@ import signal
 import pytest
 
 from dglpipe.runtime.plan import plan_layout
+from dglpipe.runtime.recorder import Recorder
 from dglpipe.runtime.run_dir import RunDir
-from dglpipe.runtime.summary import Summary
-from dglpipe.runtime.worker import _collect
 from harness.configs import in_test_all, layout, make_config
 from harness.training import complete_steps, make_trainer, run_planned, wait_for_checkpoints
 from harness.worlds import CPU, WorldError
@@ -23,13 +22,18 @@ SETTINGS = ("model.dropout=0.2", "log_every=3", "checkpoint.every=2", "evaluate.
 SIMULATED = ("method=dgl_async", "method.simulate=true", "method.buffer=3", "log_every=5")
 
 
+def record(trainer, run_dir):
+    """The recorder of a run."""
+    context, done_by_stage = trainer.context, trainer.runner.done_by_stage
+    run = trainer.plan, RunDir(run_dir), context.group.store, CPU, trainer.checkpoints
+    return Recorder(*run, context.done, done_by_stage, started=0.0)
+
+
 def train(group, plan, run_dir, dies=None, left=()):
     """Trains with the sinks of a run. Rank `dies[0]` kills itself before it has logged its update
     number `dies[1]`, when the complete checkpoints are at the steps `left`."""
     trainer = make_trainer(group, plan, run_dir)
-    collector = None
-    if group.topology.rank == 0:
-        collector = _collect(trainer, RunDir(run_dir), Summary(plan, CPU))
+    recorder = record(trainer, run_dir) if group.topology.rank == 0 else None
     after, count = trainer._after, [0]
 
     def after_or_die(update):
@@ -43,8 +47,8 @@ def train(group, plan, run_dir, dies=None, left=()):
     trainer._after = after_or_die
     trainer.run()
     trainer.finish()
-    if collector is not None:
-        collector.finals(30)
+    if recorder is not None:
+        recorder.collector.finals(30)
 
 
 def lines_of(run_dir):
@@ -115,7 +119,7 @@ def die_early(group, plan, run_dir):
     """Rank 0 kills itself when a checkpoint after the first evaluation is complete."""
     trainer = make_trainer(group, plan, run_dir)
     if group.topology.rank == 0:
-        _collect(trainer, RunDir(run_dir), Summary(plan, CPU))
+        record(trainer, run_dir)
     after = trainer._after
 
     def after_or_die(update):

@@ -116,7 +116,7 @@ def window_of(group, plan, run_dir):
     rate."""
     trainer = make_trainer(group, plan, run_dir)
     rates = []
-    trainer._reporter.finish = lambda rate, _: rates.append(rate)
+    trainer._reporter.finish = lambda rate, *_: rates.append(rate)
     trainer.run()
     trainer.finish()
     return trainer.context.done, trainer._window._rows, rates[0] is not None

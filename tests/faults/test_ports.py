@@ -50,9 +50,12 @@ def test_a_run_listens_on_loopback_alone(layout, processes, start, run_dir):
 
 
 @pytest.mark.slow
-def test_a_spawned_run_listens_on_loopback_alone(start, run_dir):
+@pytest.mark.parametrize(
+    "more", [(), ("method=dgl_async", "on_failure=restart_stage", "checkpoint.every=9")], ids=str
+)
+def test_a_spawned_run_listens_on_loopback_alone(more, start, run_dir):
     """As users start it; IPv6 is not switched off."""
-    run = start(*DGLPIPE, "train", *small(*LONG, f"run_dir={run_dir}"))
+    run = start(*DGLPIPE, "train", *small(*LONG, *more, f"run_dir={run_dir}"))
     run.wait_for_step(run_dir, 4)
     found = listeners({run.pid, *descendants(run.pid), *run.alive()})
     end(run)

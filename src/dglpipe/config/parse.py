@@ -77,6 +77,7 @@ class _Scalars:
     resume: str = ""
     on_nonfinite: str = ""
     timeout_s: float = 0
+    on_failure: str = ""
     max_restarts: int = 0
     timeline: bool = False
     deterministic: bool = False

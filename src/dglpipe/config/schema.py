@@ -101,6 +101,9 @@ class Config:
     """`never`, or `auto`: continue from the last complete checkpoint in `run_dir`, if any."""
     on_nonfinite: str
     """What happens when a loss, weight or buffer is NaN or infinite: `stop`, `warn` or `ignore`."""
+    on_failure: str
+    """What happens under `dglpipe train` when a process fails: `stop` (the other processes end), or
+    `restart_stage` (only the stage of this process starts again; method=dgl_async over gloo)."""
     max_restarts: int
     """Restarts of `dglpipe train` from the last complete checkpoint after the failure of a process;
     0 to 1000."""
@@ -125,6 +128,7 @@ class Config:
         require_number("log_every", self.log_every, 1)
         require_name("resume", self.resume, ("never", "auto"))
         require_name("on_nonfinite", self.on_nonfinite, ("stop", "warn", "ignore"))
+        require_name("on_failure", self.on_failure, ("stop", "restart_stage"))
         require_number("max_restarts", self.max_restarts, 0, 1000)
         require_number("timeout_s", self.timeout_s, 0.1, 1_000_000)
         require_number("label_smoothing", self.label_smoothing, 0, 0.99)

@@ -13,6 +13,7 @@ methods have one round.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -170,6 +171,18 @@ class BatchSchedule:
         at = self._evaluations.get(step)
         return [] if at is None else list(self._test_items(step, at, 0))
 
+    def test_item(self, number: int) -> BatchItem:
+        """Test batch `number` of the run, from 1 to `last_test`.
+
+        For schedules of one replica.
+        """
+        evaluation, batch = divmod(number - 1, self.test_batches)
+        return self._test_batch(self._evaluated_steps[evaluation], evaluation, 0, batch)
+
+    def tests_before(self, step: int) -> int:
+        """Number of test batches in the evaluations after steps before `step`."""
+        return bisect_left(self._evaluated_steps, step) * self.test_batches
+
     @property
     def last_test(self) -> int:
         """`number` of the last test batch of the run."""
@@ -180,6 +193,10 @@ class BatchSchedule:
         """Step -> number, from 0, of the evaluation after this step; increasing."""
         steps = (step for step in range(1, self.steps + 1) if self._evaluates_after(step))
         return {step: at for at, step in enumerate(steps)}
+
+    @cached_property
+    def _evaluated_steps(self) -> list[int]:
+        return list(self._evaluations)
 
     def crossing(self, item: BatchItem, below: int) -> BatchItem:
         """`item` as a message on the link `below -> below + 1`.
@@ -248,12 +265,16 @@ class BatchSchedule:
 
     def _test_items(self, step: int, evaluations: int, replica: int) -> Iterator[BatchItem]:
         for batch in range(self.test_batches):
-            at = batch * self.test_batch_size
-            total = min(self.test_batch_size, self.test - at)
-            first, rows = _share(total, self.replicas, replica)
-            number = evaluations * self.test_batches + batch + 1
-            ends = batch == self.test_batches - 1
-            yield self._item(Phase.TEST, number, step, (at + first, rows), total, ends)
+            yield self._test_batch(step, evaluations, replica, batch)
+
+    def _test_batch(self, step: int, evaluations: int, replica: int, batch: int) -> BatchItem:
+        """Batch `batch`, from 0, of the evaluation after `step`, which follows `evaluations`."""
+        at = batch * self.test_batch_size
+        total = min(self.test_batch_size, self.test - at)
+        first, rows = _share(total, self.replicas, replica)
+        number = evaluations * self.test_batches + batch + 1
+        ends = batch == self.test_batches - 1
+        return self._item(Phase.TEST, number, step, (at + first, rows), total, ends)
 
 
 def _share(total: int, replicas: int, replica: int) -> tuple[int, int]:

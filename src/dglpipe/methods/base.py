@@ -248,6 +248,8 @@ class Method(ABC):
     """Whether gradients flow back, so that stages above stage 0 compute an input gradient."""
     trains_in_rounds: ClassVar[bool] = False
     """Whether round r trains only stage r, with the stages below frozen."""
+    survives_alone: ClassVar[bool] = False
+    """Whether stages go on while a stage is started again (`on_failure=restart_stage`)."""
 
     def __init__(self, settings: MethodConfig) -> None:
         self.settings = settings

@@ -146,6 +146,13 @@ class EvaluationPass:
             self.is_open = False
         context.timer.lap(first, Kind.EVALUATING)
 
+    def abandon(self, exits: ExitEvaluator) -> None:
+        """Ends an evaluation that has lost batches, if one is open; its counts are dropped."""
+        if self.is_open:
+            exits.forget()
+            self._eval_mode(False)
+            self.is_open = False
+
 
 def mark_phases(stages: Sequence[Stage], timer: Timer) -> None:
     """Makes `timer` record every phase of a step, if a timeline is requested."""

@@ -1,7 +1,7 @@
-"""Collection of the metrics of all processes at rank 0.
+"""Collection of the metrics of all processes in the process that records the run.
 
-A process sends its records through the store that all processes share. A thread of rank 0 polls
-the store, sums the records of the replicas, and passes complete lines to its sinks
+A process sends its records through the store that all processes share. A thread polls the store,
+sums the records of the replicas, and passes complete lines to its sinks
 (metrics.jsonl, TensorBoard, progress display). Training never waits for the collection.
 """
 
@@ -96,15 +96,23 @@ def format_value(value: float | None, form: str = ".2%") -> str:
     return "-" if value is None else format(value, form)
 
 
+def _key(rank: int, generation: int, number: int) -> str:
+    return f"metrics/{rank}/{generation}/{number}"
+
+
 class Reporter:
     """The sending side of the metrics, one in each process. Several threads may send.
 
     The records of a process arrive in the order in which they were sent.
+
+    Args:
+        generation: number of processes that have had this rank before, in this attempt.
     """
 
-    def __init__(self, store: Store, rank: int) -> None:
+    def __init__(self, store: Store, rank: int, generation: int = 0) -> None:
         self._store = store
         self._rank = rank
+        self._generation = generation
         self._count = 0
         self._lock = threading.Lock()
 
@@ -126,7 +134,8 @@ class Reporter:
 
     def _put(self, record: dict[str, Any]) -> None:
         with self._lock:
-            self._store.set(f"metrics/{self._rank}/{self._count}", json.dumps(record))
+            key = _key(self._rank, self._generation, self._count)
+            self._store.set(key, json.dumps(record))
             self._count += 1
 
 
@@ -143,7 +152,7 @@ Complete = Callable[[int, Sequence[Mapping[str, Any]]], None]
 
 
 class Collector:
-    """The receiving side of the metrics: a thread of rank 0.
+    """The receiving side of the metrics: a thread of the process that records the run.
 
     Args:
         store: the store to which the processes send.
@@ -164,10 +173,14 @@ class Collector:
     ) -> None:
         self._store = store
         self._complete = complete
-        self._files: dict[int, list[Sequence[Mapping[str, Any]]]] = {}
+        self._files: dict[int, dict[int, Sequence[Mapping[str, Any]]]] = {}
+        self._saved: dict[int, tuple[int, Sequence[Mapping[str, Any]]]] = {}
         self._next = [0] * ranks
+        self._generations = [0] * ranks
+        self._newest: dict[tuple[str, int | str], int] = {}
+        self._lock = threading.Lock()
         self._replicas = replicas
-        self._sinks = sinks
+        self._sinks = list(sinks)
         self._parts: dict[tuple[str, int, int | str], list[Sums]] = {}
         self._finals: dict[int, dict[str, Any]] = {}
         self._stop = threading.Event()
@@ -196,6 +209,20 @@ class Collector:
         self.close()
         return [self._finals[rank] for rank in range(len(self._next))]
 
+    def renew(self, rank: int) -> tuple[int, Sequence[Mapping[str, Any]]] | None:
+        """Receives the last records of a process that has ended, then those of the next process of
+        `rank`. Lines that the next process sends again are ignored.
+
+        Returns:
+            Step and files of the newest checkpoint of `rank`; None: no checkpoint yet.
+        """
+        with self._lock:
+            while self._poll(rank):
+                pass
+            self._generations[rank] += 1
+            self._next[rank] = 0
+            return self._saved.get(rank)
+
     def check(self) -> None:
         """Raises the error of the thread, if any."""
         if self._error is not None:
@@ -205,7 +232,8 @@ class Collector:
         """Stops the thread, closes the sinks, and raises the error of the thread, if any."""
         self._stop.set()
         self._thread.join()
-        for sink in self._sinks:
+        while self._sinks:
+            sink = self._sinks.pop(0)
             try:
                 sink.close()
             except StorageError as error:
@@ -215,7 +243,8 @@ class Collector:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                received = [self._poll(rank) for rank in range(len(self._next))]
+                with self._lock:
+                    received = [self._poll(rank) for rank in range(len(self._next))]
                 if not any(received):
                     self._stop.wait(POLL_SECONDS)
         except BaseException as error:
@@ -223,7 +252,7 @@ class Collector:
 
     def _poll(self, rank: int) -> bool:
         """Receives the next record of `rank`, if the record is in the store."""
-        key = f"metrics/{rank}/{self._next[rank]}"
+        key = _key(rank, self._generations[rank], self._next[rank])
         if not self._store.check([key]):
             return False
         record = json.loads(self._store.get(key))
@@ -232,7 +261,7 @@ class Collector:
         if "final" in record:
             self._finals[rank] = record["final"]
         elif "checkpoint" in record:
-            self._add_files(**record["checkpoint"])
+            self._add_files(rank, **record["checkpoint"])
         else:
             self._add(Sums(**record["sums"]))
         return True
@@ -242,16 +271,21 @@ class Collector:
         parts.append(sums)
         if len(parts) == self._replicas:
             line = combine(self._parts.pop(sums.key()))
+            series = line.kind, line.stage
+            if line.step <= self._newest.get(series, -1):
+                return
+            self._newest[series] = line.step
             for sink in self._sinks:
                 sink.line(line)
 
-    def _add_files(self, step: int, files: Sequence[Mapping[str, Any]]) -> None:
-        parts = self._files.setdefault(step, [])
-        parts.append(files)
+    def _add_files(self, rank: int, step: int, files: Sequence[Mapping[str, Any]]) -> None:
+        self._saved[rank] = step, files
+        parts = self._files.setdefault(step, {})
+        parts[rank] = files
         if len(parts) == len(self._next):
             del self._files[step]
             if self._complete is not None:
-                self._complete(step, [file for part in parts for file in part])
+                self._complete(step, [file for part in parts.values() for file in part])
 
 
 class JsonLines:

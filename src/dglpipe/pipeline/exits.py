@@ -83,3 +83,9 @@ class ExitEvaluator:
         hits = int(self._hits)
         self._hits.zero_()
         return hits
+
+    def forget(self) -> None:
+        """Drops loss and hits since the last evaluation."""
+        self._hits.zero_()
+        for stage in self._stages:
+            stage.test_totals()

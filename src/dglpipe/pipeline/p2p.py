@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,14 @@ from dglpipe.pipeline.transport import Work
 
 LINK_CTAS = 4
 """Maximum number of thread blocks for one transfer; a GPU runs about 100 at a time."""
+
+
+class PairGroup(Protocol):
+    """The operations of a process group of two ranks that a link uses."""
+
+    def send(self, tensors: list[Tensor], rank: int, tag: int, /) -> Work: ...
+
+    def recv(self, tensors: list[Tensor], rank: int, tag: int, /) -> Work: ...
 
 
 class PeerWork:
@@ -44,7 +53,7 @@ class PairTransport:
         peer: the neighbour, for error messages.
     """
 
-    def __init__(self, group: dist.ProcessGroup, peer_in_group: int, peer: str) -> None:
+    def __init__(self, group: PairGroup, peer_in_group: int, peer: str) -> None:
         self._group = group
         self._peer_in_group = peer_in_group
         self._peer = peer

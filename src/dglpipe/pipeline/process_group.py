@@ -7,10 +7,11 @@ so that P = 1 needs no special case.
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -28,11 +29,13 @@ from dglpipe.errors import PeerLostError
 from dglpipe.pipeline.checked_transport import CheckedTransport
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.emulated_transport import EmulatedTransport
-from dglpipe.pipeline.p2p import PairTransport, first_line, link_options, warm_up
+from dglpipe.pipeline.p2p import PairGroup, PairTransport, first_line, link_options, warm_up
+from dglpipe.pipeline.stage_links import Relink, StageLinks
 from dglpipe.pipeline.topology import Topology
 from dglpipe.pipeline.transport import Transport
 
 LOOPBACK = "127.0.0.1"
+logger = logging.getLogger("dglpipe")
 
 
 class ProcessGroup:
@@ -44,6 +47,7 @@ class ProcessGroup:
         following: transport to the process of the stages above; None at the last process.
         replicas: group of the processes with the same stages; None without replicas.
         pipeline: group of all processes, for methods with backward links; else None.
+        links: links of stages that can be started again; None: the stages end together.
     """
 
     def __init__(self, topology: Topology, store: Store) -> None:
@@ -53,7 +57,15 @@ class ProcessGroup:
         self.following: Transport | None = None
         self.replicas: dist.ProcessGroup | None = None
         self.pipeline: dist.ProcessGroup | None = None
+        self.links: StageLinks | None = None
+        self.relink_previous: Relink | None = None
+        self.relink_following: Relink | None = None
         self._barriers = 0
+
+    @property
+    def generation(self) -> int:
+        """Number of processes that this rank has had before, if its stage can be started again."""
+        return 0 if self.links is None else self.links.generation
 
     @classmethod
     def alone(cls, topology: Topology) -> ProcessGroup:
@@ -105,6 +117,56 @@ class ProcessGroup:
             raise PeerLostError(f"cannot connect to the other processes: {error}") from error
         return group
 
+    @classmethod
+    def connect_stage(
+        cls,
+        topology: Topology,
+        device: Device,
+        store: Store,
+        timeout_s: float,
+        generation: int,
+        checked: bool = False,
+        link: LinkConfig | None = None,
+    ) -> ProcessGroup:
+        """Connects one stage with its neighbours. There is no group of all processes, which a stage
+        that is started again could not join.
+
+        Args:
+            generation: number of processes that the stage has had before.
+
+        Raises:
+            PeerLostError, RejoinError: see `StageLinks.meet`.
+        """
+        group = cls(topology, PrefixStore("dglpipe", store))
+        stage, layout = topology.process, topology.layout
+        links = group.links = StageLinks(stage, generation, PrefixStore("links", store), timeout_s)
+
+        def connect(other: int, meet: Callable[[], PairGroup]) -> Transport:
+            while True:
+                pair = meet()
+                with contextlib.suppress(PeerLostError):  # The neighbour has ended again.
+                    return group._transport(
+                        pair, int(other > stage), other, device, checked, link or LinkConfig()
+                    )
+
+        def relink(other: int) -> Relink:
+            def again(error: PeerLostError, since: float) -> Transport:
+                lost = time.monotonic()
+                transport = connect(other, lambda: links.meet_again(other, error, since))
+                gone = time.monotonic() - lost
+                logger.info("stage %d: stage %d is back after %.1f s", stage, other, gone)
+                return transport
+
+            return again
+
+        if stage > 0:
+            group.previous = connect(stage - 1, lambda: links.meet(stage - 1))
+            group.relink_previous = relink(stage - 1)
+        if stage < layout.processes - 1:
+            group.following = connect(stage + 1, lambda: links.meet(stage + 1))
+            group.relink_following = relink(stage + 1)
+        return group
+
     def _new_group(
         self, ranks: list[int], device: Device, timeout: timedelta, link: bool = False
     ) -> Any:
@@ -139,7 +201,7 @@ class ProcessGroup:
 
     def _transport(
         self,
-        group: dist.ProcessGroup,
+        group: PairGroup,
         place: int,
         rank: int,
         device: Device,

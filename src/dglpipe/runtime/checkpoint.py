@@ -2,8 +2,8 @@
 an uninterrupted run.
 
 The process copies the state of its stages and goes on. A thread converts the copy to bytes,
-computes the SHA-256, writes the files, and reports them to rank 0, which writes the manifest when
-all processes have reported. Stages do not wait for each other.
+computes the SHA-256, writes the files, and reports them to the process that records the run,
+which writes the manifest when all processes have reported. Stages do not wait for each other.
 
 Random state and learning rate are functions of the step, and the batch schedule is a function of
 the configuration, so a file contains only weights, optimizer, loss scaler, and the sums of the next
@@ -97,7 +97,7 @@ class Checkpoints:
         report(step, files)
 
     def complete(self, step: int, files: Sequence[Mapping[str, Any]], lines: int = 0) -> None:
-        """Makes a checkpoint complete: called at rank 0 when all processes have reported.
+        """Makes a checkpoint complete, when all processes have reported.
 
         Args:
             files: the entries of the files of all processes.
@@ -121,18 +121,23 @@ class Checkpoints:
         """Deletes the checkpoints after `step`."""
         self._folder.drop_after(step)
 
-    def restore(self, step: int, stages: Sequence[Stage]) -> dict[str, dict[int, Any]]:
+    def restore(
+        self, step: int, stages: Sequence[Stage], file: FileEntry | None = None
+    ) -> dict[str, dict[int, Any]]:
         """Loads the state of `stages` after `step`.
+
+        Args:
+            file: the entry of the file of the only stage, if the checkpoint may be incomplete.
 
         Returns:
             The further state, as given to `save`.
 
         Raises:
-            DamagedError: a file does not match its manifest.
+            DamagedError: a file does not match its entry.
         """
         parts: dict[str, dict[int, Any]] = {}
         for stage in stages:
-            state = self._folder.read(step, stage.index, self._replica)
+            state = self._folder.read(step, stage.index, self._replica, file)
             stage.module.load_state_dict(state["learner"], strict=True)
             stage.optimizer.load_state_dict(state["optimizer"])
             if stage.scaler is not None:

@@ -138,15 +138,20 @@ class CheckpointFolder:
                 found.append(DamageError(path, error))
         return found
 
-    def read(self, step: int, stage: int, replica: int) -> Any:
-        """The state in the file of one stage, after the file has been compared with the manifest.
+    def read(self, step: int, stage: int, replica: int, entry: FileEntry | None = None) -> Any:
+        """The state in the file of one stage, after the file has been compared with `entry`.
+
+        Args:
+            entry: None: the entry in the manifest.
 
         Raises:
             DamagedError: the file does not match.
         """
         path = self.file(step, stage, replica)
         try:
-            content = self._entry(self._entries(step), step, path).read(path.parent)
+            if entry is None:
+                entry = self._entry(self._entries(step), step, path)
+            content = entry.read(path.parent)
             metadata, state = read_state(content)
             self._require_place(path, metadata, step, stage, replica)
         except DamageError as error:

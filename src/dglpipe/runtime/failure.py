@@ -17,6 +17,7 @@ from dglpipe.errors import (
     DamagedError,
     LoadingError,
     PeerLostError,
+    RejoinError,
     RunFailedError,
     StorageError,
     UserError,
@@ -47,6 +48,7 @@ class Failure:
         trace: the traceback; empty if the message is the whole report.
         damaged: whether no checkpoint is intact; the message says what to do.
         hint: what to do about a file that cannot be written; the report has no traceback.
+        too_late: whether a stage was started again alone, and the others do not need it any more.
     """
 
     time_ns: int
@@ -59,6 +61,12 @@ class Failure:
     trace: str
     damaged: bool = False
     hint: str = ""
+    too_late: bool = False
+
+    @property
+    def may_restart(self) -> bool:
+        """Whether the same stage, started again alone, may succeed."""
+        return self.primary and not (self.user or self.damaged or self.too_late)
 
     def describe(self, log: Path, checkpoints: bool) -> str:
         """The full report: cause, what to do, and path of the log.
@@ -107,6 +115,7 @@ def record(error: BaseException, rank: int, where: str, step: int) -> Failure:
         trace="" if is_whole else "".join(traceback.format_exception(error)),
         damaged=isinstance(error, DamagedError),
         hint=error.hint if isinstance(error, StorageError) else "",
+        too_late=isinstance(error, RejoinError),
     )
 
 

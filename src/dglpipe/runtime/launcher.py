@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -10,12 +11,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dglpipe.errors import PreemptedError, RunFailedError
+from dglpipe.errors import PreemptedError, RunFailedError, StorageError
 from dglpipe.files import try_write_json
 from dglpipe.host import end_with_parent
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.pipeline.process_group import PrefixStore, Store, host_store, join_store
 from dglpipe.runtime import failure, preemption
+from dglpipe.runtime.recorder import Recorder
 from dglpipe.runtime.run_dir import RunDir
 from dglpipe.runtime.signals import (
     HELD,
@@ -26,6 +28,7 @@ from dglpipe.runtime.signals import (
     on_signals,
     release,
 )
+from dglpipe.runtime.stage_restarts import StageRestarts, StageStart
 from dglpipe.runtime.summary import unfinished
 from dglpipe.runtime.supervisor import Report, Supervisor, exit_text
 from dglpipe.runtime.worker import run_worker
@@ -69,7 +72,7 @@ def launch(plan: RunPlan, run_dir: RunDir) -> dict[str, Any]:
         finally:
             if sys.stderr.isatty():
                 sys.stderr.write(SHOW_CURSOR)  # a killed worker leaves the cursor hidden
-            if status not in ("finished", "preempted"):  # rank 0 has written those
+            if status not in ("finished", "preempted"):  # the recorder has written those
                 try_write_json(run_dir.summary, unfinished(status, plan))
 
 
@@ -91,26 +94,52 @@ def _run(plan: RunPlan, run_dir: RunDir, inbox: SignalInbox) -> dict[str, Any]:
 def _attempt(
     plan: RunPlan, run_dir: RunDir, inbox: SignalInbox, store: Store, port: int, number: int
 ) -> dict[str, Any]:
-    """Starts all workers once and waits for their end."""
+    """Starts all workers once and waits for their end. With on_failure=restart_stage, a worker that
+    fails is started again alone."""
     prefix = f"attempt{number}"
+    shared = PrefixStore(prefix, store)
     arguments = (plan, str(run_dir.path), os.getpid(), port, prefix)
-    supervisor = Supervisor(plan.layout.world_size, _entry, arguments)
-    try:
+    restarts = None
+    with contextlib.ExitStack() as ends:
+        if plan.config.on_failure == "restart_stage":
+            restarts = StageRestarts(plan, run_dir, shared)
+            ends.callback(restarts.recorder.stop)
+        first = restarts.first if restarts is not None else None
+        supervisor = Supervisor(plan.layout.world_size, _entry, (*arguments, first))
+        ends.callback(supervisor.end)
+        if restarts is not None:
+            restarts.write_workers(supervisor.workers)
         is_preempted = False
-        for received in supervisor.wait(inbox):
-            if received in STOPPING or (received in PREEMPTING and is_preempted):
-                raise KeyboardInterrupt(signal.Signals(received).name)
-            if received in PREEMPTING:
-                is_preempted = True
-                preemption.request(PrefixStore(prefix, store))
-            # SIGHUP: the terminal has gone; the run goes on.
-    finally:
-        supervisor.end()
-    return _result(plan, run_dir, supervisor)
+        for event in supervisor.wait(inbox):
+            if isinstance(event, int):
+                if event in STOPPING or (event in PREEMPTING and is_preempted):
+                    raise KeyboardInterrupt(signal.Signals(event).name)
+                if event in PREEMPTING:
+                    is_preempted = True
+                    preemption.request(shared)
+                # SIGHUP: the terminal has gone; the run goes on.
+            elif restarts is not None:
+                _check(restarts.recorder)
+                start = restarts.next(event) if event is not None and event.has_failed else None
+                if event is not None and start is not None:
+                    supervisor.restart(event.rank, (*arguments, start))
+                    restarts.write_workers(supervisor.workers)
+        return _result(plan, run_dir, supervisor, restarts)
 
 
-def _result(plan: RunPlan, run_dir: RunDir, supervisor: Supervisor) -> dict[str, Any]:
-    """The summary of rank 0.
+def _check(recorder: Recorder) -> None:
+    """Raises RunFailedError if a file of the record cannot be written."""
+    try:
+        recorder.check()
+    except StorageError as error:
+        text = f"{error}\n{error.hint}\n{failure.advice(checkpoints=True)}"
+        raise RunFailedError(text) from error
+
+
+def _result(
+    plan: RunPlan, run_dir: RunDir, supervisor: Supervisor, restarts: StageRestarts | None
+) -> dict[str, Any]:
+    """The summary of rank 0, or of the launcher if it records the run.
 
     Raises:
         RunFailedError, UserError: a worker failed.
@@ -124,13 +153,24 @@ def _result(plan: RunPlan, run_dir: RunDir, supervisor: Supervisor) -> dict[str,
         raise failure.explain(ends, failure.in_order(records), plan, run_dir)
     outcome = supervisor.workers[0].outcome or {}
     if "preempted" in outcome:
+        if restarts is not None:
+            restarts.recorder.preempted()
         raise PreemptedError(outcome["preempted"])
+    if restarts is not None:
+        return restarts.recorder.finished()
     summary: dict[str, Any] = outcome["done"]
     return summary
 
 
 def _entry(
-    rank: int, report: Report, plan: RunPlan, path: str, launcher: int, port: int, prefix: str
+    rank: int,
+    report: Report,
+    plan: RunPlan,
+    path: str,
+    launcher: int,
+    port: int,
+    prefix: str,
+    start: StageStart | None,
 ) -> None:
     """Runs one worker. The launcher handles the signals of the run and reports failures."""
     end_with_parent(launcher)
@@ -144,8 +184,9 @@ def _entry(
     release(HELD)
     run_dir = RunDir(Path(path))
     try:
+        shared = PrefixStore(prefix, store)
         summary = run_worker(
-            plan, run_dir, PrefixStore(prefix, store), lambda one: report({"failure": asdict(one)})
+            plan, run_dir, shared, lambda one: report({"failure": asdict(one)}), start
         )
     except PreemptedError as error:
         report({"preempted": error.step})

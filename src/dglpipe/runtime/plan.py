@@ -29,6 +29,7 @@ from dglpipe.partition.staged_network import (
 )
 from dglpipe.partition.throughput_model import LoaderEstimate, Node, Plan, predict
 from dglpipe.pipeline.device import check_precision, choose_backend, select
+from dglpipe.pipeline.launcher_env import world_of_launcher
 from dglpipe.pipeline.topology import Layout
 from dglpipe.runtime.method_check import check_messages
 from dglpipe.runtime.open_data import open_images
@@ -110,8 +111,31 @@ def make_plan(
     )
     if config.link.is_emulated:
         _check_emulated_links(plan)
+    if config.on_failure == "restart_stage":
+        _check_restarts(method, plan)
     check_messages(method, plan)
     return plan
+
+
+def _check_restarts(method: Method, plan: RunPlan) -> None:
+    """Checks that a stage can be started again while the others go on."""
+    layout = plan.layout
+    key, got = "on_failure", plan.config.on_failure
+    if not method.survives_alone:
+        hint = "Its stages wait for each other, so they start again together: give max_restarts=N"
+        raise ConfigError(key, got, f"stop with method={method.name}", hint)
+    if layout.processes < layout.stages:
+        hint = "All stages are in one process: give max_restarts=N"
+        raise ConfigError(key, got, "stop with method.simulate=true", hint)
+    if plan.backend == "nccl":
+        hint = "NCCL ends the neighbours of a lost process: give max_restarts=N"
+        raise ConfigError(key, got, "stop with pipeline.backend=nccl", hint)
+    if not plan.config.checkpoint.every:
+        hint = "A stage starts again from its own checkpoint: give checkpoint.every=STEPS"
+        raise ConfigError(key, got, "stop with checkpoint.every=0", hint)
+    if world_of_launcher() is not None:
+        hint = "torchrun ends all processes when one has failed: give torchrun --max-restarts=N"
+        raise ConfigError(key, got, "stop under torchrun", hint)
 
 
 def _check_emulated_links(plan: RunPlan) -> None:

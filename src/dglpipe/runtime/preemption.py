@@ -60,7 +60,9 @@ class Preemption:
         self._own: int | None = None
         self._last: int | None = None
         self._known = threading.Event()
-        threading.Thread(target=self._run, name="preemption", daemon=True).start()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="preemption", daemon=True)
+        self._thread.start()
 
     def passed(self, step: int) -> bool:
         """Whether `step`, which this process has finished, is the last step of the run.
@@ -85,16 +87,31 @@ class Preemption:
         """Whether all processes have written their parts."""
         return self._store.check(self._saved)
 
+    def close(self) -> None:
+        """Ends the thread. A thread inside the store at the exit of the process would abort it.
+
+        The end may still be asked for: this process names a step that no process reaches, so that
+        the run ends as usual.
+        """
+        self._stop.set()
+        self._thread.join()
+        if self._own is None:
+            self._store.set(self._named[self._rank], str(self._next))
+
     def _run(self) -> None:
-        stop = threading.Event()
         try:
             while not is_requested(self._store):
-                stop.wait(POLL_S)
+                if self._stop.wait(POLL_S):
+                    return
+            own = self._named[self._rank]
             with self._lock:
-                self._own = self._next
-            self._store.set(self._named[self._rank], str(self._own))
+                # A stage that was started again reaches the step that it has named before.
+                before = int(self._store.get(own)) if self._store.check([own]) else 0
+                self._own = max(self._next, before)
+            self._store.set(own, str(self._own))
             while not self._store.check(self._named):
-                stop.wait(POLL_S / 10)
+                if self._stop.wait(POLL_S / 10):
+                    return
             self._last = max(int(self._store.get(key)) for key in self._named)
             self._known.set()
         except RuntimeError:

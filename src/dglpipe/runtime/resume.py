@@ -14,7 +14,7 @@ from dglpipe.runtime.config_consistency import flatten, same
 from dglpipe.runtime.run_dir import RunDir
 
 RESUMABLE = {
-    *("run_dir", "resume", "timeout_s", "max_restarts", "on_nonfinite"),
+    *("run_dir", "resume", "timeout_s", "max_restarts", "on_failure", "on_nonfinite"),
     *("log_every", "checkpoint.every", "checkpoint.keep"),
     *("pipeline.processes", "pipeline.threads", "pipeline.depth", "pipeline.backend"),
     *("pipeline.checked", "pipeline.cost", "pipeline.memory_limit", "pipeline.times", "timeline"),

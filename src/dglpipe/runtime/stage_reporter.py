@@ -19,7 +19,7 @@ class StageReporter:
     """Reports the stages of one process.
 
     Args:
-        reporter: sends the records to rank 0.
+        reporter: sends the records to the process that records the run.
         open_lines: stage -> result of `open_lines` in the checkpoint of a resumed run.
     """
 
@@ -144,9 +144,19 @@ class StageReporter:
             "weights_sha256": digest,
         }
 
-    def finish(self, samples_per_second: float | None, finals: Sequence[dict[str, Any]]) -> None:
-        """Sends the final report of the process."""
-        self._reporter.finish({"samples_per_second": samples_per_second, "stages": list(finals)})
+    def finish(
+        self,
+        samples_per_second: float | None,
+        finals: Sequence[dict[str, Any]],
+        decoders: int | None = None,
+    ) -> None:
+        """Sends the final report of the process.
+
+        Args:
+            decoders: number of processes that decode images for this process.
+        """
+        rate = {"samples_per_second": samples_per_second}
+        self._reporter.finish({**rate, "stages": list(finals), "decoders": decoders})
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -22,6 +22,8 @@ from dglpipe.pipeline.topology import Layout
 
 FILE = "file"
 """Key of a final report: the entry of the file of final weights; not part of the summary."""
+DECODERS = "decoders"
+"""Key of a final report: number of processes that decode images; not part of the summary."""
 CONFIG_SHA256 = "config_sha256"
 """Key of `final/manifest.json`: SHA-256 of `config.yaml`."""
 

@@ -24,6 +24,9 @@ CONTEXT: Any = multiprocessing.get_context("spawn")
 GRACE_S = 2.0
 """Seconds that the other workers have after the first failure, to notice it and to report."""
 
+LOOK_S = 1.0
+"""Maximum time in seconds between two items of `Supervisor.wait`."""
+
 Outcome = dict[str, Any]
 """What a worker sends when it ends: `{"done": ...}`, `{"failure": ...}` or `{"preempted": ...}`."""
 Report = Callable[[Outcome], None]
@@ -71,35 +74,43 @@ class Supervisor:
 
     def __init__(self, count: int, entry: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         self.workers: list[Worker] = []
+        self._entry = entry
         try:
             # Python starts its tracker with the first worker, and then lets SIGINT through again.
             resource_tracker.ensure_running()
             # The signals of a terminal reach the whole group, also a process that still starts.
             with held(HELD):
                 for rank in range(count):
-                    self._start(rank, entry, arguments)
+                    self.workers.append(self._start(rank, arguments))
         except BaseException:
             self.end()
             raise
 
-    def _start(self, rank: int, entry: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def restart(self, rank: int, arguments: tuple[Any, ...]) -> None:
+        """Starts a worker again that has ended."""
+        with held(HELD):
+            self.workers[rank] = self._start(rank, arguments)
+
+    def _start(self, rank: int, arguments: tuple[Any, ...]) -> Worker:
         receiver, sender = CONTEXT.Pipe(duplex=False)
-        task = (entry, rank, sender, arguments)
+        task = (self._entry, rank, sender, arguments)
         process = CONTEXT.Process(target=_main, args=task, name=f"rank {rank}")
         process.start()
         sender.close()
-        self.workers.append(Worker(rank, process, receiver))
+        return Worker(rank, process, receiver)
 
-    def wait(self, inbox: SignalInbox) -> Iterator[int]:
-        """Waits until all workers have ended; yields every signal that arrives in between.
+    def wait(self, inbox: SignalInbox) -> Iterator[int | Worker | None]:
+        """Waits until all workers have ended.
 
-        After the first failure, the other workers have `GRACE_S` seconds. Then they are ended.
+        Yields every signal that arrives, every worker that has ended, and None at least once in
+        `LOOK_S` seconds. A worker may be started again before the next item. If one has failed and
+        was not started again, the others have `GRACE_S` seconds. Then they are ended.
         """
         deadline: float | None = None
         while running := [worker for worker in self.workers if worker.exit_code is None]:
             sources: list[Any] = [worker.process.sentinel for worker in running]
             sources += [worker.pipe for worker in running if not worker.pipe.closed]
-            limit = None if deadline is None else max(0.0, deadline - time.monotonic())
+            limit = LOOK_S if deadline is None else max(0.0, deadline - time.monotonic())
             ready = connection.wait([*sources, inbox.fileno()], limit)
             if inbox.fileno() in ready:
                 yield from inbox.take()
@@ -108,6 +119,8 @@ class Supervisor:
                     self._read(worker)
                 if worker.process.sentinel in ready:
                     self._close(worker)
+                    yield worker
+            yield None
             if deadline is None and any(worker.has_failed for worker in self.workers):
                 deadline = time.monotonic() + GRACE_S
             if deadline is not None and time.monotonic() >= deadline:

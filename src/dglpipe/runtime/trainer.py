@@ -53,7 +53,8 @@ class Trainer:
         self._preemption = preemption
         self._has_left = False
         self._timer = context.timer
-        reporter = Reporter(context.group.store, context.topology.rank)
+        group = context.group
+        reporter = Reporter(group.store, group.topology.rank, group.generation)
         self._reporter = StageReporter(context, reporter, open_lines)
         self._checks = [checkpoints.check] if checkpoints is not None else []
         self._finite = FiniteCheck(context, runner.stages)
@@ -164,6 +165,8 @@ class Trainer:
 
     def finish(self) -> None:
         """Saves the final weights and sends the final report of the process."""
+        if self._preemption is not None:
+            self._preemption.close()
         if self._checkpoints is not None:
             self._checkpoints.drain()
         finals = []
@@ -178,4 +181,4 @@ class Trainer:
         if self.plan.config.timeline and self._run_dir is not None:
             part = self._run_dir.timeline_part(topology.rank)
             write_part(part, topology.rank, topology.name(), self._timer.spans())
-        self._reporter.finish(self._window.rate(), finals)
+        self._reporter.finish(self._window.rate(), finals, self.runner.decoders)

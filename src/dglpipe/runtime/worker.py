@@ -10,27 +10,22 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from dglpipe.data import DataSource
-from dglpipe.errors import PreemptedError, RunFailedError
+from dglpipe.errors import DamagedError, PreemptedError, RejoinError, RunFailedError
 from dglpipe.files import write_json
 from dglpipe.host import keep_freed_memory
-from dglpipe.manifest import write_manifest
 from dglpipe.methods.base import Method, RunContext
-from dglpipe.methods.dgl_async.staleness import draw_staleness
 from dglpipe.methods.registry import build_method
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.monitoring.cuda_timers import CudaTimer
-from dglpipe.monitoring.metrics import Collector, JsonLines, Sink
-from dglpipe.monitoring.progress import open_progress
-from dglpipe.monitoring.tensorboard import TensorBoard
 from dglpipe.monitoring.timers import Timer
-from dglpipe.monitoring.trace import TracingTimer, merge
+from dglpipe.monitoring.trace import TracingTimer
 from dglpipe.partition.own_stages import build_own_stages
 from dglpipe.pipeline.device import Device, select
 from dglpipe.pipeline.process_group import ProcessGroup, Store
@@ -38,13 +33,13 @@ from dglpipe.pipeline.stage import Copies, RunLength, Stage
 from dglpipe.pipeline.topology import Topology
 from dglpipe.runtime import failure
 from dglpipe.runtime.checkpoint import Checkpoints
-from dglpipe.runtime.closing_table import closing_table
 from dglpipe.runtime.config_consistency import check_consistency
 from dglpipe.runtime.log_file import LogFile, log_storage_errors_of_threads
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.preemption import Preemption
+from dglpipe.runtime.recorder import Recorder, worker_entry
 from dglpipe.runtime.run_dir import RunDir
-from dglpipe.runtime.summary import Summary, unfinished
+from dglpipe.runtime.stage_restarts import StageStart
 from dglpipe.runtime.trainer import MORE, OPEN_LINES, Trainer
 from dglpipe.streams import shield_streams
 
@@ -56,22 +51,25 @@ def run_worker(
     run_dir: RunDir,
     store: Store,
     report: Callable[[failure.Failure], None] | None = None,
+    start: StageStart | None = None,
 ) -> dict[str, Any] | None:
     """Runs one worker process; the launcher sets the environment variables RANK, WORLD_SIZE etc.
 
     Args:
         store: store of the run.
         report: receives the failure of this process; None: no receiver.
+        start: how a stage begins that can be started again alone, with the recorder in the
+            launcher; None: the stages end together, and rank 0 records the run.
 
     Returns:
-        The summary at rank 0; None at other ranks.
+        The summary at the rank that records the run; None at other ranks.
 
     Raises:
         PreemptedError: the run was ended by a signal, after a checkpoint.
     """
     rank = int(os.environ["RANK"])
     topology = plan.layout.at(rank)
-    run = _Run(plan, topology, run_dir)
+    run = _Run(plan, topology, run_dir, start)
     try:
         shield_streams()
         keep_freed_memory()
@@ -97,7 +95,10 @@ def run_worker(
 class _Run:
     """One process of a run, with the current step for failure records."""
 
-    def __init__(self, plan: RunPlan, topology: Topology, run_dir: RunDir) -> None:
+    def __init__(
+        self, plan: RunPlan, topology: Topology, run_dir: RunDir, start: StageStart | None
+    ) -> None:
+        self._start = start
         self._plan = plan
         self._topology = topology
         self._run_dir = run_dir
@@ -109,7 +110,8 @@ class _Run:
         return 0 if self._trainer is None else self._trainer.step
 
     def train(self, store: Store, log: LogFile) -> dict[str, Any] | None:
-        """Connects the process, trains, and disconnects; returns the summary at rank 0."""
+        """Connects the process, trains, and disconnects; returns the summary at the rank that
+        records the run."""
         plan, topology, run_dir = self._plan, self._topology, self._run_dir
         config = plan.config
         device = open_device(plan)
@@ -117,59 +119,56 @@ class _Run:
         # Before the links are connected: processes with different layouts would deadlock.
         store_only = ProcessGroup.store_only(topology, store)
         check_consistency(store_only, config, source.info, plan.backend)
-        checked, link = config.pipeline.checked, config.link
-        group = ProcessGroup.connect(topology, device, store, config.timeout_s, checked, link)
-        _write_workers(group, run_dir)
+        group = self._connect(device, store)
         started = time.monotonic()
         preempts = functools.partial(
             Preemption, store.clone(), topology.rank, topology.layout.world_size
         )
-        trainer = self._trainer = open_trainer(plan, source, device, group, run_dir, preempts)
+        trainer = self._trainer = open_trainer(
+            plan, source, device, group, run_dir, preempts, self._start
+        )
         if plan.schedule.left_out and topology.rank == 0:
             logger.info(
                 "the last batch of every epoch, %d rows, is left out: "
                 "batch norm needs 2 rows per replica",
                 plan.schedule.left_out,
             )
-        summary = Summary(plan, device)
-        collector = _collect(trainer, run_dir, summary) if topology.rank == 0 else None
-        last = trainer.run(log.check, *([collector.check] if collector is not None else []))
+        recorder = None
+        if topology.rank == 0 and self._start is None:
+            assert trainer.checkpoints is not None
+            resumed = trainer.context.done, trainer.runner.done_by_stage
+            recorder = Recorder(
+                plan, run_dir, group.store, device, trainer.checkpoints, *resumed, started
+            )
+        if group.generation:
+            logger.info("%s goes on after step %d", topology.name(), trainer.context.done)
+        last = trainer.run(log.check, *([recorder.check] if recorder is not None else []))
         if last is not None:
             trainer.leave()
-            if collector is not None:
-                collector.finals(config.timeout_s)
-                write_json(run_dir.summary, unfinished("preempted", plan))
+            if recorder is not None:
+                recorder.preempted()
+            if group.links is not None:
+                group.links.finish()
             # A launcher may kill rank 0, which completes the checkpoint, when another rank ends.
             group.wait_for_rank_0("preempted")
             raise PreemptedError(last)
         trainer.finish()
-        result = None
-        if collector is not None:
-            finals = collector.finals(config.timeout_s)
-            result = summary.finished(finals, time.monotonic() - started)
-            _write_results(plan, run_dir, summary, finals, result)
-            closing_table(result, run_dir.path, trainer.runner.decoders)
+        result = None if recorder is None else recorder.finished()
         group.close()
         return result
 
-
-def _write_results(
-    plan: RunPlan,
-    run_dir: RunDir,
-    summary: Summary,
-    finals: list[dict[str, Any]],
-    result: dict[str, Any],
-) -> None:
-    """Writes the results of a finished run: manifest, pictures and summary.
-
-    The summary comes last: it tells a later start that the run has all its results.
-    """
-    write_manifest(run_dir.manifest, summary.manifest(finals))
-    draw_staleness(result["staleness"] or [], run_dir.staleness)
-    if plan.config.timeline:
-        parts = [run_dir.timeline_part(rank) for rank in range(plan.layout.world_size)]
-        merge(parts, run_dir.timeline, run_dir.timeline.with_suffix(".png"))
-    write_json(run_dir.summary, result)
+    def _connect(self, device: Device, store: Store) -> ProcessGroup:
+        """Connects the process with its neighbours, and in most runs with all processes."""
+        config, topology = self._plan.config, self._topology
+        limit, checked, link = config.timeout_s, config.pipeline.checked, config.link
+        if self._start is not None:
+            generation = self._start.generation
+            return ProcessGroup.connect_stage(
+                topology, device, store, limit, generation, checked, link
+            )
+        group = ProcessGroup.connect(topology, device, store, limit, checked, link)
+        _write_workers(group, self._run_dir)
+        return group
 
 
 def open_trainer(
@@ -179,12 +178,15 @@ def open_trainer(
     group: ProcessGroup,
     run_dir: RunDir | None = None,
     preempts: Callable[[int], Preemption] | None = None,
+    start: StageStart | None = None,
 ) -> Trainer:
     """The trainer of this process, with the state of the newest complete checkpoint.
 
     Args:
         run_dir: directory of weights and checkpoints; None: neither is read or written.
         preempts: step of the checkpoint -> what ends the run early; None: nothing does.
+        start: the checkpoint of a stage that can be started again alone; None: the newest that is
+            complete.
     """
     method = build_method(plan.config.method)
     stages = _build_stages(plan, method, device, group)
@@ -192,8 +194,14 @@ def open_trainer(
     if run_dir is not None:
         replica = group.topology.replica
         checkpoints = Checkpoints(run_dir.checkpoints, plan.config, plan.layout, replica)
-        done = _agree_on_checkpoint(checkpoints, group)
-        parts = checkpoints.restore(done, stages) if done else {}
+        done = start.step if start is not None else _agree_on_checkpoint(checkpoints, group)
+        file = None if start is None else start.file
+        try:
+            parts = checkpoints.restore(done, stages, file) if done else {}
+        except DamagedError as error:
+            if start is None or not start.generation:
+                raise
+            raise RejoinError(str(error)) from error  # older checkpoints may be intact
     timer: Timer = TracingTimer() if plan.config.timeline else Timer()
     if device.is_cuda:
         timer = CudaTimer(device.torch_device, timer)
@@ -255,42 +263,11 @@ def _loaders(topology: Topology) -> int:
     return topology.loaders(int(os.environ.get("LOCAL_RANK", topology.rank)), local)
 
 
-def _collect(trainer: Trainer, run_dir: RunDir, summary: Summary) -> Collector:
-    context, plan = trainer.context, trainer.plan
-    checkpoints = trainer.checkpoints
-    assert checkpoints is not None
-    wanted = checkpoints.lines(context.done)
-    kept = run_dir.forget_after(context.done, trainer.runner.done_by_stage, wanted)
-    lines = JsonLines(run_dir.metrics, kept)
-    sinks: list[Sink] = [
-        lines,
-        TensorBoard(run_dir.tensorboard),
-        open_progress(plan.schedule, plan.layout.stages),
-        summary,
-    ]
-
-    def complete(step: int, files: Sequence[Mapping[str, Any]]) -> None:
-        """A checkpoint counts when its lines are on the disk."""
-        lines.sync()
-        checkpoints.complete(step, files, lines.count)
-
-    layout = plan.layout
-    sizes = layout.world_size, layout.replicas
-    return Collector(context.group.store, *sizes, sinks, complete)
-
-
 def _write_workers(group: ProcessGroup, run_dir: RunDir) -> None:
     """Writes `workers.json`: rank, stages, replica, process ID and host of every process."""
-    topology = group.topology
-    own = {
-        "rank": topology.rank,
-        "stages": list(topology.stages),
-        "replica": topology.replica,
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-    }
+    own = worker_entry(group.topology, os.getpid())
     workers = [json.loads(text) for text in group.exchange("workers", json.dumps(own))]
-    if topology.rank == 0:
+    if group.topology.rank == 0:
         write_json(run_dir.workers, workers)
 
 

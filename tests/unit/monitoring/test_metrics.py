@@ -105,6 +105,40 @@ def send_many(reporter, stage):
         reporter.send(sums(step=step, stage=stage))
 
 
+def test_the_next_process_of_a_rank_repeats_no_line_and_replaces_no_checkpoint():
+    store, sink, done = HashStore(), Lines(), []
+
+    def complete(step, files):
+        done.append((step, sorted(one["file"] for one in files)))
+
+    collector = Collector(store, ranks=2, replicas=1, sinks=[sink], complete=complete)
+    first, other = Reporter(store, 0), Reporter(store, 1)
+    first.send(sums(step=10))
+    first.checkpoint(10, [{"file": "0 of 10"}])
+    first.send(sums(step=20, loss=3.0))
+    assert collector.renew(1) is None
+    assert collector.renew(0) == (10, [{"file": "0 of 10"}])
+    first.send(sums(step=30, loss=9.0))  # of a process that has ended: nobody reads it
+    second = Reporter(store, 0, 1)
+    second.send(sums(step=20, loss=4.0))
+    second.checkpoint(20, [{"file": "0 of 20"}])
+    second.send(sums(step=30, loss=5.0))
+    second.send(sums(step=20, kind="test"))
+    other = Reporter(store, 1, 1)
+    for step in (10, 20):
+        other.checkpoint(step, [{"file": f"1 of {step}"}])
+    for reporter in (second, other):
+        reporter.finish({})
+    collector.finals(5)
+    assert [(one.kind, one.step, one.loss) for one in sink.lines] == [
+        ("train", 10, 0.5),
+        ("train", 20, 0.75),
+        ("train", 30, 1.25),
+        ("test", 20, 0.5),
+    ]
+    assert done == [(10, ["0 of 10", "1 of 10"]), (20, ["0 of 20", "1 of 20"])]
+
+
 def test_a_silent_rank_is_named():
     collector = Collector(HashStore(), ranks=2, replicas=1, sinks=[])
     with pytest.raises(PeerLostError, match=r"ranks \[0, 1\]"):

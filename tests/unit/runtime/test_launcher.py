@@ -109,10 +109,13 @@ class TestFinished:
     def test_every_worker_gets_plan_directory_launcher_and_store(self, launch):
         launch("seed=5")
         (arguments,) = launch.asked
-        plan, path, pid, port, _ = pickle.loads(pickle.dumps(arguments))  # as spawned processes do
+        plan, path, pid, port, _, start = pickle.loads(
+            pickle.dumps(arguments)
+        )  # as spawned processes do
         assert plan == launch.plan
         assert (plan.config.seed, path, pid) == (5, str(launch.run_dir.path), os.getpid())
         assert 1024 <= port < 65536
+        assert start is None, "rank 0 selects the checkpoint"
 
 
 class TestRestarts:
@@ -121,7 +124,7 @@ class TestRestarts:
         assert launch("max_restarts=2") == SUMMARY
         first, second = launch.asked
         assert (first[0].config.resume, second[0].config.resume) == ("never", "auto")
-        assert first[-1] != second[-1], "keys of the first attempt would confuse the second"
+        assert first[-2] != second[-2], "keys of the first attempt would confuse the second"
         assert "ValueError: a" in (text := capsys.readouterr().err)
         assert text.endswith("restart 1 of 2\n")
 

@@ -67,12 +67,15 @@ def test_all_processes_stop_after_the_same_step(processes, asked_at):
     assert asked_at <= last <= asked_at + 20
 
 
-def test_a_run_that_is_over_ends_as_usual():
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_a_run_that_is_over_ends_as_usual(is_closed):
     """The request comes when process 0 has made its last step."""
     store = HashStore()
     first, second = (Preemption(store, rank, 2, 0) for rank in range(2))
     for step in (1, 2, 3):
         assert not first.passed(step)
+    if is_closed:
+        first.close()
     preemption.request(store)
     assert not any(second.passed(step) for step in (1, 2, 3))
 
@@ -96,3 +99,26 @@ def test_all_parts_are_saved_when_every_process_has_said_so():
     assert not first.all_saved()
     second.saved()
     assert first.all_saved()
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_a_process_that_has_finished_leaves_no_thread(is_asked):
+    """A thread inside the store would abort the process at its exit."""
+    before = threading.active_count()
+    store = HashStore()
+    own = Preemption(store, 0, 2, 0)
+    assert threading.active_count() == before + 1
+    if is_asked:  # and the other process has finished as well
+        preemption.request(store)
+    own.close()
+    assert threading.active_count() == before
+
+
+def test_a_stage_that_is_started_again_reaches_the_step_that_it_has_named():
+    store = HashStore()
+    preemption.request(store)
+    store.set(f"{preemption.REQUEST}/step/0", "9")
+    own = Preemption(store, 0, 1, 4)
+    assert own._known.wait(LIMIT_S)
+    assert [step for step in range(5, 12) if own.passed(step)] == [9, 10, 11]
+    own.close()

@@ -12,7 +12,7 @@ import pytest
 
 from dglpipe.runtime import supervisor
 from dglpipe.runtime.signals import HELD, SignalInbox
-from dglpipe.runtime.supervisor import Supervisor, exit_text
+from dglpipe.runtime.supervisor import Supervisor, Worker, exit_text
 
 
 @pytest.fixture(autouse=True)
@@ -30,10 +30,12 @@ def run(behave, count=3):
     workers = Supervisor(count, entry, (behave,))
     try:
         with SignalInbox(HELD) as inbox:
-            signals = list(workers.wait(inbox))
+            ends = [item for item in workers.wait(inbox) if item is not None]
     finally:
         workers.end()
-    assert not signals
+    assert sorted(worker.rank for worker in ends if not worker.was_ended) == sorted(
+        worker.rank for worker in workers.workers if not worker.was_ended
+    )
     return workers.workers
 
 
@@ -99,7 +101,7 @@ def test_signals_arrive_while_workers_run():
     with SignalInbox(HELD) as inbox:
         for number in (signal.SIGUSR1, signal.SIGTERM):
             os.kill(os.getpid(), number)
-        arriving = workers.wait(inbox)
+        arriving = filter(None, workers.wait(inbox))
         assert [next(arriving), next(arriving)] == [signal.SIGUSR1, signal.SIGTERM]
         workers.end()
     assert workers.workers[0].was_ended
@@ -112,14 +114,33 @@ def test_a_failed_start_leaves_no_process(monkeypatch):
     def start_two(self, rank, *rest):
         if rank == 2:
             raise OSError("no more processes")
-        start(self, rank, *rest)
-        started.append(self.workers[-1].process)
+        started.append(start(self, rank, *rest))
+        return started[-1]
 
     monkeypatch.setattr(Supervisor, "_start", start_two)
     with pytest.raises(OSError, match="no more processes"):
         Supervisor(3, entry, (succeed,))
     assert len(started) == 2
-    assert not any(process.is_alive() for process in started)
+    assert not any(worker.process.is_alive() for worker in started)
+
+
+def test_a_worker_that_is_started_again_replaces_the_one_that_failed():
+    def behave(rank, report, attempt=1):
+        if rank == 1 and attempt == 1:
+            os._exit(3)
+        time.sleep(0.5)  # longer than the others have after a failure
+        succeed(rank, report)
+
+    workers = Supervisor(2, entry, (behave,))
+    try:
+        with SignalInbox(HELD) as inbox:
+            for item in workers.wait(inbox):
+                if isinstance(item, Worker) and item.has_failed:
+                    workers.restart(item.rank, (lambda *two: behave(*two, attempt=2),))
+    finally:
+        workers.end()
+    assert [worker.outcome for worker in workers.workers] == [{"done": {"rank": j}} for j in (0, 1)]
+    assert not any(worker.was_ended for worker in workers.workers)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ stage starts an evaluation when the first test batch arrives, with its weights o
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from array import array
 from base64 import b64decode, b64encode
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from dglpipe.config import AsyncConfig
 from dglpipe.data.batch_schedule import BatchItem, Phase
-from dglpipe.errors import LinkError
+from dglpipe.errors import LinkError, RejoinError
 from dglpipe.methods.base import Event, RunContext, Update
 from dglpipe.methods.dgl_async.base import AsyncRunner
 from dglpipe.methods.dgl_async.progress_engine import (
@@ -34,6 +35,7 @@ from dglpipe.methods.dgl_async.storage import Batch, StorageFormat
 from dglpipe.monitoring.timers import Kind
 from dglpipe.pipeline.inputs import Arrival, arrival
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS
+from dglpipe.pipeline.process_group import Store
 from dglpipe.pipeline.stage import Stage
 from dglpipe.pipeline.transport import Header
 
@@ -41,20 +43,20 @@ from dglpipe.pipeline.transport import Header
 class TestBatches:
     """The test batches of a stage; its training batches come from `AsyncReceiver.read`.
 
-    Args:
-        items: the test batches, in order.
+    Attributes:
+        next: the batch that comes next.
     """
 
     workers: int | None = None
 
-    def __init__(self, receiver: AsyncReceiver, items: Iterator[BatchItem]) -> None:
+    def __init__(self, receiver: AsyncReceiver) -> None:
         self._receiver = receiver
-        self._items = items
+        self.next: BatchItem | None = None
 
     def take(self) -> Arrival:
         """The next test batch."""
-        item = next(self._items)
-        return arrival(item, self._receiver.test(item), ())
+        assert self.next is not None
+        return arrival(self.next, self._receiver.test(self.next), ())
 
     def check(self) -> None:
         """Does nothing: the receiver checks every message on arrival."""
@@ -73,17 +75,28 @@ class DistributedRunner(AsyncRunner):
         super().__init__(context, settings, self._sender, {})
         (self._own,) = self.updates
         self._done = context.done
-        self._outputs = self._waits = 0
+        self._links = context.group.links
+        # An evaluation is complete up to a multiple of its batches.
+        self._tested = self._evaluated = self.schedule.tests_before(context.done)
+        self._is_whole = False
+        self._earlier = self._outputs = self._outputs_of_earlier_processes()
+        self._waits = 0
         # System time in ns at which each output was computed and each batch was read.
         self._made, self._read = array("q"), array("q")
         self._has_announced = False
         self._receiver: AsyncReceiver | None = None
-        self._order, ahead = itertools.tee(self._items())
         if context.group.previous is None:
+            self._order, ahead = itertools.tee(self._items())
             self.inputs = context.open_data(item for item in ahead if item.rows)
         else:
             self._receiver = self._open_receiver()
-            self.inputs = TestBatches(self._receiver, ahead)
+            self._tests = self.inputs = TestBatches(self._receiver)
+
+    def _outputs_of_earlier_processes(self) -> int:
+        """Number of outputs of the processes that the stage has had before. The numbers of outputs
+        go on, because the stage above keeps batches of an earlier process."""
+        store, key = self.context.group.store, _outputs(self._index)
+        return store.add(key, 0) if self.context.group.generation else 0
 
     def _open_sender(self, context: RunContext, settings: AsyncConfig) -> AsyncSender | None:
         if context.group.following is None:
@@ -96,6 +109,7 @@ class DistributedRunner(AsyncRunner):
             buffers.sender,
             settings.policy_of(self._index) == "overwrite",
             _engine(context, f"to stage {self._index + 1}"),
+            context.group.relink_following,
         )
 
     def _open_receiver(self) -> AsyncReceiver:
@@ -119,20 +133,14 @@ class DistributedRunner(AsyncRunner):
             f"link {link} -> {self._index}",
             _engine(context, f"from stage {link}"),
             [field.name for field in context.plan.extras(link)],
+            context.group.relink_previous,
+            1 if self._links is None else self.schedule.test_batches,
         )
 
     def _items(self) -> Iterator[BatchItem]:
-        """The batches of the process, in order.
-
-        For stage 0: all batches of the schedule, further training batches until the other stages
-        are done, then the last evaluation. For other stages: only the test batches, because their
-        training batches are not scheduled.
-        """
+        """The batches of stage 0, in order: all batches of the schedule, further training batches
+        until the other stages are done, then the last evaluation."""
         schedule, done = self.schedule, self._done
-        if self._index:
-            steps = (*range(done, schedule.steps), schedule.steps)
-            yield from itertools.chain.from_iterable(map(schedule.tests_after, steps))
-            return
         if done < schedule.steps:
             yield from schedule.tests_after(done)
         store, size = self.context.group.store, self.context.topology.layout.world_size
@@ -155,7 +163,10 @@ class DistributedRunner(AsyncRunner):
         if self._sender is not None:
             self._sender.close()
             made = b64encode(self._made.tobytes()).decode()
-            self.context.group.store.set(_made(self._index), made)
+            record = json.dumps({"earlier": self._earlier, "made": made})
+            self.context.group.store.set(_made(self._index), record)
+        if self._links is not None:
+            self._links.finish()
 
     def _run_first(self) -> Iterator[Event]:
         """The loop of stage 0."""
@@ -171,7 +182,7 @@ class DistributedRunner(AsyncRunner):
     def _run_other(self, receiver: AsyncReceiver) -> Iterator[Event]:
         """The loop of a stage above stage 0."""
         own, since = self._own, time.monotonic()
-        for item in self._order:
+        while self._evaluated < self.schedule.last_test:
             # Train between two evaluations, not during an evaluation.
             while not self.evaluation.is_open and not receiver.has_test:
                 self.timer.lap(self._index, Kind.OTHER)
@@ -183,7 +194,8 @@ class DistributedRunner(AsyncRunner):
                 batch = None if idle else receiver.read(learns=not own.is_done)
                 if batch is None:
                     self._waits += not own.is_done
-                    if not self._replay.usage.written:  # no batch has arrived yet
+                    # No batch has arrived yet, or none can arrive.
+                    if not self._replay.usage.written or (self._bounds_age and receiver.is_away):
                         since = time.monotonic()
                     self._refuse_to_starve(since)
                     receiver.wait()
@@ -193,8 +205,45 @@ class DistributedRunner(AsyncRunner):
                         self._read.append(time.time_ns())
                     yield from self._learn(batch)
                     since = time.monotonic()
-            yield from self.evaluate(item)
+            yield from self._evaluate_next(receiver)
             since = time.monotonic()  # exclude the time of the evaluation
+
+    def _evaluate_next(self, receiver: AsyncReceiver) -> Iterator[Event]:
+        """Evaluates the next test batch; yields after the last batch of an evaluation.
+
+        If stages can be started again, batches may be missing, and a stage below may send an
+        evaluation again. An evaluation with a missing batch has no result.
+
+        Raises:
+            RejoinError: the last evaluation misses a batch, or the stage has updates left.
+        """
+        number: int | None = self._tested + 1
+        if self._links is not None:
+            number = receiver.next_test()
+        if number is None:
+            self.evaluation.abandon(self.exits)
+            return
+        if number <= self._evaluated:
+            receiver.skip_test()
+            return
+        item = self._tests.next = self.schedule.test_item(number)
+        if number != self._tested + 1:
+            self.evaluation.abandon(self.exits)
+        if not self.evaluation.is_open:
+            self._is_whole = (number - 1) % self.schedule.test_batches == 0
+            is_last = self._links is not None and item.step == self.schedule.steps
+            if is_last and not (self._is_whole and self._own.is_done):
+                raise RejoinError(
+                    f"stage {self._index} came back during the last evaluation, after "
+                    f"{self._own.count} of {self.schedule.steps} updates"
+                )
+        self._tested = number
+        for event in self.evaluate(item):
+            if self._is_whole:
+                self._evaluated = number
+                yield event
+            else:
+                self.exits.forget()
 
     def _refuse_to_starve(self, since: float) -> None:
         """Raises LinkError if no batch of the allowed age has arrived within `timeout_s`.
@@ -229,7 +278,8 @@ class DistributedRunner(AsyncRunner):
             before = time.perf_counter()
             self._outputs += 1
             self._made.append(time.time_ns())
-            if self._bounds_age:  # a request to the store takes some tenths of a millisecond
+            # A request to the store takes some tenths of a millisecond.
+            if self._bounds_age or self._links is not None:
                 self.context.group.store.add(_outputs(self._index), 1)
             header = Header(Phase.TRAIN, self._outputs, len(batch.labels))
             parts = {LABELS: batch.labels, ACTIVATIONS: features.detach()}
@@ -259,8 +309,9 @@ class DistributedRunner(AsyncRunner):
             return summarize(None, self._own.count, self._outputs, dropped)
         replay, link = self._replay, stage.index - 1
         if not self._bounds_age:  # with max_age, the buffer has counted the ages
-            made = array("q", b64decode(self.context.group.store.get(_made(link))))
-            replay.usage.ages = ages(made, self._read, replay.usage.numbers)
+            record = json.loads(self.context.group.store.get(_made(link)))
+            made, earlier = array("q", b64decode(record["made"])), record["earlier"]
+            replay.usage.ages = ages(made, self._read, replay.usage.numbers, earlier)
         plan, field = self.context.plan, self.fields[link]
         buffers = self.context.method.buffers(link, plan.config.pipeline.depth)
         row = buffers.receiver_bytes(field.row_bytes, field.dtype.itemsize)
@@ -272,6 +323,11 @@ def _engine(context: RunContext, name: str) -> ProgressEngine:
     if context.device.is_cuda:
         return EventProgressEngine(context.device.torch_device)
     return ThreadProgressEngine(name)
+
+
+def withdraw_done(store: Store, rank: int) -> None:
+    """Withdraws the announcement of a stage that is started again, and may have updates left."""
+    store.delete_key(_done(rank))
 
 
 def _done(rank: int) -> str:

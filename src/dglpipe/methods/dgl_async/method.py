@@ -23,6 +23,7 @@ class DglAsync(Dgl):
     """Each stage learns from one of the last M batches of the stage below, without waiting."""
 
     settings: AsyncConfig
+    survives_alone = True
 
     def placement(self, pipeline: PipelineConfig, given: int | None) -> Placement:
         """One process per stage, or one process that simulates all stages."""

@@ -9,11 +9,13 @@ recorded after the transfer, and no other thread issues work.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 
+from dglpipe.errors import PeerLostError
 from dglpipe.pipeline.transport import Slot, Work
 
 Words = tuple[int, int, int]
@@ -21,7 +23,7 @@ Words = tuple[int, int, int]
 
 
 class Endpoint(Protocol):
-    """One end of a link. The engine holds its lock during every call except `issue`."""
+    """One end of a link. The engine holds its lock in every call except `issue` and `relink`."""
 
     def next_slot(self) -> Slot | None:
         """The slot of the next transfer; None: no transfer can start yet."""
@@ -31,6 +33,17 @@ class Endpoint(Protocol):
 
     def completed(self, slot: Slot, words: Words) -> None:
         """Processes a completed transfer. `words` is the header of the message."""
+
+    def lost(self) -> None:
+        """Notes that the neighbour was lost during a transfer."""
+
+    def relink(self, error: PeerLostError, since: float) -> None:
+        """Connects to the next process of the lost neighbour; `issue` uses the new connection.
+
+        Args:
+            error: raised if there is no such process.
+            since: when the failed transfer was issued, in seconds of `time.monotonic`.
+        """
 
     @property
     def is_over(self) -> bool:
@@ -117,11 +130,24 @@ class ThreadProgressEngine:
                     slot = end.next_slot()
                     if slot is None:
                         self._changed.wait()
-            end.issue(slot).wait()
+            self._transfer(end, slot)
             phase, number, rows = (int(word) for word in slot.header)
             with self._changed:
                 end.completed(slot, (phase, number, rows))
                 self._changed.notify_all()
+
+    def _transfer(self, end: Endpoint, slot: Slot) -> None:
+        """Transfers `slot`; again if the neighbour was lost and started again."""
+        while True:
+            since = time.monotonic()
+            try:
+                end.issue(slot).wait()
+                return
+            except PeerLostError as error:
+                with self._changed:
+                    end.lost()
+                    self._changed.notify_all()
+                end.relink(error, since)
 
 
 class EventProgressEngine:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from dglpipe.data.batch_schedule import BatchItem, Phase
-from dglpipe.errors import LinkError
+from dglpipe.errors import LinkError, PeerLostError
 from dglpipe.methods.dgl_async.progress_engine import ProgressEngine, Words
 from dglpipe.methods.dgl_async.replay import InOrder, Replay
 from dglpipe.methods.dgl_async.storage import Batch, StorageFormat
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageFormats
+from dglpipe.pipeline.stage_links import Relink
 from dglpipe.pipeline.transport import Header, Slot, Transport, Work
 
 
@@ -46,6 +47,9 @@ class AsyncReceiver:
         name: `link j -> j+1`, for error messages.
         engine: issues the receives.
         extras: names of the declared tensors besides labels and activations.
+        relink: see `ProcessGroup.relink_previous`.
+        test_batches: batches of an evaluation, to notice an evaluation that has lost batches; 1:
+            none is lost.
     """
 
     def __init__(
@@ -60,8 +64,14 @@ class AsyncReceiver:
         name: str,
         engine: ProgressEngine,
         extras: Sequence[str] = (),
+        relink: Relink | None = None,
+        test_batches: int = 1,
     ) -> None:
         self.is_over = False
+        self._relink = relink
+        self._test_batches = test_batches
+        self._is_evaluating = False
+        self._is_away = False
         self._name = name
         self._transport = transport
         self._most_rows = {phase: own.rows for phase, own in formats.items()}
@@ -70,7 +80,7 @@ class AsyncReceiver:
         self._last_test = last_test
         self._extras = tuple(extras)
         self._free = deque(Slot(formats, device) for _ in range(slots))
-        self._tests: deque[tuple[Header, Slot, int]] = deque()
+        self._tests: deque[tuple[Header, Slot, int] | tuple[None, None, int]] = deque()
         self._is_waiting = False
         self._learning: Held | None = None
         self._testing: Slot | None = None
@@ -123,13 +133,34 @@ class AsyncReceiver:
         Raises:
             LinkError: another test batch arrived.
         """
+        header, self._testing = self._take_test()
+        if header != (item.phase, item.number, item.rows):
+            raise LinkError(f"{self._name}: the receiver expected {item}, the sender sent {header}")
+        assert self._testing is not None
+        return self._testing.views(item)
+
+    def next_test(self) -> int | None:
+        """Waits for the next test batch and returns its number; None: the rest of the evaluation
+        was lost with the stage below."""
         with self._engine:
             self._release()
             self._wait_for(lambda: self._tests)
-            header, self._testing, _ = self._tests.popleft()
-        if header != (item.phase, item.number, item.rows):
-            raise LinkError(f"{self._name}: the receiver expected {item}, the sender sent {header}")
-        return self._testing.views(item)
+            header, _, _ = self._tests[0]
+            if header is None:
+                self._tests.popleft()
+                return None
+            return header.number
+
+    def skip_test(self) -> None:
+        """Drops the next test batch."""
+        _, self._testing = self._take_test()
+
+    def _take_test(self) -> tuple[Header | None, Slot | None]:
+        with self._engine:
+            self._release()
+            self._wait_for(lambda: self._tests)
+            header, slot, _ = self._tests.popleft()
+        return header, slot
 
     def wait(self) -> None:
         """Returns when a test batch is next, or a message has arrived since the last read."""
@@ -174,8 +205,10 @@ class AsyncReceiver:
         self._arrived += 1
         if header.phase is Phase.TEST:
             self._tests.append((header, slot, self._replay.usage.written))
+            self._is_evaluating = header.number % self._test_batches != 0
             self.is_over = header.number == self._last_test
             return
+        self._end_evaluation()
         views = slot.views(header)
         extras = {name: views[name] for name in self._extras}
         held = Held(Batch(views[ACTIVATIONS], views[LABELS], extras), slot)
@@ -187,6 +220,30 @@ class AsyncReceiver:
             replaced.is_gone = True
             if replaced is not self._learning and replaced.slot is not None:
                 self._free.append(replaced.slot)
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the stage below has been lost and has not come back yet."""
+        with self._engine:
+            return self._is_away
+
+    def lost(self) -> None:
+        """Notes the loss of the stage below."""
+        self._is_away = True
+        self._end_evaluation()
+
+    def _end_evaluation(self) -> None:
+        """Marks the end of an evaluation whose other batches will not come."""
+        if self._is_evaluating:
+            self._tests.append((None, None, self._replay.usage.written))
+            self._is_evaluating = False
+
+    def relink(self, error: PeerLostError, since: float) -> None:
+        """Connects to the next process of the stage below, if stages can be started again."""
+        if self._relink is None:
+            raise error
+        self._transport = self._relink(error, since)
+        self._is_away = False
 
     def _wait_for(self, holds: Callable[[], object]) -> None:
         self._is_waiting = True

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from dglpipe.data.batch_schedule import BatchItem, Phase
+from dglpipe.errors import PeerLostError
 from dglpipe.methods.dgl_async.progress_engine import ProgressEngine, Words
 from dglpipe.pipeline.message import MessageFormats
+from dglpipe.pipeline.stage_links import Relink
 from dglpipe.pipeline.transport import Header, Slot, Transport, Work
 
 
@@ -26,6 +28,7 @@ class AsyncSender:
         slots: number of message slots: D with policy=overwrite, 1 with policy=block.
         drops: whether a new training message may replace a message that is not yet sent.
         engine: issues the sends.
+        relink: see `ProcessGroup.relink_following`.
 
     Attributes:
         dropped: number of messages that were replaced.
@@ -39,8 +42,10 @@ class AsyncSender:
         slots: int,
         drops: bool,
         engine: ProgressEngine,
+        relink: Relink | None = None,
     ) -> None:
         self.dropped = 0
+        self._relink = relink
         self._transport = transport
         self._drops = drops
         self._free = deque(Slot(formats, device) for _ in range(slots))
@@ -86,6 +91,15 @@ class AsyncSender:
         """Frees the slot of a sent message."""
         del words
         self._free.append(slot)
+
+    def lost(self) -> None:
+        """Does nothing: `issue` sends the message again."""
+
+    def relink(self, error: PeerLostError, since: float) -> None:
+        """Connects to the next process of the stage above, if stages can be started again."""
+        if self._relink is None:
+            raise error
+        self._transport = self._relink(error, since)
 
     @property
     def is_over(self) -> bool:

@@ -12,7 +12,9 @@ from dglpipe.files import writing
 from dglpipe.methods.dgl_async.replay import InOrder, Replay
 
 
-def ages(made: Sequence[int], read: Sequence[int], numbers: Sequence[int]) -> Counter[int]:
+def ages(
+    made: Sequence[int], read: Sequence[int], numbers: Sequence[int], earlier: int = 0
+) -> Counter[int]:
     """Age -> number of reads. Age: outputs of the stage below since the read output, whether
     received or dropped.
 
@@ -20,10 +22,12 @@ def ages(made: Sequence[int], read: Sequence[int], numbers: Sequence[int]) -> Co
         made: time of each output of the stage below, in ascending order.
         read: time of each read, by the same clock.
         numbers: number of the output of each read, from 1.
+        earlier: number of outputs of earlier processes of the stage, whose times are unknown; their
+            reads are not counted.
     """
-    pairs = zip(read, numbers, strict=True)
+    pairs = [pair for pair in zip(read, numbers, strict=True) if pair[1] > earlier]
     # Clocks of two machines differ, so a read may seem to precede its output.
-    return Counter(max(0, bisect_right(made, when) - number) for when, number in pairs)
+    return Counter(max(0, bisect_right(made, when) + earlier - number) for when, number in pairs)
 
 
 def summarize(
@@ -47,15 +51,16 @@ def summarize(
     mine = {"updates": updates, "outputs": outputs, "dropped": dropped, "waits": waits}
     if replay is None:
         return {**mine, "reads": None}
-    usage, reads = replay.usage, replay.usage.reads
+    usage = replay.usage
     total = sum(age * count for age, count in usage.ages.items())
+    aged = sum(usage.ages.values())
     entries = replay.reads_by_entry()
     return {
         **mine,
-        "reads": reads,
+        "reads": usage.reads,
         "repeats": usage.repeats,
         "handed_on": usage.handed_on,
-        "mean_age": total / reads if reads else None,
+        "mean_age": total / aged if aged else None,
         "ages": {str(age): usage.ages[age] for age in sorted(usage.ages)},
         "received": usage.written,
         "reads_by_entry": {str(count): entries[count] for count in sorted(entries)},
@@ -70,7 +75,8 @@ def draw_staleness(entries: Sequence[dict[str, Any] | None], picture: Path) -> N
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = [(j, entry) for j, entry in enumerate(entries) if entry and entry["reads"]]
+    # A stage may have no ages: it reads images, or its reads were of an earlier process below.
+    shown = [(j, entry) for j, entry in enumerate(entries) if entry and entry.get("ages")]
     if not shown:
         return
     figure = Figure(figsize=(2.6 * len(shown) + 1, 4.6), layout="constrained")

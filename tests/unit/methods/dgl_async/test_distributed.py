@@ -6,6 +6,7 @@ scripted messages ──▶ buffer ──▶ stage 1 ──▶ messages in memor
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 import time
 
@@ -110,7 +111,8 @@ def test_a_link_that_overwrites_replays_the_batch_that_is_there():
     assert all(torch.equal(one.inputs, below.sent[0].batch) for one in lessons)
     below.test()
     assert [type(event) for event in events] == [Evaluation]
-    runner.context.group.store.set("asynchronous/made/0", "AQAAAAAAAAA=")  # an output at 1 ns
+    record = json.dumps({"earlier": 0, "made": "AQAAAAAAAAA="})  # an output at 1 ns
+    runner.context.group.store.set("asynchronous/made/0", record)
     said = runner.report(stage)["staleness"]
     assert (said["reads"], said["repeats"], said["received"]) == (3, 2, 1)
 
