@@ -242,7 +242,8 @@ class Bench:
         if trial.finished:
             _compare(trial, whole, read_outcome(path))
         if not trial.is_right:
-            trial.problems.append(_output(path).read_text()[-3000:])
+            text = _output(path).read_text()[-3000:]
+            trial.problems.append(text.replace(str(self._folder), "FOLDER"))
 
     def _kill(
         self, trial: Trial, command: Command, when: Moment, path: Path, rng: random.Random
