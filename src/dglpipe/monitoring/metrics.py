@@ -210,8 +210,8 @@ class Collector:
         return [self._finals[rank] for rank in range(len(self._next))]
 
     def renew(self, rank: int) -> tuple[int, Sequence[Mapping[str, Any]]] | None:
-        """Receives the last records of a process that has ended, then those of the next process of
-        `rank`. Lines that the next process sends again are ignored.
+        """Receives the last records of a process that has ended. The next records of `rank` come
+        from its next process; lines that this process sends again are ignored.
 
         Returns:
             Step and files of the newest checkpoint of `rank`; None: no checkpoint yet.

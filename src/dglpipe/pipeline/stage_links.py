@@ -23,7 +23,7 @@ from dglpipe.pipeline.transport import Transport
 
 POLL_S = 0.02
 """Seconds between two looks at the store."""
-NOBODY = -1
+NO_PROCESS = -1
 """In place of a generation: the stage has no process."""
 CONNECT_S = 30.0
 """Maximum time in seconds to connect to a neighbour that has come to the meeting."""
@@ -66,8 +66,8 @@ class StageLinks:
             if store.check([_finished(other)]):
                 raise RejoinError(f"stage {other} has finished, and stage {self._stage} has not")
             there = store.check([_generation(other)])
-            theirs = int(store.get(_generation(other))) if there else NOBODY
-            if theirs > self._met.get(other, NOBODY):
+            theirs = int(store.get(_generation(other))) if there else NO_PROCESS
+            if theirs > self._met.get(other, NO_PROCESS):
                 ends = sorted([(self._stage, self.generation), (other, theirs)])
                 (lower, first), (upper, second) = ends
                 key = f"link/{lower}-{upper}/{first}-{second}"
@@ -112,7 +112,7 @@ def withdraw_process(store: Store, stage: int) -> None:
 
     The key stays: it could be deleted between two requests of a neighbour, to check and to read it.
     """
-    store.set(_generation(stage), str(NOBODY))
+    store.set(_generation(stage), str(NO_PROCESS))
 
 
 def _generation(stage: int) -> str:

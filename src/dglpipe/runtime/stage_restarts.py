@@ -47,7 +47,7 @@ class StageStart:
 
 
 class StageRestarts:
-    """The stages of one attempt, each of which can be started again.
+    """Starts the stages of one attempt again, each alone.
 
     Args:
         store: store of the attempt.

@@ -118,7 +118,7 @@ def test_the_next_process_of_a_rank_repeats_no_line_and_replaces_no_checkpoint()
     first.send(sums(step=20, loss=3.0))
     assert collector.renew(1) is None
     assert collector.renew(0) == (10, [{"file": "0 of 10"}])
-    first.send(sums(step=30, loss=9.0))  # of a process that has ended: nobody reads it
+    first.send(sums(step=30, loss=9.0))  # the process has ended: its record is not read
     second = Reporter(store, 0, 1)
     second.send(sums(step=20, loss=4.0))
     second.checkpoint(20, [{"file": "0 of 20"}])
