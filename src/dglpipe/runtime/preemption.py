@@ -41,6 +41,15 @@ def is_requested(store: Store) -> bool:
     return store.check([REQUEST])
 
 
+def has_trained(store: Store, rank: int) -> bool:
+    """Whether process `rank` has trained to the end of the run."""
+    return store.check([_trained(rank)])
+
+
+def _trained(rank: int) -> str:
+    return f"{REQUEST}/trained/{rank}"
+
+
 class Preemption:
     """One process in the agreement on the last step.
 
@@ -88,13 +97,15 @@ class Preemption:
         return self._store.check(self._saved)
 
     def close(self) -> None:
-        """Ends the thread. A thread inside the store at the exit of the process would abort it.
+        """Ends the thread, after this process has trained to the end of the run. A thread inside
+        the store at the exit of the process would abort it.
 
         The end may still be asked for: this process names a step that no process reaches, so that
         the run ends as usual.
         """
         self._stop.set()
         self._thread.join()
+        self._store.set(_trained(self._rank), "")
         if self._own is None:
             self._store.set(self._named[self._rank], str(self._next))
 

@@ -38,6 +38,9 @@ from dglpipe.runtime.worker import run_worker
 
 TERMINATION_PAUSE_S = 1.5
 """Maximum time in seconds until a process notices the loss of a neighbour."""
+ENDING_S = 10.0
+"""Maximum time in seconds from SIGTERM to the exit of a process that has trained to the end. The
+launcher itself waits 30 s before SIGKILL."""
 KEY = "dglpipe/run_dir"
 PREEMPTED = 75
 """Exit status of a worker of a preempted run; torchrun makes 1 of it."""
@@ -161,12 +164,19 @@ def _signalled(number: int, plan: RunPlan, run_dir: RunDir, rank: int, store: St
     """Acts on a signal of the launcher.
 
     SIGUSR1 means preemption. SIGTERM means preemption too, or that another process has failed: then
-    that process, or a neighbour that has lost it, writes a failure record within a second.
+    that process, or a neighbour that has lost it, writes a failure record within a second. A
+    process that has trained to the end cannot stop earlier, and no neighbour may be left that
+    notices the failure. It waits a while for the end of the run.
     """
-    end = time.monotonic() + (TERMINATION_PAUSE_S if number == signal.SIGTERM else 0)
+    began = time.monotonic()
+    ends = number == signal.SIGTERM
+    pause = TERMINATION_PAUSE_S if ends else 0
     while not failure.read(run_dir):
-        if time.monotonic() >= end and not preemption.is_requested(store):
+        waited = time.monotonic() - began
+        if waited >= pause and not preemption.is_requested(store):
             preemption.request(store)
+        if ends and waited >= ENDING_S and preemption.has_trained(store, rank):
+            break
         time.sleep(0.05)
     failure.conclude("failed", plan, run_dir)
     if run_dir.failure(rank).exists():
@@ -174,6 +184,7 @@ def _signalled(number: int, plan: RunPlan, run_dir: RunDir, rank: int, store: St
         line = failure.read_own(run_dir, rank).line()
         sys.stderr.write(f"{line}\n{advice}\nlog: {run_dir.log(rank)}\n")
     else:
-        sys.stderr.write(f"{plan.layout.at(rank).name()} stopped: another process has failed\n")
+        why = "another process has failed" if failure.read(run_dir) else "signal from the launcher"
+        sys.stderr.write(f"{plan.layout.at(rank).name()} stopped: {why}\n")
     sys.stderr.flush()
     os._exit(128 + signal.SIGTERM)
