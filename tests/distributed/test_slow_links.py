@@ -7,13 +7,14 @@ import json
 import pytest
 
 from dglpipe.runtime.run_dir import RunDir
-from harness.configs import in_test_all, layout, make_config, small
+from harness.configs import layout, make_config, small
 from harness.training import train_world
 
 STEPS = ("max_steps=12", "epochs=3", "evaluate.every=0")
 
 
-@pytest.mark.parametrize("method", ["dgl", in_test_all("dgl_async")])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dgl", "dgl_async"])
 def test_weights_do_not_depend_on_the_speed_of_a_link(method, start, run_dir):
     words = [f"method={method}", *STEPS]
     if method == "dgl_async":

@@ -52,7 +52,7 @@ def train_and_die(group, plan, run_dir, dies_before, left=()):
 @pytest.mark.parametrize(
     ("before", "dies_before", "after", "resumed_at"),
     [
-        (3, {2: 5}, 3, 3),  # the last stage
+        in_test_all(3, {2: 5}, 3, 3),  # the last stage
         in_test_all(3, {0: 8}, 1, 6),  # the first stage; goes on in one process
         in_test_all(1, {0: 7}, 3, 6),  # all of them; goes on in three
         (2, {1: 2}, 2, 0),  # before the first checkpoint
@@ -89,6 +89,7 @@ def test_files_of_a_killed_run_do_not_complete_a_checkpoint(run_dir):
     assert not left.exists()
 
 
+@pytest.mark.slow
 def test_without_resume_a_run_starts_from_the_beginning(whole, run_dir):
     config = make_config(*SETTINGS, *CHECKPOINTS)
     with pytest.raises(WorldError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -44,9 +45,10 @@ def send_to_launcher(run):
 
 def send_five_times(run):
     """As an impatient user does."""
-    for _ in range(5):
-        os.killpg(run.pid, signal.SIGINT)
-        time.sleep(0.01)
+    with contextlib.suppress(ProcessLookupError):  # it may end before the fifth
+        for _ in range(5):
+            os.killpg(run.pid, signal.SIGINT)
+            time.sleep(0.01)
 
 
 def terminate_twice(run):

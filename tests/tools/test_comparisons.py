@@ -159,7 +159,8 @@ def test_memory_of_a_session():
     assert SessionMemory(0).peaks == {}
 
 
-PROGRAM = """import json, sys, time
+PROGRAM = """import json, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start jobs that ignore it
 words = dict(word.split("=") for word in sys.argv[2:])
 assert words["log_every"] == "1"
 import pathlib
