@@ -19,7 +19,7 @@ from dglpipe.methods.dgl_async.storage import StorageFormat
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS, MessageFormat, contiguous_field
 from dglpipe.pipeline.transport import Header
-from harness.configs import layout
+from harness.configs import in_test_all, layout
 from harness.worlds import WorldError, run_world
 
 CPU = Device(torch.device("cpu"), "gloo")
@@ -193,7 +193,7 @@ def blocking(group, depth, count):
     return seen, sent
 
 
-@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("depth", [in_test_all(1), 3])
 def test_a_link_that_blocks_is_bounded_and_keeps_the_order(depth):
     _, (seen, sent) = run_world(layout(2), blocking, depth, 6)
     assert seen == [1, 2, 3, 4, 5, 6]

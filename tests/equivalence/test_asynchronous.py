@@ -120,7 +120,7 @@ def test_every_stage_of_a_simulation_makes_its_updates_and_all_is_accounted_for(
 @pytest.mark.parametrize(
     "overrides",
     [
-        (),
+        in_test_all(()),
         in_test_all(("method.slowdown=[1.0,3.0,1.0]",)),
         ("method.slowdown=[3.0,1.0,1.0]", "method.max_age=1"),
         ("method.max_reuse=1", "method.read_rule=authors"),

@@ -175,7 +175,9 @@ def test_the_weights_of_another_stage_are_refused(finished, tmp_path):
     refuse_damaged(run_dir, files.final(1))
 
 
-@pytest.mark.parametrize("entry", ["sha256", "weights_sha256", "config_sha256"])
+@pytest.mark.parametrize(
+    "entry", ["sha256", *map(in_test_all, ("weights_sha256", "config_sha256"))]
+)
 def test_a_manifest_with_other_hashes_is_refused(finished, tmp_path, entry):
     run_dir = tmp_path / "run"
     shutil.copytree(finished[0], run_dir)
@@ -326,7 +328,7 @@ def test_an_automatic_cut_is_written_down_as_a_list(start, run_dir):
     assert f"split:\n  - {cut}\n" in RunDir(run_dir).config.read_text()
 
 
-@pytest.mark.parametrize("by_stage", [in_test_all(False), True])
+@pytest.mark.parametrize("by_stage", map(in_test_all, (False, True)))
 def test_a_resumed_run_keeps_its_cut(tmp_path, monkeypatch, by_stage):
     """A second measurement could give another cut."""
     config = make_config("pipeline.split=auto", "pipeline.cost=time", "pipeline.stages=2")
