@@ -177,7 +177,7 @@ def loop_step(config: Config, network: StagedNetwork, device: Device) -> Callabl
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            batch = features.detach().to(PRECISIONS[config.precision.name].dtype)
+            batch = learner.output(features.detach()).to(PRECISIONS[config.precision.name].dtype)
 
     return step
 

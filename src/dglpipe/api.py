@@ -14,7 +14,7 @@ from dglpipe.config.checks import whole
 from dglpipe.errors import ConfigError
 from dglpipe.models.meta import NeedsValuesError, meta_copy
 from dglpipe.partition.balance import balanced
-from dglpipe.partition.flops import SegmentFlops, flop_costs
+from dglpipe.partition.flops import Auxiliary, SegmentFlops, flop_costs
 from dglpipe.partition.fx.signature import float_type
 from dglpipe.partition.segments import TracedNetwork, trace
 from dglpipe.partition.shape_prop import ImageSizeError, propagate_shapes
@@ -157,7 +157,7 @@ def _split(
         work = _segment_flops(trace(meta_copy(network, values=True)), row)
     if at is not None:
         return [*cut(traced, boundaries(list(at), count, stages, names))]
-    costs = flop_costs(work, lambda _at, _row: (), item_bytes=4)
+    costs = flop_costs(work, lambda _at: Auxiliary((), (), False), item_bytes=4)
     free = set(range(count + 1)) - traced.joined
     bounds = balanced([costs] * stages, lambda _j, first, end: {first, end} <= free)
     if bounds is None:

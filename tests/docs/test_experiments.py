@@ -69,5 +69,5 @@ def test_command_would_start(file, images):
 def test_heads_of_the_study_read_maps_of_the_sides_that_the_papers_heads_read():
     config = compose(parse_arguments(["experiment=cifar10_cnn6", "data=synthetic"]))
     source = open_images(config)
-    fields = build_stages(config, source.info, 6, meta=True).spec.fields
-    assert [field.shape[1] for field in fields] == [32, 16, 16, 8, 8]
+    spec = build_stages(config, source.info, 6, meta=True).spec
+    assert [spec.read_row(j)[1] for j in range(5)] == [32, 16, 16, 8, 8]

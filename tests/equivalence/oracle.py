@@ -56,7 +56,10 @@ def _train(config, stages):
             loss.backward()
             optimizer.param_groups[0]["lr"] = _rate(settings, step, len(batches))
             optimizer.step()
-            x = features.detach().to(torch.bfloat16 if bf16 else torch.float32)
+            x = features.detach()
+            if learner.pools is not None:
+                x = learner.pools(x)
+            x = x.to(torch.bfloat16 if bf16 else torch.float32)
     return learners
 
 
@@ -93,7 +96,8 @@ def _train_sequentially(config, stages):
             ((x, y),) = data.batches([Request(True, epoch, rows)])
             for below in learners[:j]:
                 with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=low):
-                    x = below.eval().segments(x).to(wire)
+                    x = below.eval().segments(x)
+                    x = (below.pools or torch.nn.Identity())(x).to(wire)
             torch.default_generator.manual_seed(derive(config.seed, "step", j, 0, step))
             with torch.autocast("cpu", torch.bfloat16, enabled=low):
                 loss = cross_entropy(learner(x, None), y)

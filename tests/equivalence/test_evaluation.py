@@ -59,6 +59,7 @@ def plain_evaluation(config, tensors):
             x = learner.segments(x)
             head = learner.auxiliary.get("head")
             logits = head(x) if head else x
+            x = learner.output(x)
             loss = cross_entropy(logits, y)
         ensemble += 2**j * torch.softmax(logits.float(), dim=1)
         exits.append(((logits.argmax(dim=1) == y).float().mean().item(), loss.item()))

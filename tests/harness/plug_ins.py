@@ -147,6 +147,11 @@ class WrongLoss(nn.CrossEntropyLoss):
         return {**wrong, "int": loss.long(), "none": None}[self.how]
 
 
+def head_of_pooled_maps(channels, classes):
+    """For maps of 4x4 pixels alone."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(16 * channels, classes))
+
+
 class WrongHead(nn.Module):
     """A head with wrong logits.
 

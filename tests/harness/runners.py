@@ -111,7 +111,7 @@ class Lesson(NamedTuple):
     step: int
     inputs: Tensor
     labels: Tensor
-    features: Tensor
+    output: Tensor
     """What a copy of the stage computes from the inputs with the weights before the step."""
 
 
@@ -130,17 +130,22 @@ def _watch(stage: Stage, lessons: list[Lesson]) -> None:
         inputs: Tensor, labels: Tensor, step: int, emit: Emit | None, *rest: Any, **more: Any
     ):
         stage.seed(step)
-        features = copy.deepcopy(stage.module).segments(inputs).detach()
-        lessons.append(Lesson(stage.index, step, inputs, labels.clone(), features))
+        lessons.append(Lesson(stage.index, step, inputs, labels.clone(), output_of(stage, inputs)))
         learn(inputs, labels, step, emit, *rest, **more)
 
     stage.learn = noted  # type: ignore[method-assign]
 
 
+def output_of(stage: Stage, inputs: Tensor, training: bool = True) -> Tensor:
+    """Output that a copy of `stage` computes."""
+    module = copy.deepcopy(stage.module).train(training)
+    with torch.no_grad():
+        return module.output(module.segments(inputs))
+
+
 def evaluated(stage: Stage, inputs: Tensor) -> Tensor:
     """Features that `stage` computes in evaluation mode; the stage stays as it is."""
-    with torch.no_grad():
-        return copy.deepcopy(stage.module).eval().segments(inputs)
+    return output_of(stage, inputs, training=False)
 
 
 def is_cut_off(batch: Tensor) -> bool:

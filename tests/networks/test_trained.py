@@ -328,7 +328,7 @@ def test_an_automatic_cut_is_written_down_as_a_list(start, run_dir):
     assert f"split:\n  - {cut}\n" in RunDir(run_dir).config.read_text()
 
 
-@pytest.mark.parametrize("by_stage", map(in_test_all, (False, True)))
+@pytest.mark.parametrize("by_stage", [*map(in_test_all, (False, True))])
 def test_a_resumed_run_keeps_its_cut(tmp_path, monkeypatch, by_stage):
     """A second measurement could give another cut."""
     config = make_config("pipeline.split=auto", "pipeline.cost=time", "pipeline.stages=2")

@@ -18,7 +18,13 @@ from dglpipe.config.data import (
     SyntheticConfig,
 )
 from dglpipe.config.evaluate import EvaluateConfig
-from dglpipe.config.head import HeadConfig
+from dglpipe.config.head import (
+    BEFORE_POOL,
+    AnyHeadConfig,
+    CnnSrConfig,
+    CustomHeadConfig,
+    HeadConfig,
+)
 from dglpipe.config.link import LinkConfig
 from dglpipe.config.method import (
     METHODS,
@@ -57,6 +63,7 @@ from dglpipe.config.schedule import (
 from dglpipe.config.schema import Config, StageConfig
 
 __all__ = [
+    "BEFORE_POOL",
     "DATA_SETS",
     "METHODS",
     "MODEL_FAMILIES",
@@ -66,14 +73,17 @@ __all__ = [
     "SCHEDULES",
     "AdamConfig",
     "AdamWConfig",
+    "AnyHeadConfig",
     "AsyncConfig",
     "BackpropConfig",
     "CheckpointConfig",
     "Cifar10Config",
     "CnnConfig",
+    "CnnSrConfig",
     "Config",
     "ConstantConfig",
     "CosineConfig",
+    "CustomHeadConfig",
     "CustomMethodConfig",
     "CustomModelConfig",
     "DataConfig",

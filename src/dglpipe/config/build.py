@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dglpipe.config.checks import require, require_name
+from dglpipe.config.head import CustomHeadConfig
 from dglpipe.config.model import CustomModelConfig
 from dglpipe.config.plugin import PluginConfig
 from dglpipe.errors import ConfigError
@@ -19,8 +20,13 @@ from dglpipe.errors import ConfigError
 T = TypeVar("T")
 
 _PLUGIN_GROUPS = ("model", "head", "data")
-_OWN_KEYS = {"model": ("weights",), "method": ("loss",)}
+_OWN_KEYS = {"model": ("weights",), "method": ("loss",), "head": ("reads",)}
 """Group -> keys of a plug-in that are not arguments of its builder."""
+_PLUGIN_SCHEMAS: dict[str, type[PluginConfig]] = {
+    "model": CustomModelConfig,
+    "head": CustomHeadConfig,
+}
+"""Group -> schema of its plug-ins, if they have keys of their own."""
 
 
 def choose(group: str, node: Any, schemas: Mapping[str, type[Any]]) -> Any:
@@ -66,8 +72,7 @@ def plug_in(group: str, node: Mapping[str, Any]) -> PluginConfig:
     require(bool(target), f"{group}.target", target, "package.module:builder")
     args = {} if node.get("args") is None else node["args"]
     fixed = {"family": "custom", "name": "custom", "args": args}
-    schema = CustomModelConfig if group == "model" else PluginConfig
-    return build(schema, {**node, **fixed}, group)
+    return build(_PLUGIN_SCHEMAS.get(group, PluginConfig), {**node, **fixed}, group)
 
 
 def _from_hydra(group: str, node: Mapping[str, Any]) -> dict[str, Any]:

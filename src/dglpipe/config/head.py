@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dglpipe.config.checks import require_name
+from dglpipe.config.checks import require_name, require_number
+from dglpipe.config.plugin import PluginConfig
+
+BEFORE_POOL, OUTPUT = "before_pool", "output"
+READS = (BEFORE_POOL, OUTPUT)
+"""What a head reads of a stage that ends in pooling."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -13,11 +18,50 @@ class HeadConfig:
     """A built-in auxiliary head; `models/heads.py` defines the layers."""
 
     name: str = "mlp_sr"
-    """`mlp_sr`, `mlp`, `cnn` or `linear`."""
+    """`mlp_sr`, `mlp`, `cnn`, `linear` or `cnn_sr`."""
+    reads: str = BEFORE_POOL
+    """What the head reads of a stage that ends in pooling: `before_pool`, the map in front of the
+    pool, or `output`, the pooled map that crosses the link."""
 
     def __post_init__(self) -> None:
         require_name("head.name", self.name, tuple(HEADS))
+        require_name("head.reads", self.reads, READS)
 
 
-HEADS: dict[str, type[Any]] = dict.fromkeys(("mlp_sr", "mlp", "cnn", "linear"), HeadConfig)
+@dataclass(kw_only=True, slots=True)
+class CnnSrConfig(HeadConfig):
+    """The head `cnn_sr`: a few convolutions on a reduced map."""
+
+    side: int = 4
+    """Height and width in pixels to which the map is reduced first; from 1. Smaller maps stay."""
+    depth: int = 1
+    """Number of 3x3 convolutions; 1 to 100."""
+    width: int | None = None
+    """Channels of the convolutions; null: the channels of the network's last map."""
+
+    def __post_init__(self) -> None:
+        HeadConfig.__post_init__(self)
+        require_number("head.side", self.side, 1)
+        require_number("head.depth", self.depth, 1, 100)
+        if self.width is not None:
+            require_number("head.width", self.width, 1)
+
+
+@dataclass(kw_only=True, slots=True)
+class CustomHeadConfig(PluginConfig):
+    """A head from outside the package."""
+
+    reads: str = BEFORE_POOL
+    """As in `HeadConfig`."""
+
+    def __post_init__(self) -> None:
+        require_name("head.reads", self.reads, READS)
+
+
+AnyHeadConfig = HeadConfig | CustomHeadConfig
+
+HEADS: dict[str, type[Any]] = {
+    **dict.fromkeys(("mlp_sr", "mlp", "cnn", "linear"), HeadConfig),
+    "cnn_sr": CnnSrConfig,
+}
 """Built-in heads: name -> schema."""

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from dglpipe.config.build import build, choose, literal, refuse_unknown, unescaped
 from dglpipe.config.checks import require, require_plain
+from dglpipe.config.head import OUTPUT
 from dglpipe.config.schema import CHOICES, SINGLE, STAGE_GROUPS, Config
 from dglpipe.errors import ConfigError
 
@@ -61,7 +62,22 @@ def from_yaml(text: str) -> Config:
         reason = " ".join(str(error).split())
         raise ConfigError("config.yaml", "malformed YAML", "YAML", reason) from error
     require(isinstance(tree, dict), "config.yaml", tree, "a mapping {key: value}")
-    return parse(tree)
+    return parse(_with_head_input(tree))
+
+
+def _with_head_input(tree: dict[str, Any]) -> dict[str, Any]:
+    """Version 0.1 has no `head.reads`: its heads read the output of their stage."""
+    head, stages = tree.get("head"), tree.get("per_stage")
+    if not isinstance(head, Mapping) or "reads" in head:
+        return tree
+    own = [dict(one) if isinstance(one, Mapping) else one for one in stages or ()]
+    for one in own:
+        given = one.get("head") if isinstance(one, dict) else None
+        if isinstance(given, str):
+            one["head"] = {"name": given, "reads": OUTPUT}
+        elif isinstance(given, Mapping):
+            one["head"] = {"reads": OUTPUT, **given}
+    return {**tree, "head": {**head, "reads": OUTPUT}, "per_stage": own}
 
 
 @dataclass(kw_only=True, slots=True)

@@ -12,13 +12,12 @@ from dglpipe.config.checkpoint import CheckpointConfig
 from dglpipe.config.checks import require, require_name, require_number, require_path
 from dglpipe.config.data import DATA_SETS, DataConfig
 from dglpipe.config.evaluate import EvaluateConfig
-from dglpipe.config.head import HEADS, HeadConfig
+from dglpipe.config.head import HEADS, AnyHeadConfig
 from dglpipe.config.link import LinkConfig
 from dglpipe.config.method import METHODS, MethodConfig
 from dglpipe.config.model import MODEL_FAMILIES, ModelConfig
 from dglpipe.config.optim import OPTIMIZERS, OptimizerConfig
 from dglpipe.config.pipeline import PipelineConfig
-from dglpipe.config.plugin import PluginConfig
 from dglpipe.config.precision import PrecisionConfig
 from dglpipe.config.schedule import SCHEDULES, ScheduleConfig
 
@@ -51,7 +50,7 @@ class StageConfig:
     """Optimizer of the stage."""
     schedule: ScheduleConfig
     """Learning rate schedule of the stage."""
-    head: HeadConfig | PluginConfig
+    head: AnyHeadConfig
     """Auxiliary head of the stage; the last stage has none."""
     precision: PrecisionConfig
     """Number format of the stage."""
@@ -63,7 +62,7 @@ class Config:
 
     model: ModelConfig
     """Network to train."""
-    head: HeadConfig | PluginConfig
+    head: AnyHeadConfig
     """Auxiliary head of every stage but the last."""
     data: DataConfig
     """Data set."""

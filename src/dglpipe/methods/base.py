@@ -291,7 +291,8 @@ class Method(ABC):
         package seeds each module by (seed, name, boundary), so that its weights do not depend on
         K or P. The last stage has no auxiliary modules: it ends in the network's own classifier.
         """
-        return {HEAD: lambda: head_on(boundary.head, boundary.features, boundary.classes)}
+        head, features = boundary.head, boundary.features
+        return {HEAD: lambda: head_on(head, features, boundary.classes, boundary.width)}
 
     @property
     def objective(self) -> Objective | None:

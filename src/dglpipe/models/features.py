@@ -1,6 +1,6 @@
 """Features of a stage, and the maps (B,C,H,W) or vectors (B,C) that a head reads from them.
 
-| row on the link | row that the head reads |
+| row of the features | row that the head reads |
 |---|---|
 | (C,H,W) | (C,H,W) |
 | (H,W,C), channels last | (C,H,W) |
@@ -17,13 +17,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from dglpipe.config import HeadConfig, PluginConfig
+from dglpipe.config import AnyHeadConfig
 from dglpipe.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """One row of the output of a stage.
+    """One row of what the auxiliary modules of a stage read: its output, or the map before the pool
+    at its end.
 
     Attributes:
         shape: shape of one row, without the batch dimension.
@@ -65,18 +66,21 @@ class Boundary:
     """The cut above a stage, as the input of builders of auxiliary modules.
 
     Attributes:
-        features: output of the stage below the cut.
+        features: what the auxiliary modules of the stage below the cut read.
         classes: N.
         image_shape: (C,H,W) of the images.
         head: head settings of the stage below the cut.
         index: first segment above the cut.
+        width: channels of the network's last map, which its classifier reads; None if it reads no
+            map.
     """
 
     features: Features
     classes: int
     image_shape: tuple[int, int, int]
-    head: HeadConfig | PluginConfig
+    head: AnyHeadConfig
     index: int
+    width: int | None
 
 
 class ChannelsFirst(nn.Module):

@@ -1,8 +1,8 @@
-"""Auxiliary heads: features of a stage -> logits, with the layers of the authors' code.
+"""Auxiliary heads: features of a stage -> logits.
 
-A head reads the tensor that crosses the link: the output of the stage after its last pool.
-The authors' heads read the map before that pool, which is 4 times larger; `model.pools` moves the
-pools to reproduce the authors' heads.
+`mlp_sr`, `mlp`, `cnn` and `linear` have the layers of the authors' code. Where a stage ends in
+pooling, a head reads the map in front of the pool, as theirs does, while the pooled map crosses the
+link; with `head.reads=output` it reads the pooled map.
 
 A head must not change its input in place, since the same tensor is sent to the next stage.
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dglpipe.config import HeadConfig, PluginConfig
+from dglpipe.config import AnyHeadConfig, CnnSrConfig, PluginConfig
 from dglpipe.config.builder_kind import Kind
 from dglpipe.config.instantiate import build_plug_in
 from dglpipe.errors import ConfigError
@@ -37,14 +37,19 @@ _SMALL = (2, 2)
 """Side in pixels to which all built-in heads reduce their maps; smaller maps are not resized."""
 
 
-def head_on(config: HeadConfig | PluginConfig, features: Features, classes: int) -> nn.Module:
-    """The head of a stage with output `features`: features (B, ...) -> logits (B, N).
+def head_on(
+    config: AnyHeadConfig, features: Features, classes: int, width: int | None = None
+) -> nn.Module:
+    """The head of a stage with `features`: features (B, ...) -> logits (B, N).
+
+    Args:
+        width: see `build_head`.
 
     Raises:
         ConfigError: as `build_head`; a row of features has more than three dimensions.
     """
     adapter = features.adapter()
-    head = build_head(config, features.channels, features.side, classes)
+    head = build_head(config, features.channels, features.side, classes, width)
     return head if adapter is None else nn.Sequential(adapter, head)
 
 
@@ -55,6 +60,7 @@ def check_output(
     classes: int,
     device: torch.device,
     where: str = "",
+    hint: str = "",
 ) -> None:
     """Runs two rows through a module, and checks that an exit returns logits (2, N).
 
@@ -65,6 +71,7 @@ def check_output(
         classes: N.
         device: device of the module.
         where: description of the stage, for the error.
+        hint: how to make another module fit, for the error.
 
     Raises:
         ConfigError: the module fails on its input, or an exit does not return logits.
@@ -76,9 +83,9 @@ def check_output(
             output = module(sample_batch((2, *shape), device))
     except Exception as error:  # code of the user may raise any exception
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise ConfigError(
-            key, type(module).__name__, f"one that works on {place}", reason
-        ) from error
+        allowed = f"one that works on {place}"
+        advice = ". ".join(filter(None, (reason, hint)))
+        raise ConfigError(key, type(module).__name__, allowed, advice) from error
     got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     allowed = f"logits {(2, classes)} for 2 rows of {place}"
     if name in EXITS and got != (2, classes):
@@ -88,17 +95,22 @@ def check_output(
 
 
 def build_head(
-    config: HeadConfig | PluginConfig, channels: int, side: Side | None, classes: int
+    config: AnyHeadConfig,
+    channels: int,
+    side: Side | None,
+    classes: int,
+    width: int | None = None,
 ) -> nn.Module:
-    """The head of a stage with output (B, channels, *side), or (B, channels) if `side` is None.
+    """The head of features (B, channels, *side), or (B, channels) if `side` is None.
 
     The target of a plug-in is called with the user's arguments. Parameters of its signature
     named `channels`, `side` and `classes` get these values unless the user sets them.
 
     Args:
         channels: C.
-        side: height and width of the stage's output in pixels; None: vectors.
+        side: height and width of the features in pixels; None: vectors.
         classes: N.
+        width: channels of the network's last map, for `cnn_sr`; None: C.
 
     Returns:
         Features -> logits (B, N).
@@ -113,6 +125,8 @@ def build_head(
         return head
     if side is None:
         return _on_vectors(config.name, channels, classes)
+    if isinstance(config, CnnSrConfig):
+        return _cnn_sr(config, channels, side, classes, config.width or width or channels)
     return _ON_MAPS[config.name](channels, side, classes)
 
 
@@ -143,6 +157,18 @@ def _cnn(channels: int, side: Side, classes: int) -> nn.Module:
     )
 
 
+def _cnn_sr(config: CnnSrConfig, channels: int, side: Side, classes: int, width: int) -> nn.Module:
+    """Pool to a small map, `depth` x 3x3 convolution to `width` channels, pool, a linear layer."""
+    reduced = min(config.side, side[0]), min(config.side, side[1])
+    return nn.Sequential(
+        average_pool(side, reduced),
+        *_convolutions(channels, kernel=3, count=config.depth, width=width),
+        average_pool(reduced, _SMALL),
+        nn.Flatten(),
+        nn.Linear(width * math.prod(_small(reduced)), classes),
+    )
+
+
 def _linear(channels: int, side: Side, classes: int) -> nn.Module:
     features = channels * math.prod(_small(side))
     return nn.Sequential(average_pool(side, _SMALL), nn.Flatten(), nn.Linear(features, classes))
@@ -158,7 +184,7 @@ _ON_MAPS: dict[str, Callable[[int, Side, int], nn.Module]] = {
 
 def _on_vectors(name: str, channels: int, classes: int) -> nn.Module:
     """Head for vectors (B, C): the layers of a head that do not need a map."""
-    if name == "cnn":
+    if name in ("cnn", "cnn_sr"):
         hint = "Use mlp or linear, or cut the network earlier"
         raise ConfigError("head.name", name, "a head for features of shape (B, C)", hint)
     if name == "linear":
@@ -174,13 +200,18 @@ def _small(side: Side) -> Side:
     return min(_SMALL[0], side[0]), min(_SMALL[1], side[1])
 
 
-def _convolutions(channels: int, kernel: int, count: int) -> list[nn.Module]:
-    """`count` x (convolution C -> C without bias, BN, ReLU); keeps height and width."""
+def _convolutions(
+    channels: int, kernel: int, count: int, width: int | None = None
+) -> list[nn.Module]:
+    """`count` x (convolution to `width` channels, or C, without bias, BN, ReLU); keeps height and
+    width of the maps."""
     parts: list[nn.Module] = []
-    for _ in range(count):
+    outputs = width or channels
+    for at in range(count):
+        inputs = outputs if at else channels
         parts += [
-            nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=False),
-            nn.BatchNorm2d(channels),
+            nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(outputs),
             nn.ReLU(inplace=True),
         ]
     return parts

@@ -8,28 +8,26 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dglpipe.config import Config, HeadConfig, PluginConfig
+from dglpipe.config import BEFORE_POOL, AnyHeadConfig, Config
 from dglpipe.data import DataInfo
 from dglpipe.errors import ConfigError
 from dglpipe.models.features import Boundary, Features
 from dglpipe.models.heads import check_output
 from dglpipe.models.meta import META, building
 from dglpipe.partition.channels import channels_at
-from dglpipe.partition.flops import AuxiliaryAt, SegmentFlops, Shape, link_bytes
+from dglpipe.partition.flops import Auxiliary, AuxiliaryAt, SegmentFlops, Shape, link_bytes
 from dglpipe.partition.memory import (
+    AuxiliaryMemory,
     MemoryNeeds,
     NetworkMemory,
-    PieceMemory,
     auxiliary_memory,
     network_memory,
     optimizer_state,
 )
 from dglpipe.partition.segments import TracedNetwork
-from dglpipe.partition.shape_prop import propagate_shapes
+from dglpipe.partition.shape_prop import last_channels, propagate_shapes, row_before_pools
 from dglpipe.partition.stage_method import StageMethod
 from dglpipe.pipeline.precision import PRECISIONS
-
-Head = HeadConfig | PluginConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +69,7 @@ class CutProblem:
         """FLOPs of the segments."""
         return SegmentFlops(self.traced, self.shapes)
 
-    def head_of(self, j: int) -> Head:
+    def head_of(self, j: int) -> AnyHeadConfig:
         """Head settings of stage `j`. For the last stage, which has no head: the head settings of
         the stage below."""
         return self.config.stage(min(j, max(self.stages - 2, 0))).head
@@ -81,7 +79,7 @@ class CutProblem:
         return PRECISIONS[self.config.stage(j).precision.name].item_bytes
 
     def auxiliary_at(
-        self, head: Head, meta: bool = True, refused: list[ConfigError] | None = None
+        self, head: AnyHeadConfig, meta: bool = True, refused: list[ConfigError] | None = None
     ) -> AuxiliaryAt:
         """The auxiliary modules of every cut.
 
@@ -90,23 +88,25 @@ class CutProblem:
             meta: build the modules on meta.
             refused: collects the errors of modules that cannot be built or do not run.
         """
-        operations, starts = self.traced.operations, self.traced.starts
-        known: dict[tuple[Features, tuple[str, ...]], tuple[nn.Module, ...] | None] = {}
+        known: dict[tuple[Features, bool, tuple[str, ...]], Auxiliary | None] = {}
 
-        def modules_at(at: int, row: Shape) -> tuple[nn.Module, ...] | None:
-            features = Features(row, channels_at(operations, starts[at], row))
-            classes = len(self.data.classes)
-            boundary = Boundary(features, classes, self.image_shape, head, at)
+        def modules_at(at: int) -> Auxiliary | None:
+            output = self.shapes[at]
+            before = self.rows_before_pools[at] if head.reads == BEFORE_POOL else None
+            row = before or output
+            boundary = self._boundary(at, row, head)
             builders = self.method.auxiliary(boundary)
-            key = features, tuple(builders)
+            key = boundary.features, before is not None, tuple(builders)
             if key not in known:
+                hint = f"With head.reads=output it reads the pooled map {output}" if before else ""
                 try:
                     modules = {name: _built(build, True) for name, build in builders.items()}
                     for name, module in modules.items():
-                        check_output(name, module, row, classes, META)
+                        check_output(name, module, row, boundary.classes, META, hint=hint)
                     if not meta:
                         modules = {name: _built(build, False) for name, build in builders.items()}
-                    known[key] = tuple(modules.values())
+                    own = tuple(modules.values())
+                    known[key] = Auxiliary(own, row, bool(own) and before is not None)
                 except ConfigError as error:
                     if refused is not None:
                         refused.append(error)
@@ -114,6 +114,25 @@ class CutProblem:
             return known[key]
 
         return modules_at
+
+    def _boundary(self, at: int, row: Shape, head: AnyHeadConfig) -> Boundary:
+        """The cut before segment `at`; `row` is what the auxiliary modules read."""
+        traced = self.traced
+        features = Features(row, channels_at(traced.operations, traced.starts[at], row))
+        classes = len(self.data.classes)
+        return Boundary(features, classes, self.image_shape, head, at, self.width)
+
+    @functools.cached_property
+    def rows_before_pools(self) -> list[Shape | None]:
+        """For the cut before each segment: shape of one row in front of the pools at the end of the
+        segment below; None without pools."""
+        rows = [row_before_pools(self.traced, at, row) for at, row in enumerate(self.shapes[:-1])]
+        return [None, *rows]
+
+    @functools.cached_property
+    def width(self) -> int | None:
+        """Channels of the network's last map."""
+        return last_channels(self.traced, self.shapes[-1])
 
     @functools.cached_property
     def network_memory(self) -> NetworkMemory:
@@ -126,7 +145,7 @@ class CutProblem:
         Args:
             rows: rows per step on one replica.
         """
-        known: dict[str, Callable[[int], PieceMemory]] = {}
+        known: dict[str, Callable[[int], AuxiliaryMemory]] = {}
         result = []
         for j in range(self.stages):
             own, depth = self.config.stage(j), self.config.pipeline.depth
@@ -148,13 +167,16 @@ class CutProblem:
             )
         return result
 
-    def _auxiliary_memory(self, head: Head) -> Callable[[int], PieceMemory]:
+    def _auxiliary_memory(self, head: AnyHeadConfig) -> Callable[[int], AuxiliaryMemory]:
         modules_at = self.auxiliary_at(head)
 
         @functools.cache
-        def memory_at(at: int) -> PieceMemory:
-            modules = modules_at(at, self.shapes[at]) or ()
-            return auxiliary_memory(modules, self.shapes[at])
+        def memory_at(at: int) -> AuxiliaryMemory:
+            found = modules_at(at)
+            own = auxiliary_memory(*found[:2]) if found else auxiliary_memory((), ())
+            network = self.network_memory
+            ends = network.bodies if found and found.is_before_pools else network.segments
+            return AuxiliaryMemory(own, ends[at - 1].saved)
 
         return memory_at
 

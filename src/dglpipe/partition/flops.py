@@ -81,9 +81,23 @@ def _convolution_backward(
 
 Shape = tuple[int, ...]
 
-AuxiliaryAt = Callable[[int, Shape], tuple[nn.Module, ...] | None]
-"""(segment, row shape) -> auxiliary modules of the cut before the segment, for features of this row
-shape; None if no cut is possible."""
+
+class Auxiliary(NamedTuple):
+    """The auxiliary modules of a cut.
+
+    Attributes:
+        row: shape of one row of the features, the input of every module.
+        is_before_pools: whether the features are the map in front of the pools at the end of the
+            stage, and not its output.
+    """
+
+    modules: tuple[nn.Module, ...]
+    row: Shape
+    is_before_pools: bool
+
+
+AuxiliaryAt = Callable[[int], Auxiliary | None]
+"""Segment -> auxiliary modules of the cut before the segment; None if no cut is possible."""
 
 
 class SegmentFlops:
@@ -140,15 +154,15 @@ def flop_costs(flops: SegmentFlops, auxiliary_at: AuxiliaryAt, item_bytes: int) 
         item_bytes: bytes of one element on a link.
     """
 
-    def head(at: int, shape: Shape) -> float:
-        modules = auxiliary_at(at, shape)
-        return math.inf if modules is None else flops.auxiliary(modules, shape)
+    def head(at: int) -> float:
+        found = auxiliary_at(at)
+        return math.inf if found is None else flops.auxiliary(found.modules, found.row)
 
     segments = [flops.segment(at) for at in range(len(flops.shapes))]
     return SegmentCosts(
         segments=tuple(map(sum, segments)),
         input_gradients=tuple(one.input_gradient for one in segments),
-        heads=tuple(itertools.starmap(head, enumerate(flops.shapes[1:], start=1))),
+        heads=tuple(map(head, range(1, len(flops.shapes)))),
         links=link_bytes(flops.shapes, item_bytes),
     )
 

@@ -55,17 +55,33 @@ class PieceMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class AuxiliaryMemory:
+    """Memory of the auxiliary modules of a cut, and what the cut changes.
+
+    Attributes:
+        own: memory of the auxiliary modules.
+        below: what the last segment of the stage saves. Without the pools at its end if the
+            auxiliary modules read the map in front of them: the output has no gradient.
+    """
+
+    own: PieceMemory
+    below: SavedBytes
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkMemory:
     """Bytes of all segments of a network.
 
     Attributes:
         segments: the segments in order. A parameter that several segments use counts for the
             first of these segments.
+        bodies: the segments without the pools at their end.
         constants: (bytes, segments) of the tensors outside the `state_dict` that several segments
             use. Each stage has its own copy.
     """
 
     segments: tuple[PieceMemory, ...]
+    bodies: tuple[PieceMemory, ...]
     constants: tuple[tuple[int, frozenset[int]], ...] = ()
 
 
@@ -86,7 +102,7 @@ class MemoryNeeds:
     """
 
     network: NetworkMemory
-    auxiliary: Callable[[int], PieceMemory]
+    auxiliary: Callable[[int], AuxiliaryMemory]
     elements: tuple[int, ...]
     optimizer_state: int
     rows: int
@@ -104,12 +120,12 @@ class MemoryNeeds:
             buffers += size * any(first <= at < end for at in users)
         saved = self._saved[end] - self._saved[first] - segments[first].saved.input
         if end < len(segments):
-            auxiliary = self.auxiliary(end)
+            auxiliary, below = self.auxiliary(end).own, self.auxiliary(end).below
             parameters += auxiliary.parameters
             buffers += auxiliary.buffers
             # Features that both the segment and an auxiliary module save count once.
-            twice = auxiliary.saved.input if segments[end - 1].saved.output else 0
-            saved += auxiliary.saved.own - twice
+            twice = auxiliary.saved.input if below.output else 0
+            saved += auxiliary.saved.own - twice + below.own - segments[end - 1].saved.own
         return StageMemory(
             weights=2 * parameters + buffers,
             optimizer=self.optimizer_state * parameters,
@@ -217,9 +233,18 @@ def network_memory(traced: TracedNetwork, shape: Sequence[int]) -> NetworkMemory
             buffers[min(segments)] += tensor.nbytes
         else:
             constants.append((tensor.nbytes, frozenset(segments)))
-    saved = saved_bytes(pieces, shape)
-    segments_ = map(PieceMemory, parameters, buffers, saved)
-    return NetworkMemory(tuple(segments_), tuple(constants))
+    parts = [traced.piece_without_pools(at) or (piece,) for at, piece in enumerate(pieces)]
+    counted = iter(saved_bytes(list(itertools.chain(*parts)), shape))
+    saved = [list(itertools.islice(counted, len(part))) for part in parts]
+    whole = [
+        SavedBytes(sum(one.own for one in each), each[0].input, each[-1].output) for each in saved
+    ]
+    bodies = [each[0] for each in saved]
+    return NetworkMemory(
+        segments=tuple(map(PieceMemory, parameters, buffers, whole)),
+        bodies=tuple(map(PieceMemory, parameters, buffers, bodies)),
+        constants=tuple(constants),
+    )
 
 
 def auxiliary_memory(modules: Sequence[nn.Module], shape: Sequence[int]) -> PieceMemory:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from dglpipe.config import Config
 from dglpipe.data import DataInfo
@@ -18,7 +18,7 @@ from dglpipe.partition.pipeline_spec import PipelineSpec
 from dglpipe.partition.segments import trace
 from dglpipe.partition.split import cut
 from dglpipe.partition.stage_method import StageMethod
-from dglpipe.partition.stage_modules import build_auxiliary, stage_module
+from dglpipe.partition.stage_modules import build_auxiliary, split_read, stage_module
 from dglpipe.pipeline.stage import StageModule
 from dglpipe.seeds import derive
 
@@ -45,15 +45,17 @@ def build_own_stages(
             logger.info("the whole network is built for stages %s: %s", list(own), error)
     if modules is None:
         modules = _build_whole(config, data, spec, own)
-    return {
-        j: stage_module(modules[j], build_auxiliary(config, method, spec, j), j == spec.stages - 1)
-        for j in own
-    }
+    own_stages = {}
+    for j in own:
+        auxiliary = build_auxiliary(config, method, spec, j)
+        pools = split_read(modules[j], spec, j)
+        own_stages[j] = stage_module(modules[j], auxiliary, j == spec.stages - 1, pools)
+    return own_stages
 
 
 def _build_in_part(
     config: Config, data: DataInfo, spec: PipelineSpec, own: Sequence[int]
-) -> dict[int, nn.Module]:
+) -> dict[int, fx.GraphModule]:
     seed = derive(config.seed, "network")
     with recording(seed) as found:
         network = _network(config, data)
@@ -84,7 +86,7 @@ def _check(module: nn.Module, expected: nn.Module) -> None:
 
 def _build_whole(
     config: Config, data: DataInfo, spec: PipelineSpec, own: Sequence[int]
-) -> dict[int, nn.Module]:
+) -> dict[int, fx.GraphModule]:
     with building(False, derive(config.seed, "network")):
         network = _network(config, data)
     return _cut(network, spec, own)
@@ -94,6 +96,6 @@ def _network(config: Config, data: DataInfo) -> nn.Module:
     return build_network(config.model, data.channels, len(data.classes), data.height)
 
 
-def _cut(network: nn.Module, spec: PipelineSpec, own: Sequence[int]) -> dict[int, nn.Module]:
+def _cut(network: nn.Module, spec: PipelineSpec, own: Sequence[int]) -> dict[int, fx.GraphModule]:
     modules = cut(trace(network.to(memory_format=torch.channels_last)), spec.bounds)
     return {j: modules[j] for j in own}

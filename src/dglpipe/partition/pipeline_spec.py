@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dglpipe.config import HeadConfig, PluginConfig
+from dglpipe.config import AnyHeadConfig
 from dglpipe.data.batch_schedule import BatchSchedule, Phase
 from dglpipe.models.features import Boundary, Features
 from dglpipe.pipeline.message import (
@@ -28,16 +28,21 @@ class PipelineSpec:
         segments: names of the segments, by stage.
         fields: format of the activations that each stage except the last sends.
         channels_at: for each field, the dimension of a row that holds the channels.
+        reads: for each field, the shape of one row in front of the pools at the end of the stage,
+            if the auxiliary modules read it; None: they read the output.
         image_shape: shape of one image, (C,H,W).
         classes: N.
+        width: channels of the network's last map; see `Boundary`.
     """
 
     bounds: tuple[int, ...]
     segments: tuple[tuple[str, ...], ...]
     fields: tuple[Field, ...]
     channels_at: tuple[int, ...]
+    reads: tuple[tuple[int, ...] | None, ...]
     image_shape: tuple[int, int, int]
     classes: int
+    width: int | None
 
     @property
     def stages(self) -> int:
@@ -49,17 +54,27 @@ class PipelineSpec:
         return self.bounds[j], self.bounds[j] + len(self.segments[j])
 
     def features(self, j: int) -> Features:
-        """Output of stage `j`; not for the last stage."""
-        return Features(self.fields[j].shape, self.channels_at[j])
+        """What the auxiliary modules of stage `j` read; not for the last stage."""
+        return Features(self.read_row(j), self.channels_at[j])
 
-    def boundary(self, j: int, head: HeadConfig | PluginConfig) -> Boundary:
+    def read_row(self, j: int) -> tuple[int, ...]:
+        """Shape of one row of `features`."""
+        return self.reads[j] or self.fields[j].shape
+
+    def read_hint(self, j: int) -> str:
+        """What to do if an auxiliary module of stage `j` does not work on `features`."""
+        if self.reads[j] is None:
+            return ""
+        return f"With head.reads=output it reads the pooled map {self.fields[j].shape}"
+
+    def boundary(self, j: int, head: AnyHeadConfig) -> Boundary:
         """The cut above stage `j`; not for the last stage.
 
         Args:
             head: head settings of stage `j`.
         """
         end = self.bounds[j + 1]
-        return Boundary(self.features(j), self.classes, self.image_shape, head, end)
+        return Boundary(self.features(j), self.classes, self.image_shape, head, end, self.width)
 
     def input_shape(self, j: int) -> tuple[int, ...]:
         """Shape of one input row of stage `j`."""

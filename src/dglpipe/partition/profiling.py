@@ -64,6 +64,7 @@ def measure(
     place = device.torch_device
     traced.network.to(place).to(memory_format=torch.channels_last)
     batch = torch.randn(rows, *shape, device=place).to(memory_format=torch.channels_last)
+    before_pools = batch
     tasks: dict[str, _Task] = {}
 
     def task(module: nn.Module, signature: str, batch: Tensor, gradient: bool) -> str:
@@ -77,15 +78,18 @@ def measure(
     for at, signature in enumerate(traced.signatures):
         piece = traced.piece(at)
         if at:
-            modules = auxiliary_at(at, tuple(batch.shape[1:]))
-            heads.append([NO_CUT] if modules is None else [])
-            for module in modules or ():
+            found = auxiliary_at(at)
+            heads.append([NO_CUT] if found is None else [])
+            features = before_pools if found is not None and found.is_before_pools else batch
+            for module in found.modules if found is not None else ():
                 module.to(place).to(memory_format=torch.channels_last)
-                heads[-1].append(task(module, module_signature(module), batch, True))
+                heads[-1].append(task(module, module_signature(module), features, True))
         whole.append(task(piece, signature, batch, True))
         own.append(task(piece, signature, batch, False))
+        body, pools = traced.piece_without_pools(at) or (piece, nn.Identity())
         with torch.no_grad(), device.autocast(settings.precision.name):
-            batch = piece(batch)
+            before_pools = body(batch)
+            batch = pools(before_pools)
     overhead = task(_Scale().to(place), "overhead", torch.ones(1, 1, device=place), True)
     seconds = {NO_CUT: math.inf, **_best_of_rounds(tasks)}
     segments = [max(0.0, seconds[key] - seconds[overhead]) for key in whole]

@@ -28,6 +28,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Argument, map_arg
 
 from dglpipe.partition.fx.graph import Operations
+from dglpipe.partition.fx.pooling import without_pools
 from dglpipe.partition.fx.signature import operations_signature
 from dglpipe.partition.fx.tracing import symbolic_graph
 from dglpipe.partition.fx.validate import validate_network
@@ -65,6 +66,7 @@ class TracedNetwork:
     outputs: dict[tuple[int, ...], list[tuple[int, ...]]] = field(default_factory=dict)
     """Shape of a batch -> result of `propagate_shapes`."""
     _pieces: dict[int, fx.GraphModule] = field(default_factory=dict)
+    _parts: dict[int, tuple[fx.GraphModule, fx.GraphModule] | None] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -116,6 +118,13 @@ class TracedNetwork:
         if at not in self._pieces:
             self._pieces[at] = extract(self, at, at + 1)
         return self._pieces[at]
+
+    def piece_without_pools(self, at: int) -> tuple[fx.GraphModule, fx.GraphModule] | None:
+        """Segment `at` in two parts: up to the pools at its end, and these pools; None if it does
+        not end in a pool."""
+        if at not in self._parts:
+            self._parts[at] = without_pools(self.piece(at))
+        return self._parts[at]
 
     @functools.cached_property
     def signatures(self) -> list[str]:
@@ -213,8 +222,30 @@ def tensors_by_key(module: nn.Module) -> dict[str, Any]:
 def extract(traced: TracedNetwork, first: int, end: int) -> fx.GraphModule:
     """Segments `first` to `end` - 1 as a module of one input."""
     segments = traced.segments
+    nodes = itertools.chain.from_iterable(part.nodes for part in segments[first:end])
+    return _extract(traced, first, nodes, segments[end - 1].output)
+
+
+def extract_last_map(traced: TracedNetwork) -> fx.GraphModule | None:
+    """The last segment up to the input of the network's classifier; None if the network does not
+    flatten a map in front of a classifier."""
+    operations = traced.operations
+    classifier = _classifier(operations)
+    if classifier == len(operations.nodes):
+        return None
+    nodes = operations.nodes[traced.starts[-1] : classifier]
+    (output, *_) = operations.nodes[classifier].all_input_nodes
+    if output not in nodes:
+        return None
+    return _extract(traced, len(traced.segments) - 1, nodes, output)
+
+
+def _extract(
+    traced: TracedNetwork, first: int, nodes: Iterable[fx.Node], output: Argument
+) -> fx.GraphModule:
+    """The operations `nodes`, from segment `first` on, as a module of one input."""
     graph = fx.Graph()
-    entry = segments[first - 1].output if first else traced.entry
+    entry = traced.segments[first - 1].output if first else traced.entry
     copies: dict[Argument, fx.Node] = {entry: graph.placeholder("batch")}
 
     def copied(node: fx.Node) -> fx.Node:
@@ -225,9 +256,9 @@ def extract(traced: TracedNetwork, first: int, end: int) -> fx.GraphModule:
                 copies[node] = graph.node_copy(node, copied)
         return copies[node]
 
-    for node in itertools.chain.from_iterable(part.nodes for part in segments[first:end]):
+    for node in nodes:
         copies[node] = graph.node_copy(node, copied)
-    graph.output(map_arg(segments[end - 1].output, copied))
+    graph.output(map_arg(output, copied))
     _shorten_lookups(graph)
     stage = fx.GraphModule(traced.network, graph, class_name="Segments")
     _keep_out_of_state(stage, traced.keys)

@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dglpipe.errors import ConfigError
 from dglpipe.models.meta import NeedsValuesError, inspection, sample_batch
 from dglpipe.partition.fx.signature import float_type
-from dglpipe.partition.segments import TracedNetwork
+from dglpipe.partition.segments import TracedNetwork, extract_last_map
 
 
 def propagate_shapes(
@@ -70,6 +70,34 @@ def _run(traced: TracedNetwork, shape: Sequence[int], dtype: torch.dtype) -> lis
         batch = known[key] = output
         shapes.append(tuple(output.shape))
     return shapes
+
+
+def row_before_pools(traced: TracedNetwork, at: int, row: Sequence[int]) -> tuple[int, ...] | None:
+    """Shape of one row in front of the pools at the end of segment `at`; None without pools.
+
+    Args:
+        row: shape of one input row of the segment.
+    """
+    parts = traced.piece_without_pools(at)
+    return None if parts is None else _row(traced, parts[0], row)
+
+
+def last_channels(traced: TracedNetwork, row: Sequence[int]) -> int | None:
+    """Channels of the map that the classifier of the network flattens; None if there is none.
+
+    Args:
+        row: shape of one input row of the last segment.
+    """
+    module = extract_last_map(traced)
+    found = row if module is None else _row(traced, module, row)
+    return found[0] if len(found) == 3 else None
+
+
+def _row(traced: TracedNetwork, module: nn.Module, row: Sequence[int]) -> tuple[int, ...]:
+    dtype = float_type(module.parameters())
+    with torch.no_grad(), inspection(traced.device):
+        output: Tensor = module(sample_batch((2, *row), traced.device, dtype))
+    return tuple(output.shape[1:])
 
 
 class ImageSizeError(ConfigError):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import fx, nn
 
 from dglpipe.config import Config
 from dglpipe.models.heads import HEAD
 from dglpipe.models.meta import building
+from dglpipe.partition.fx.pooling import split_pools
 from dglpipe.partition.pipeline_spec import PipelineSpec
 from dglpipe.partition.stage_method import StageMethod
 from dglpipe.pipeline.stage import StageModule
@@ -30,8 +31,19 @@ def build_auxiliary(
     return modules
 
 
+def split_read(segments: fx.GraphModule, spec: PipelineSpec, j: int) -> nn.Module | None:
+    """Removes the pools at the end of `segments` and returns them as a module, if the auxiliary
+    modules of stage `j` read the map in front of them; None otherwise."""
+    is_read = j < spec.stages - 1 and spec.reads[j] is not None
+    return split_pools(segments) if is_read else None
+
+
 def stage_module(
-    segments: nn.Module, auxiliary: dict[str, nn.Module], is_last: bool
+    segments: nn.Module, auxiliary: dict[str, nn.Module], is_last: bool, pools: nn.Module | None
 ) -> StageModule:
-    """The module of a stage; the last stage and every stage with a head are exits."""
-    return StageModule(segments, auxiliary, is_exit=is_last or HEAD in auxiliary)
+    """The module of a stage; the last stage and every stage with a head are exits.
+
+    Args:
+        pools: see `split_read`.
+    """
+    return StageModule(segments, auxiliary, is_last or HEAD in auxiliary, pools)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from dglpipe.config import Config
+from dglpipe.config import BEFORE_POOL, Config
 from dglpipe.data import DataInfo
 from dglpipe.errors import ConfigError
 from dglpipe.models import build_network
@@ -22,9 +23,10 @@ from dglpipe.partition.pipeline_spec import PipelineSpec
 from dglpipe.partition.profiling import cpu_threads
 from dglpipe.partition.record_fields import record_fields, record_fields_on_meta
 from dglpipe.partition.segments import TracedNetwork, trace
+from dglpipe.partition.shape_prop import last_channels, propagate_shapes, row_before_pools
 from dglpipe.partition.split import boundaries, check_stages, cut
 from dglpipe.partition.stage_method import StageMethod
-from dglpipe.partition.stage_modules import build_auxiliary, stage_module
+from dglpipe.partition.stage_modules import build_auxiliary, split_read, stage_module
 from dglpipe.pipeline.message import Field
 from dglpipe.pipeline.stage import StageModule
 from dglpipe.pipeline.weights import clashes
@@ -37,6 +39,8 @@ class StagedNetwork:
 
     Attributes:
         modules: the segments of every stage, under the network's own `state_dict` keys.
+        pools: the pools at the end of every stage, which are not in `modules`; None: there are
+            none, or the auxiliary modules read the output of the stage.
         meta: whether parameters and buffers are on meta.
         problem: costs and memory of the segments; None unless built by `meta=True`.
     """
@@ -45,6 +49,7 @@ class StagedNetwork:
     config: Config
     method: StageMethod
     modules: tuple[nn.Module, ...]
+    pools: tuple[nn.Module | None, ...]
     meta: bool
     problem: CutProblem | None
 
@@ -54,7 +59,8 @@ class StagedNetwork:
 
     def learner(self, j: int) -> StageModule:
         """Stage `j` with new auxiliary modules."""
-        return stage_module(self.modules[j], self.auxiliary(j), j == self.spec.stages - 1)
+        is_last = j == self.spec.stages - 1
+        return stage_module(self.modules[j], self.auxiliary(j), is_last, self.pools[j])
 
     def precision(self, j: int) -> str:
         """Name of the precision of stage `j`."""
@@ -77,7 +83,7 @@ class StagedNetwork:
         modules = self.auxiliary(j).values()
         if not modules:
             return 0
-        return self.require_problem().flops.auxiliary(modules, self.spec.fields[j].shape)
+        return self.require_problem().flops.auxiliary(modules, self.spec.read_row(j))
 
     def require_problem(self) -> CutProblem:
         """`problem`, which must not be None."""
@@ -96,10 +102,11 @@ class StagedNetwork:
             device = next(self.modules[j].parameters()).device
             is_last = j == self.spec.stages - 1
             modules = {"model": self.modules[j]} if is_last else auxiliary
-            shape = self.spec.input_shape(j) if is_last else self.spec.fields[j].shape
+            shape = self.spec.input_shape(j) if is_last else self.spec.read_row(j)
+            hint = "" if is_last else self.spec.read_hint(j)
             for name, module in modules.items():
-                check_output(name, module, shape, self.spec.classes, device, where)
-            same = clashes(stage_module(self.modules[j], auxiliary, is_last))
+                check_output(name, module, shape, self.spec.classes, device, where, hint)
+            same = clashes(stage_module(self.modules[j], auxiliary, is_last, self.pools[j]))
             if same:
                 allowed = "networks without the keys of a head, `head.` + key"
                 raise ConfigError("model", f"the key {same[0]} in stage {j}", allowed)
@@ -197,9 +204,10 @@ def _assemble(
 ) -> StagedNetwork:
     modules = cut(traced, bounds)
     fields = _fields(config, data, traced, bounds, modules)
+    width, before = _before_pools(traced, bounds, data)
     names = [segment.name for segment in traced.segments]
     ends = [*bounds[1:], len(names)]
-    spec = PipelineSpec(
+    whole = PipelineSpec(
         bounds=tuple(bounds),
         segments=tuple(tuple(names[a:b]) for a, b in zip(bounds, ends, strict=True)),
         fields=fields,
@@ -207,11 +215,51 @@ def _assemble(
             channels_at(traced.operations, traced.starts[bound], field.shape)
             for bound, field in zip(bounds[1:], fields, strict=True)
         ),
+        reads=(None,) * len(fields),
         image_shape=image_shape(data),
         classes=len(data.classes),
+        width=width,
     )
+    reads = [
+        row if _reads_before_pool(config, method, whole, j) else None
+        for j, row in enumerate(before)
+    ]
+    spec = replace(whole, reads=tuple(reads))
+    pools = [split_read(module, spec, j) for j, module in enumerate(modules)]
     meta = traced.device.type == "meta"
-    return StagedNetwork(spec, config, method, tuple(modules), meta, problem)
+    return StagedNetwork(spec, config, method, tuple(modules), tuple(pools), meta, problem)
+
+
+def _before_pools(
+    traced: TracedNetwork, bounds: Sequence[int], data: DataInfo
+) -> tuple[int | None, list[tuple[int, ...] | None]]:
+    """Channels of the network's last map; and for every stage but the last, the shape of one row in
+    front of the pools at its end, or None without pools."""
+    shape = image_shape(data)
+    # One thread: a process that is forked later must not inherit a pool of threads.
+    with cpu_threads(1), _evaluating(traced.network):
+        outputs = propagate_shapes(traced, (2, *shape))
+        inputs = [shape, *(output[1:] for output in outputs[:-1])]
+        before = [row_before_pools(traced, bound - 1, inputs[bound - 1]) for bound in bounds[1:]]
+        return last_channels(traced, inputs[-1]), before
+
+
+def _reads_before_pool(config: Config, method: StageMethod, spec: PipelineSpec, j: int) -> bool:
+    """Whether stage `j` has auxiliary modules that read in front of a pool at its end."""
+    head = config.stage(j).head
+    return head.reads == BEFORE_POOL and bool(method.auxiliary(spec.boundary(j, head)))
+
+
+@contextlib.contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Context in evaluation mode, so that a forward changes no running statistics."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _fields(
@@ -222,7 +270,6 @@ def _fields(
     modules: Sequence[nn.Module],
 ) -> tuple[Field, ...]:
     shape = image_shape(data)
-    # One thread: a process that is forked later must not inherit a pool of threads.
     with cpu_threads(1):
         if traced.device.type != "meta":
             return record_fields(config, modules, shape)

@@ -28,7 +28,7 @@ from dglpipe.pipeline.optim import build_optimizer, start_momentum
 from dglpipe.seeds import Seeds
 
 Emit = Callable[[Tensor], None]
-"""Receives the features (B, ...) of a stage as soon as they are computed."""
+"""Receives the output (B, ...) of a stage as soon as it is computed."""
 HEAD = "head"
 """Name of the auxiliary module whose logits are the exit of a stage."""
 
@@ -42,6 +42,8 @@ class StageModule(nn.Module):
             belong to a local objective. Each name is a prefix of keys in the stage's file.
         is_exit: whether the module computes logits. False below the last stage of backprop, which
             has no heads.
+        pools: features -> output of the stage; None: the features are the output. The pools at
+            the end of a stage have no weights, and the auxiliary modules do not need them.
     """
 
     def __init__(
@@ -49,9 +51,11 @@ class StageModule(nn.Module):
         segments: nn.Module,
         auxiliary: Mapping[str, nn.Module] | None = None,
         is_exit: bool = True,
+        pools: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.segments = segments
+        self.pools = pools
         self.names = tuple(auxiliary or {})
         for name, module in (auxiliary or {}).items():
             self.add_module(name, module)
@@ -63,11 +67,19 @@ class StageModule(nn.Module):
         return {name: self.get_submodule(name) for name in self.names}
 
     def forward(self, inputs: Tensor, emit: Emit | None = None) -> Tensor:
-        """Logits (B, N) of `inputs` (B, ...). `emit` receives the features before the head runs."""
+        """Logits (B, N) of `inputs` (B, ...). `emit` receives the output before the head runs."""
+        return self.logits(self.features(inputs, emit))
+
+    def features(self, inputs: Tensor, emit: Emit | None = None) -> Tensor:
+        """What the auxiliary modules read of `inputs` (B, ...). `emit` receives the output."""
         features: Tensor = self.segments(inputs)
         if emit is not None:
-            emit(features)
-        return self.logits(features)
+            emit(self.output(features))
+        return features
+
+    def output(self, features: Tensor) -> Tensor:
+        """The output of the stage, detached if it is not the features themselves."""
+        return features if self.pools is None else self.pools(features.detach())
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits (B, N) of `features` (B, ...). Without a head, the features are the logits."""
@@ -81,7 +93,8 @@ class LocalBatch:
 
     Attributes:
         inputs: (B, ...), in the dtype that the stage computes with.
-        features: (B, ...), output of the segments.
+        features: (B, ...), what the auxiliary modules read: the output of the stage, or the map in
+            front of the pool at its end.
         logits: (B, N).
         labels: (B,), int64.
         extras: extra tensors of the message, by their declared names.
@@ -139,9 +152,7 @@ class LocalStep(nn.Module):
             logits = self.module.forward(inputs, emit)
             check_logits(logits, len(labels), self._classes, self._index)
             return check_loss(loss(logits, labels), self._index), logits
-        features: Tensor = self.module.segments(inputs)
-        if emit is not None:
-            emit(features)
+        features = self.module.features(inputs, emit)
         logits = self.module.logits(features)
         check_logits(logits, len(labels), self._classes, self._index)
         batch = LocalBatch(inputs, features, logits, labels, extras, self.module.auxiliary, loss)
@@ -270,7 +281,7 @@ class Stage:
 
         Args:
             step: from 1; determines random state and learning rate.
-            emit: receives the features, computed with the weights before the step.
+            emit: receives the output, computed with the weights before the step.
             total: rows of the batch over all replicas; None: this replica has all rows.
             extras: extra tensors of the message, each (B, ...), for the local objective.
         """
@@ -356,23 +367,23 @@ class Stage:
         self.optimizer.zero_grad(set_to_none=True)
 
     def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and softmax (B, N) of `inputs`. Counts loss and hits as a test batch.
+        """Output and softmax (B, N) of `inputs`. Counts loss and hits as a test batch.
 
         Call `eval_mode(True)` before. The training state does not change.
         """
         inputs = cast_input(inputs, self.settings.precision.name)
         with torch.no_grad(), self._device.autocast(self.settings.precision.name):
-            features: Tensor = self.module.segments(inputs)
+            features = self.module.features(inputs)
             logits = self.module.logits(features)
             self.test_loss(logits, labels)
-        return features, torch.softmax(logits.float(), dim=1)
+            output = self.module.output(features)
+        return output, torch.softmax(logits.float(), dim=1)
 
     def infer(self, inputs: Tensor) -> Tensor:
-        """Features of `inputs`, without gradients."""
+        """The output for `inputs`, without gradients."""
         inputs = cast_input(inputs, self.settings.precision.name)
         with torch.no_grad(), self._device.autocast(self.settings.precision.name):
-            features: Tensor = self.module.segments(inputs)
-        return features
+            return self.module.output(self.module.features(inputs))
 
     def eval_mode(self, on: bool) -> None:
         """Switches batch norm and dropout to evaluation or back to training."""

@@ -64,7 +64,8 @@ class TrainedNetwork(nn.Module):
             there = [j for j in range(count) if self._stage(j).is_exit]
             raise ConfigError("exit", exit, f"one of {there}")
         for j in range(end):
-            batch = self._stage(j).segments(self._cast(j, batch))
+            stage = self._stage(j)
+            batch = stage.output(stage.features(self._cast(j, batch)))
         logits: Tensor = self._stage(end)(self._cast(end, batch), None)
         return logits
 
@@ -73,8 +74,9 @@ class TrainedNetwork(nn.Module):
         logits: list[Tensor | None] = []
         for j in range(len(self.stages)):
             stage = self._stage(j)
-            batch = stage.segments(self._cast(j, batch))
-            logits.append(stage.logits(batch) if stage.is_exit else None)
+            features = stage.features(self._cast(j, batch))
+            logits.append(stage.logits(features) if stage.is_exit else None)
+            batch = stage.output(features)
         return logits
 
     def _stage(self, j: int) -> StageModule:

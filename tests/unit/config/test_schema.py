@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
@@ -36,6 +37,18 @@ def test_a_configuration_survives_its_file(words):
     one = config(*words)
     assert from_yaml(to_yaml(one)) == one
     assert parse(to_tree(one)) == one
+
+
+def test_heads_of_version_0_1_read_the_output_of_their_stage():
+    """Their files have no `head.reads`."""
+    one = config("head=mlp", "per_stage=[{head:linear},{head:{name:cnn}},{optimizer:adam},{}]")
+    tree = to_tree(one)
+    del tree["head"]["reads"]
+    earlier = from_yaml(OmegaConf.to_yaml(OmegaConf.create(tree)))
+    heads = [earlier.stage(j).head for j in range(4)]
+    assert [head.name for head in heads] == ["linear", "cnn", "mlp", "mlp"]
+    assert {head.reads for head in heads} == {"output"}
+    assert from_yaml(to_yaml(one)).stage(0).head.reads == "before_pool"
 
 
 def test_a_stage_can_differ():

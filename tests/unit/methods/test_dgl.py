@@ -49,7 +49,7 @@ def test_a_stage_learns_from_the_detached_features_of_the_stage_below():
         next(events)
         assert lessons[0].inputs is inputs.taken[-1].batch
         for below, lesson in itertools.pairwise(lessons):
-            assert torch.equal(lesson.inputs, below.features), "with the weights before the step"
+            assert torch.equal(lesson.inputs, below.output), "with the weights before the step"
             assert is_cut_off(lesson.inputs)
             assert torch.equal(lesson.labels, inputs.taken[-1].labels)
 
@@ -63,7 +63,7 @@ def test_a_message_has_the_features_before_the_step():
         assert header == (Phase.TRAIN, step + 1, inputs.taken[step].item.rows)
         assert parts.keys() == {LABELS, ACTIVATIONS}
         assert torch.equal(parts[LABELS], inputs.taken[step].labels)
-        assert torch.equal(parts[ACTIVATIONS], lessons[step].features)
+        assert torch.equal(parts[ACTIVATIONS], lessons[step].output)
 
 
 def test_a_test_message_has_the_features_and_the_weighted_exits():
@@ -74,9 +74,8 @@ def test_a_test_message_has_the_features_and_the_weighted_exits():
     taken = inputs.taken[-1]
     assert header == (Phase.TEST, 1, 2)
     assert parts.keys() == {LABELS, ENSEMBLE, ACTIVATIONS}
-    features = evaluated(stage, taken.batch)
-    assert torch.equal(parts[ACTIVATIONS], features)
-    own = stage.module.eval().logits(features).softmax(dim=1)
+    assert torch.equal(parts[ACTIVATIONS], evaluated(stage, taken.batch))
+    own = stage.module.eval()(taken.batch).softmax(dim=1)
     assert torch.equal(parts[ENSEMBLE], taken.ensemble + own / 2), "stage 1 of 3 weighs 1/2"
 
 

@@ -6,18 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from dglpipe.config import HeadConfig, PluginConfig
+from dglpipe.config import CnnSrConfig, CustomHeadConfig
+from dglpipe.config.head import HEADS
 from dglpipe.errors import ConfigError
 from dglpipe.models.heads import build_head, check_output
 from harness.plug_ins import WrongHead
 
 torch.set_num_threads(1)
-NAMES = ["mlp_sr", "mlp", "cnn", "linear"]
+NAMES = ["mlp_sr", "mlp", "cnn", "linear", "cnn_sr"]
 C, N = 6, 5
 
 
 def head(name, side, channels=C):
-    return build_head(HeadConfig(name=name), channels, side, N)
+    return build_head(HEADS[name](name=name), channels, side, N)
 
 
 def own_head(channels, side, classes, scale=1):
@@ -77,6 +78,25 @@ def assert_mlp(module):
     assert len(layers(module, nn.BatchNorm1d)) == 3
 
 
+@pytest.mark.parametrize(
+    ("settings", "widths", "sides"),
+    [
+        ({}, [(C, 9)], [4, 4, 4, 4, 2]),
+        ({"side": 8, "depth": 2}, [(C, 9), (9, 9)], [8] * 7 + [2]),
+        ({"side": 1, "width": 3}, [(C, 3)], [1, 1, 1, 1, 1]),
+        ({"side": 100, "width": 3}, [(C, 3)], [16, 16, 16, 16, 2]),
+    ],
+)
+def test_cnn_sr_convolves_a_reduced_map(settings, widths, sides):
+    module = build_head(CnnSrConfig(name="cnn_sr", **settings), C, (16, 16), N, width=9)
+    shapes = shapes_through(module, torch.randn(2, C, 16, 16))
+    assert [shape[1] for shape in shapes[:-2]] == sides
+    convolutions = layers(module, nn.Conv2d)
+    assert [(one.in_channels, one.out_channels) for one in convolutions] == widths
+    assert all(one.kernel_size == (3, 3) and one.bias is None for one in convolutions)
+    assert layers(module, nn.Linear)[0].in_features == widths[-1][1] * sides[-1] ** 2
+
+
 def test_cnn_convolves_at_full_size():
     module = head("cnn", (16, 16))
     shapes = shapes_through(module, torch.randn(2, C, 16, 16))
@@ -114,12 +134,12 @@ def test_a_head_of_convolutions_on_vectors_is_refused():
 
 
 def test_a_plug_in_gets_what_it_asks_for():
-    config = PluginConfig(target=f"{__name__}:own_head", args={"scale": 2})
+    config = CustomHeadConfig(target=f"{__name__}:own_head", args={"scale": 2})
     assert tuple(build_head(config, C, (4, 4), N).weight.shape) == (N, 2 * C)
 
 
 def test_a_plug_in_that_is_no_module_is_refused():
-    config = PluginConfig(target=f"{__name__}:no_head")
+    config = CustomHeadConfig(target=f"{__name__}:no_head")
     with pytest.raises(ConfigError, match=r"^head\.target: got .*Module. It returned a str"):
         build_head(config, C, (4, 4), N)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from dglpipe.config import PluginConfig
+from dglpipe.config import CustomHeadConfig
 from dglpipe.errors import ConfigError
 from dglpipe.methods import build_method
 from dglpipe.models import build_network
@@ -342,7 +342,7 @@ def head_of_16(channels):
 
 def test_cuts_whose_head_cannot_be_built_are_left_out():
     config, data, _ = on_paper("model=cnn6", "model.widths=[4,8,16,16,8,4]", "pipeline.split=auto")
-    config.head = PluginConfig(target=f"{__name__}:head_of_16")
+    config.head = CustomHeadConfig(target=f"{__name__}:head_of_16")
     assert build_stages(config, data, 2, meta=True).spec.bounds[1] in (3, 4)
     assert build_stages(config, data, 3, meta=True).spec.bounds == (0, 3, 4)
     with pytest.raises(ConfigError, match=r"^head: got 'Sequential'; allowed: one that works on"):
@@ -368,7 +368,7 @@ def test_a_head_that_cannot_be_built_is_reported():
 
 def test_cuts_whose_head_cannot_be_built_are_not_measured():
     config, data, _ = on_paper("model=cnn6", "model.widths=[4,8,16,16,8,4]")
-    config.head = PluginConfig(target=f"{__name__}:head_of_16")
+    config.head = CustomHeadConfig(target=f"{__name__}:head_of_16")
     (times,) = measured(config, data, 8)
     assert [at for at, one in enumerate(times.heads) if one < float("inf")] == [2, 3]
 

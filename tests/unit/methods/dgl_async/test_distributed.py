@@ -99,7 +99,7 @@ def test_a_link_that_blocks_teaches_every_batch_once_and_in_order():
     for number, lesson in enumerate(lessons, 1):
         header, parts = read_message(runner, number - 1)
         assert header == (Phase.TRAIN, number, 4)
-        assert torch.equal(parts[ACTIVATIONS], lesson.features), "with the weights before the step"
+        assert torch.equal(parts[ACTIVATIONS], lesson.output), "with the weights before the step"
         assert torch.equal(parts[LABELS], lesson.labels)
 
 
@@ -199,7 +199,7 @@ def test_stage_0_feeds_the_others_until_all_have_made_their_updates():
     assert changed([stage], before) == []
     assert len(lessons) == 3
     assert [taken.item.number for taken in inputs.taken] == [1, 2, 3, 4, 5, 1]
-    expected = [lesson.features for lesson in lessons]
+    expected = [lesson.output for lesson in lessons]
     expected += [evaluated(stage, taken.batch) for taken in inputs.taken[3:]]
     for number, features in enumerate(expected):
         assert torch.equal(read_message(runner, number)[1][ACTIVATIONS], features)

@@ -71,7 +71,7 @@ def test_every_draw_teaches_its_stage_from_the_output_that_it_reads(build):
         assert torch.equal(lesson.inputs, batch[0])
         assert torch.equal(lesson.labels, batch[1])
         assert is_cut_off(lesson.inputs)
-        outputs[draw.stage, draw.written] = lesson.features, lesson.labels
+        outputs[draw.stage, draw.written] = lesson.output, lesson.labels
     assert len(lessons) == 9
     assert next(events, None) is None
 
