@@ -200,7 +200,9 @@ class _World:
 
 
 def _connected(function: Callable[..., Any], topology: Topology, store: Store, *args: Any) -> Any:
-    group = ProcessGroup.connect(topology, CPU, store, TIMEOUT_S, checked=True)
+    plans = [one for arg in args for one in (arg if isinstance(arg, Sequence) else [arg])]
+    both_ways = any(getattr(plan, "sends_down", False) for plan in plans)
+    group = ProcessGroup.connect(topology, CPU, store, TIMEOUT_S, checked=True, both_ways=both_ways)
     result = function(group, *args)
     group.close()
     return result

@@ -146,6 +146,51 @@ class BackpropConfig(MethodConfig):
         require_number("method.microbatches", self.microbatches, 1, 100_000)
 
 
+CONTEXTS = ("none", "labels")
+
+
+@dataclass(kw_only=True, slots=True)
+class DniConfig(MethodConfig):
+    """Synthetic gradients: each stage learns from a prediction of the gradient of its output."""
+
+    name: str = "dni"
+    context: str = "none"
+    """What the synthesisers read besides the output of their stage: `none`, or `labels` (cDNI)."""
+    delay: int = 1
+    """Batches after which a synthesiser learns from the gradient of a batch, from 0; 0: in the same
+    step, for which a stage waits."""
+    hidden: int = 2
+    """Hidden layers of a synthesiser; 1 to 100."""
+    width: int | None = None
+    """Channels of the hidden layers; null: the channels of the output of the stage."""
+    kernel: int = 5
+    """Side of the convolutions of a synthesiser; an odd number from 1 to 99."""
+
+    def __post_init__(self) -> None:
+        MethodConfig.__post_init__(self)
+        require_name("method.context", self.context, CONTEXTS)
+        require_number("method.delay", self.delay, 0)
+        require_number("method.hidden", self.hidden, 1, 100)
+        if self.width is not None:
+            require_number("method.width", self.width, 1)
+        odd = 1 <= self.kernel <= 99 and self.kernel % 2 == 1
+        require(odd, "method.kernel", self.kernel, "an odd number from 1 to 99")
+
+
+@dataclass(kw_only=True, slots=True)
+class DdgConfig(MethodConfig):
+    """Delayed gradients: stage j of K goes backward K - 1 - j batches late."""
+
+    name: str = "ddg"
+
+
+@dataclass(kw_only=True, slots=True)
+class FeaturesReplayConfig(MethodConfig):
+    """Features replay: as delayed gradients, with a second forward instead of kept activations."""
+
+    name: str = "features_replay"
+
+
 @dataclass(kw_only=True, slots=True)
 class CustomMethodConfig(MethodConfig):
     """A method from outside the package."""
@@ -171,5 +216,8 @@ METHODS: dict[str, type[Any]] = {
     "dgl_async": AsyncConfig,
     "sequential": SequentialConfig,
     "backprop": BackpropConfig,
+    "dni": DniConfig,
+    "ddg": DdgConfig,
+    "features_replay": FeaturesReplayConfig,
     "custom": CustomMethodConfig,
 }

@@ -30,9 +30,16 @@ from dglpipe.partition.pipeline_spec import PipelineSpec
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.inputs import Arrival, DataInputs, Inputs, LinkInputs
 from dglpipe.pipeline.link import LinkBuffers, Receiver, Sender
-from dglpipe.pipeline.message import ACTIVATIONS, ENSEMBLE, LABELS, Field, contiguous_field
+from dglpipe.pipeline.message import (
+    ACTIVATIONS,
+    ENSEMBLE,
+    LABELS,
+    Direction,
+    Field,
+    contiguous_field,
+)
 from dglpipe.pipeline.process_group import ProcessGroup
-from dglpipe.pipeline.stage import HEAD, Learning, Objective, Stage
+from dglpipe.pipeline.stage import HEAD, Learning, Objective, Stage, Stash
 from dglpipe.pipeline.topology import Layout, Topology
 
 
@@ -175,6 +182,29 @@ class RunContext:
         formats = self.plan.formats(self.link_above)
         return Sender(self.group.following, formats, self.device.torch_device)
 
+    def open_receiver_from_above(self, items: Iterator[BatchItem], depth: int) -> Receiver | None:
+        """The messages down about the batches `items`, from the process above; None in the last
+        process.
+
+        Args:
+            depth: number of message slots.
+        """
+        if self.group.from_above is None:
+            return None
+        link = self.link_above
+        formats = self.plan.formats(link, Direction.DOWN)
+        name = f"link {link + 1} -> {link}"
+        return Receiver(
+            self.group.from_above, formats, items, depth, self.device.torch_device, name
+        )
+
+    def open_sender_to_below(self) -> Sender | None:
+        """The messages down to the process below; None in the first process."""
+        if self.group.to_below is None:
+            return None
+        formats = self.plan.formats(self.link_below, Direction.DOWN)
+        return Sender(self.group.to_below, formats, self.device.torch_device)
+
     def extras(self, emission: Emission) -> dict[str, Tensor]:
         """The extra tensors of a message, in the dtype and strides of the link."""
         fields = self.plan.extras(emission.stage)
@@ -246,6 +276,10 @@ class Method(ABC):
 
     flows_back: ClassVar[bool] = False
     """Whether gradients flow back, so that stages above stage 0 compute an input gradient."""
+    auxiliary_reads_output: ClassVar[bool] = False
+    """Whether the auxiliary modules read the output of a stage, whatever `head.reads` says."""
+    replays_forward: ClassVar[bool] = False
+    """Whether a stage runs the forward of every batch twice."""
     trains_in_rounds: ClassVar[bool] = False
     """Whether round r trains only stage r, with the stages below frozen."""
     survives_alone: ClassVar[bool] = False
@@ -331,6 +365,17 @@ class Method(ABC):
         """
         del link
         return LinkBuffers(sender=1, receiver=depth)
+
+    def delay(self, stage: int, stages: int) -> int | None:
+        """Number of steps from the step in which `stage` runs a batch to the step in which it uses
+        the message of the stage above about that batch; None: no messages come down."""
+        del stage, stages
+        return None
+
+    def stash(self, stage: int, stages: int) -> Stash:
+        """What `stage` keeps of the batches between these steps."""
+        del stage, stages
+        return Stash()
 
     def activation_share(self, stage: int, stages: int) -> Fraction:
         """Fraction of a batch whose activations `stage` keeps for backward at the same time."""

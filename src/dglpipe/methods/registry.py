@@ -14,6 +14,9 @@ BUILDERS = {
     "dgl_async": "dglpipe.methods.dgl_async.method:DglAsync",
     "sequential": "dglpipe.methods.sequential:Sequential",
     "backprop": "dglpipe.methods.backprop:Backprop",
+    "dni": "dglpipe.methods.dni:Dni",
+    "ddg": "dglpipe.methods.ddg:Ddg",
+    "features_replay": "dglpipe.methods.features_replay:FeaturesReplay",
 }
 """Module and class of each method. A method is imported when a run uses it."""
 KIND = Kind("dglpipe.methods.Method", Method)

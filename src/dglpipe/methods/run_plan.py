@@ -67,11 +67,21 @@ class RunPlan:
             for direction in Direction
         }
 
+    @property
+    def sends_down(self) -> bool:
+        """Whether messages also go down the chain."""
+        declared = (field for fields in self.messages for field in fields)
+        return any(field.direction is Direction.DOWN for field in declared)
+
     def activations(self) -> dict[int, Field]:
         """Stage -> activations that the stage sends, for every stage except the last."""
         return dict(enumerate(self.spec.fields))
 
     def row_bytes(self, stage: int) -> int:
-        """Bytes per row that `stage` sends in training, without labels; 0 for the last stage."""
+        """Bytes per row that `stage` sends up in training, without labels; 0 for the last stage."""
         extras = (one for one in self.extras(stage) if Phase.TRAIN in one.phases)
         return self.spec.row_bytes(stage) + sum(one.row_bytes for one in extras)
+
+    def row_bytes_down(self, stage: int) -> int:
+        """Bytes per row that `stage` sends to the stage below; 0 for stage 0."""
+        return sum(one.row_bytes for one in self.extras(stage - 1, Direction.DOWN))

@@ -120,7 +120,9 @@ def network_costs(
         if kind not in known:
             errors: list[ConfigError] = []
             auxiliary_at = problem.auxiliary_at(head, refused=errors)
-            costs = flop_costs(problem.flops, auxiliary_at, item_bytes)
+            costs = flop_costs(
+                problem.flops, auxiliary_at, item_bytes, problem.method.replays_forward
+            )
             known[kind] = method_costs(problem.method, costs), errors
         costs, errors = known[kind]
         result.append(costs)
@@ -168,7 +170,7 @@ def _check_times(pipeline: PipelineConfig, count: int, stages: int) -> None:
 
 def method_costs(method: StageMethod, costs: SegmentCosts) -> SegmentCosts:
     """The costs of `method`, derived from the costs of local learning."""
-    return costs.without_heads() if method.flows_back else costs
+    return costs.with_input_gradients() if method.flows_back else costs
 
 
 def measured_costs(times: Mapping[str, Sequence[float]], links: Sequence[int] = ()) -> SegmentCosts:
@@ -209,7 +211,7 @@ def measure_times(
             own, head = config.stage(j), problem.head_of(j)
             # The time of a step does not depend on the learning rate. Clipping is not measured.
             optimizer = dataclasses.replace(own.optimizer, lr=1.0, clip=None)
-            kind = f"{'' if method.flows_back else head} {optimizer} {own.precision}"
+            kind = f"{head} {optimizer} {own.precision}"
             if kind not in known:
                 auxiliary_at = problem.auxiliary_at(head, meta=False)
                 shape = problem.image_shape

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Fits = Callable[[int, int, int], bool]
 """(j, first, end) -> whether stage j may consist of segments first..end-1."""
@@ -34,10 +34,13 @@ class SegmentCosts:
     links: tuple[int, ...]
 
     def without_heads(self) -> SegmentCosts:
-        """Costs of backprop: no heads, and all gradients except the gradient of the images."""
-        nothing = (0.0,) * len(self.heads)
-        gradients = (self.input_gradients[0], *nothing)
-        return SegmentCosts(self.segments, gradients, nothing, self.links)
+        """Costs of backprop, from those of a method with heads."""
+        return replace(self.with_input_gradients(), heads=(0.0,) * len(self.heads))
+
+    def with_input_gradients(self) -> SegmentCosts:
+        """Costs of methods that compute all gradients except the gradient of the images."""
+        omitted = (self.input_gradients[0], *(0.0,) * len(self.heads))
+        return SegmentCosts(self.segments, omitted, self.heads, self.links)
 
     def stage(self, first: int, end: int) -> float:
         """Cost of a stage of segments `first` to `end` - 1 with its auxiliary modules."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -92,7 +93,8 @@ class CutProblem:
 
         def modules_at(at: int) -> Auxiliary | None:
             output = self.shapes[at]
-            before = self.rows_before_pools[at] if head.reads == BEFORE_POOL else None
+            reads_output = head.reads != BEFORE_POOL or self.method.auxiliary_reads_output
+            before = None if reads_output else self.rows_before_pools[at]
             row = before or output
             boundary = self._boundary(at, row, head)
             builders = self.method.auxiliary(boundary)
@@ -163,6 +165,8 @@ class CutProblem:
                     below=below,
                     above=None if is_last else self.method.buffers(j, depth),
                     share=self.method.activation_share(j, self.stages),
+                    stash=self.method.stash(j, self.stages),
+                    image_elements=math.prod(self.image_shape),
                 )
             )
         return result

@@ -130,14 +130,17 @@ class SegmentFlops:
     def _module(self, module: nn.Module, shape: Shape) -> Flops:
         return self._count((module_signature(module), shape), lambda: module)
 
-    def stage(self, first: int, end: int, input_gradient: bool) -> int:
+    def stage(self, first: int, end: int, input_gradient: bool, replays: bool = False) -> int:
         """FLOPs of segments `first` to `end` - 1, without auxiliary modules.
 
         Args:
             input_gradient: whether the stage computes the gradient of its input.
+            replays: whether the stage runs forward twice. Forward has half of `Flops.own`.
         """
         segments = [self.segment(at) for at in range(first, end)]
-        return sum(map(sum, segments)) - (0 if input_gradient else segments[0].input_gradient)
+        again = sum(one.own for one in segments) // 2 if replays else 0
+        omitted = 0 if input_gradient else segments[0].input_gradient
+        return sum(map(sum, segments)) - omitted + again
 
     def _count(self, key: tuple[str, Shape], module: Callable[[], nn.Module]) -> Flops:
         if key not in self._known:
@@ -146,12 +149,15 @@ class SegmentFlops:
         return self._known[key][0]
 
 
-def flop_costs(flops: SegmentFlops, auxiliary_at: AuxiliaryAt, item_bytes: int) -> SegmentCosts:
+def flop_costs(
+    flops: SegmentFlops, auxiliary_at: AuxiliaryAt, item_bytes: int, replays: bool = False
+) -> SegmentCosts:
     """Costs in FLOPs per sample.
 
     Args:
         auxiliary_at: the auxiliary modules of a cut, on any device.
         item_bytes: bytes of one element on a link.
+        replays: whether a stage runs forward twice; the last stage counts like the others.
     """
 
     def head(at: int) -> float:
@@ -159,8 +165,9 @@ def flop_costs(flops: SegmentFlops, auxiliary_at: AuxiliaryAt, item_bytes: int) 
         return math.inf if found is None else flops.auxiliary(found.modules, found.row)
 
     segments = [flops.segment(at) for at in range(len(flops.shapes))]
+    again = [one.own // 2 if replays else 0 for one in segments]
     return SegmentCosts(
-        segments=tuple(map(sum, segments)),
+        segments=tuple(sum(one) + more for one, more in zip(segments, again, strict=True)),
         input_gradients=tuple(one.input_gradient for one in segments),
         heads=tuple(map(head, range(1, len(flops.shapes)))),
         links=link_bytes(flops.shapes, item_bytes),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from dglpipe.partition.balance import Fits, least
 from dglpipe.partition.saved_tensors import SavedBytes, saved_bytes
 from dglpipe.partition.segments import TracedNetwork, tensors_by_key
 from dglpipe.pipeline.link import LinkBuffers
+from dglpipe.pipeline.stage import Stash
 
 
 class StageMemory(NamedTuple):
@@ -99,6 +100,8 @@ class MemoryNeeds:
         below: bytes per element and buffers of the link from stage j - 1; None for stage 0.
         above: buffers of the link to stage j + 1; None for the last stage.
         share: fraction of a batch whose activations the stage keeps at the same time.
+        stash: what the stage keeps of earlier batches.
+        image_elements: elements of one image.
     """
 
     network: NetworkMemory
@@ -110,6 +113,8 @@ class MemoryNeeds:
     below: tuple[int, LinkBuffers] | None
     above: LinkBuffers | None
     share: Fraction = Fraction(1)
+    stash: Stash = field(default_factory=Stash)
+    image_elements: int = 0
 
     def stage(self, first: int, end: int) -> StageMemory:
         """Memory of a stage of segments `first` to `end` - 1 with its auxiliary modules."""
@@ -126,12 +131,21 @@ class MemoryNeeds:
             # Features that both the segment and an auxiliary module save count once.
             twice = auxiliary.saved.input if below.output else 0
             saved += auxiliary.saved.own - twice + below.own - segments[end - 1].saved.own
+        row_bytes = self.link_row_bytes(first, end) + self._stash_row_bytes(first, end)
         return StageMemory(
             weights=2 * parameters + buffers,
             optimizer=self.optimizer_state * parameters,
             activations=int(self.rows * (saved * self.item_bytes // 4) * self.share),
-            buffers=self.rows * self.link_row_bytes(first, end),
+            buffers=self.rows * row_bytes + self.stash.weights * parameters,
         )
+
+    def _stash_row_bytes(self, first: int, end: int) -> int:
+        """Bytes per row of what the stage keeps of earlier batches."""
+        stash, is_last = self.stash, end == len(self.network.segments)
+        inputs = self.elements[first - 1] if first else self.image_elements
+        outputs = 0 if is_last else self.elements[end - 1]
+        kept = inputs * stash.inputs + outputs * (stash.outputs + stash.from_above)
+        return self.item_bytes * (kept + (inputs * stash.to_below if first else 0))
 
     @functools.cached_property
     def _parameters(self) -> list[int]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from dglpipe.models.features import Boundary
 from dglpipe.pipeline.link import LinkBuffers
+from dglpipe.pipeline.stage import Stash
 from dglpipe.pipeline.topology import Layout
 
 
@@ -20,12 +21,23 @@ class StageMethod(Protocol):
     def flows_back(self) -> bool:
         """Whether the stages above the first compute the gradient of their input (backprop)."""
 
+    @property
+    def auxiliary_reads_output(self) -> bool:
+        """Whether the auxiliary modules read the output of a stage, whatever `head.reads` says."""
+
+    @property
+    def replays_forward(self) -> bool:
+        """Whether a stage runs the forward of every batch twice."""
+
     def auxiliary(self, boundary: Boundary) -> Mapping[str, Callable[[], nn.Module]]:
         """Builders of the auxiliary modules of the stage below `boundary`, by name.
 
         The input of every auxiliary module is the features of the stage. `head` returns logits
         (B, N); a stage with a `head` is an exit. Not called for the last stage.
         """
+
+    def stash(self, stage: int, stages: int) -> Stash:
+        """What `stage` keeps of earlier batches."""
 
     def activation_share(self, stage: int, stages: int) -> Fraction:
         """Fraction of a batch whose activations `stage` keeps for backward at the same time."""

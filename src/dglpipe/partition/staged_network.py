@@ -76,7 +76,9 @@ class StagedNetwork:
     def segment_flops(self, j: int) -> int:
         """FLOPs of the segments of stage `j`."""
         flows_back = j > 0 and self.method.flows_back
-        return self.require_problem().flops.stage(*self.spec.span(j), flows_back)
+        return self.require_problem().flops.stage(
+            *self.spec.span(j), flows_back, self.method.replays_forward and j < self.spec.stages - 1
+        )
 
     def auxiliary_flops(self, j: int) -> int:
         """FLOPs of the auxiliary modules of stage `j`, with the gradient of their input."""
@@ -247,7 +249,9 @@ def _before_pools(
 def _reads_before_pool(config: Config, method: StageMethod, spec: PipelineSpec, j: int) -> bool:
     """Whether stage `j` has auxiliary modules that read in front of a pool at its end."""
     head = config.stage(j).head
-    return head.reads == BEFORE_POOL and bool(method.auxiliary(spec.boundary(j, head)))
+    if head.reads != BEFORE_POOL or method.auxiliary_reads_output:
+        return False
+    return bool(method.auxiliary(spec.boundary(j, head)))
 
 
 @contextlib.contextmanager

@@ -66,8 +66,10 @@ class ExitEvaluator:
                 self.count_ensemble(ensemble, arrival.labels)
             else:
                 batch = field.normalise(features)
-        if self._sender is not None and ensemble is not None:
-            parts = {LABELS: arrival.labels, ENSEMBLE: ensemble, ACTIVATIONS: batch}
+        if self._sender is not None:
+            parts = {LABELS: arrival.labels, ACTIVATIONS: batch}
+            if ensemble is not None:  # None: no stage below the last is an exit
+                parts[ENSEMBLE] = ensemble
             self._sender.send(arrival.item, parts)
 
     def count_ensemble(self, ensemble: Tensor, labels: Tensor) -> None:

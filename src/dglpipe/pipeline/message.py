@@ -161,13 +161,12 @@ MessageFormats = Mapping[Phase, MessageFormat]
 def message_formats(
     fields: Iterable[Field], rows: Mapping[Phase, int], direction: Direction = Direction.UP
 ) -> dict[Phase, MessageFormat]:
-    """The formats of the messages that carry `fields` in one direction of a link.
+    """The formats of the messages that carry `fields` in one direction of a link, by phase; without
+    phases in which nothing travels.
 
     Args:
         rows: phase -> rows of the largest batch.
     """
     own = [field for field in fields if field.direction is direction]
-    return {
-        phase: MessageFormat(rows[phase], tuple(one for one in own if phase in one.phases))
-        for phase in Phase
-    }
+    by_phase = {phase: tuple(one for one in own if phase in one.phases) for phase in Phase}
+    return {phase: MessageFormat(rows[phase], found) for phase, found in by_phase.items() if found}

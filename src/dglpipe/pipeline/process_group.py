@@ -29,6 +29,7 @@ from dglpipe.errors import PeerLostError
 from dglpipe.pipeline.checked_transport import CheckedTransport
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.emulated_transport import EmulatedTransport
+from dglpipe.pipeline.message import Direction
 from dglpipe.pipeline.p2p import PairGroup, PairTransport, first_line, link_options, warm_up
 from dglpipe.pipeline.stage_links import Relink, StageLinks
 from dglpipe.pipeline.topology import Topology
@@ -45,6 +46,8 @@ class ProcessGroup:
         store: key-value store that all processes share.
         previous: transport to the process of the stages below; None at the first process.
         following: transport to the process of the stages above; None at the last process.
+        from_above: transport of the messages that come down from there; None without such messages.
+        to_below: transport of messages down to the process of the stages below.
         replicas: group of the processes with the same stages; None without replicas.
         pipeline: group of all processes, for methods with backward links; else None.
         links: links of stages that can be started again; None: the stages end together.
@@ -55,6 +58,8 @@ class ProcessGroup:
         self.store = store
         self.previous: Transport | None = None
         self.following: Transport | None = None
+        self.from_above: Transport | None = None
+        self.to_below: Transport | None = None
         self.replicas: dist.ProcessGroup | None = None
         self.pipeline: dist.ProcessGroup | None = None
         self.links: StageLinks | None = None
@@ -86,6 +91,7 @@ class ProcessGroup:
         timeout_s: float,
         checked: bool = False,
         link: LinkConfig | None = None,
+        both_ways: bool = False,
     ) -> ProcessGroup:
         """Connects the processes and creates the group of every link.
 
@@ -94,6 +100,8 @@ class ProcessGroup:
             timeout_s: timeout of every transfer, in seconds.
             checked: whether the links detect misuse of buffers.
             link: emulated bandwidth and latency; None: no emulation.
+            both_ways: whether messages also go down the chain. They have groups of their own: in a
+                common queue, two processes could wait for each other.
 
         Raises:
             PeerLostError: another process exited.
@@ -108,7 +116,9 @@ class ProcessGroup:
                 timeout=timeout,
             )
             group = cls(topology, PrefixStore("dglpipe", store))
-            group._connect_links(device, timeout, checked, link or LinkConfig())
+            group._connect_links(device, timeout, checked, link or LinkConfig(), Direction.UP)
+            if both_ways:
+                group._connect_links(device, timeout, checked, link or LinkConfig(), Direction.DOWN)
             group._connect_replicas(device, timeout)
             if topology.layout.is_pipelined:
                 everyone = list(range(topology.layout.world_size))
@@ -145,8 +155,9 @@ class ProcessGroup:
             while True:
                 pair = meet()
                 with contextlib.suppress(PeerLostError):  # The neighbour has ended again.
+                    place, own_link = int(other > stage), link or LinkConfig()
                     return group._transport(
-                        pair, int(other > stage), other, device, checked, link or LinkConfig()
+                        pair, place, other, device, checked, own_link, sends=other > stage
                     )
 
         def relink(other: int) -> Relink:
@@ -185,19 +196,32 @@ class ProcessGroup:
         )
 
     def _connect_links(
-        self, device: Device, timeout: timedelta, checked: bool, link: LinkConfig
+        self,
+        device: Device,
+        timeout: timedelta,
+        checked: bool,
+        link: LinkConfig,
+        direction: Direction,
     ) -> None:
         """Creates a group of two ranks for each link; every rank creates all groups."""
-        layout = self.topology.layout
+        layout, up = self.topology.layout, direction is Direction.UP
         for lower in range(layout.world_size):
             if layout.at(lower).is_last:
                 continue
             pair = [lower, lower + 1]
             group = self._new_group(pair, device, timeout, link=True)
             if self.topology.rank == lower:
-                self.following = self._transport(group, 1, lower + 1, device, checked, link)
+                transport = self._transport(group, 1, lower + 1, device, checked, link, sends=up)
+                if up:
+                    self.following = transport
+                else:
+                    self.from_above = transport
             elif self.topology.rank == lower + 1:
-                self.previous = self._transport(group, 0, lower, device, checked, link)
+                transport = self._transport(group, 0, lower, device, checked, link, sends=not up)
+                if up:
+                    self.previous = transport
+                else:
+                    self.to_below = transport
 
     def _transport(
         self,
@@ -207,9 +231,9 @@ class ProcessGroup:
         device: Device,
         checked: bool,
         link: LinkConfig,
+        sends: bool,
     ) -> Transport:
         pair = PairTransport(group, place, self.topology.layout.at(rank).name())
-        sends = place == 1
         warm_up(pair, sends, device)
         transport: Transport = pair
         if link.is_emulated and sends:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,6 +158,27 @@ class LocalStep(nn.Module):
         check_logits(logits, len(labels), self._classes, self._index)
         batch = LocalBatch(inputs, features, logits, labels, extras, self.module.auxiliary, loss)
         return check_loss(objective(batch), self._index, "method"), logits
+
+
+@dataclass(frozen=True, slots=True)
+class Stash:
+    """What a stage keeps of a batch until a message about it has come down, in batches.
+
+    Attributes:
+        inputs: inputs of the stage.
+        outputs: outputs of the stage.
+        weights: copies of the weights of the stage.
+        from_above: slots of messages from the stage above, each with a number for every number of
+            the output.
+        to_below: messages to the stage below that are under way, each with a number for every
+            number of the input.
+    """
+
+    inputs: int = 0
+    outputs: int = 0
+    weights: int = 0
+    from_above: int = 0
+    to_below: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +347,10 @@ class Stage:
         loss = check_loss(self._loss(logits, labels), self.index, learns=False)
         self._tested.add(loss, logits, labels)
 
+    def autocast(self) -> AbstractContextManager[object]:
+        """Context in which the stage computes in its precision."""
+        return self._device.autocast(self.settings.precision.name)
+
     def seed(self, step: int) -> None:
         """Sets the random state of `step`, counted from 1."""
         self._device.seed(self._seeds.at(step))
@@ -350,6 +376,10 @@ class Stage:
                 None: the norm of this stage's gradient.
         """
         self.watch.history.end_step(step)
+        self.apply(step, norm)
+
+    def apply(self, step: int, norm: Tensor | None = None) -> None:
+        """As `update`, for a further update within a step. Weights without a gradient stay."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         clip = self.settings.optimizer.clip

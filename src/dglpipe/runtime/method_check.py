@@ -58,12 +58,13 @@ def check_messages(method: Method, plan: RunPlan) -> None:
 
 
 def _check_declared(method: Method, plan: RunPlan, link: int) -> None:
-    """Raises ConfigError for a direction or a name that no link carries."""
+    """Raises ConfigError for a message down that nobody uses, or a name that no link carries."""
     fields = plan.messages[link]
     for field in fields:
-        if field.direction is not Direction.UP:
+        if field.direction is Direction.DOWN and method.delay(link, plan.layout.stages) is None:
             got = f"{_place(method, link, field.name)}: direction {field.direction.value}"
-            raise ConfigError("method", got, "up: links carry no messages down the chain yet")
+            hint = "Method.delay says when a stage uses the message"
+            raise ConfigError("method", got, "up, without a delay", hint)
     names = [field.name for field in fields]
     for name in names:
         if names.count(name) > 1:

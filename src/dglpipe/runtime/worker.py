@@ -166,7 +166,8 @@ class _Run:
             return ProcessGroup.connect_stage(
                 topology, device, store, limit, generation, checked, link
             )
-        group = ProcessGroup.connect(topology, device, store, limit, checked, link)
+        plan = self._plan
+        group = ProcessGroup.connect(topology, device, store, limit, checked, link, plan.sends_down)
         _write_workers(group, self._run_dir)
         return group
 
