@@ -138,6 +138,19 @@ VALUES = [
         "head=custom head.target=harness.plug_ins:head_of_pooled_maps pipeline.split=[1]",
         *("head", "'Sequential'", "one that works on features (32, 8, 8)"),
     ),
+    ("method=dni method.delay=-1", "method.delay", "-1", "a whole number from 0"),
+    ("method=dni max_steps=3 method.delay=3", "method.delay", "3", "a delay of less than 3"),
+    ("method=ddg max_steps=1", "pipeline.stages", "2", "a delay of less than 1"),
+    ("method=dni method.context=label", "method.context", "'label'", "none, labels"),
+    ("method=dni method.kernel=4", "method.kernel", "4", "an odd number from 1 to 99"),
+    *(
+        (f"method={name} {words}", key, got, f"with method={name}")
+        for name in ("dni", "ddg", "features_replay")
+        for words, key, got in (
+            ("precision=fp16", "precision", "'fp16'"),
+            ("pipeline.replicas=2", "pipeline.replicas", "2"),
+        )
+    ),
     ("schedule.warmup_steps=-1", "schedule.warmup_steps", "-1", "a whole number from 0"),
     ("method.loss=hinge", "method.loss", "'hinge'", "cross_entropy"),
     ("per_stage=3", "per_stage", "3", "a list"),
@@ -186,6 +199,10 @@ def test_unknown_choice_of_a_group(cli, override, key, meant):
         ("batchsize=2", "batchsize: no such key; did you mean batch_size?"),
         ("data.samples=9", "data.samples: no such key; it belongs to data=synthetic"),
         ("schedule.every=2", "schedule.every: no such key; it belongs to schedule=step"),
+        (
+            "method=dni method.simulate=true",
+            "method.simulate: no such key; it belongs to method=dgl_async",
+        ),
         ("pipeline.xyz=2", "pipeline.xyz: no such key; allowed: pipeline.backend, pipeline."),
         ("+model.widht=2", "model.widht: got 2; allowed: the keys dropout, family"),
         ("+model.widht=2", "did you mean width?"),
@@ -194,7 +211,7 @@ def test_unknown_choice_of_a_group(cli, override, key, meant):
     ],
 )
 def test_unknown_key(cli, override, expected):
-    assert expected in cli.refuse(override, "run_dir=run")
+    assert expected in cli.refuse(*override.split(), "run_dir=run")
 
 
 def test_missing_value(cli):

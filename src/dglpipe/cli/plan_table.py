@@ -76,13 +76,17 @@ def _memory_table(stages: Sequence[StageEstimate], rows: int) -> Table:
     """Memory of every stage, and the size of its messages."""
     columns = ["stage", "weights\nMiB", "optimizer\nMiB", f"activations\nat {rows} rows"]
     columns += ["of these\nin buffers", "memory\nMiB", "KiB per row\non link"]
+    goes_down = any(stage.delay is not None for stage in stages)
+    columns += ["KiB per row\ndown", "delay\nin steps"] * goes_down
     table = _table("memory and links", columns)
     for stage in stages:
         activations, buffers = stage.activation_bytes, stage.buffer_bytes
         sizes = (stage.weight_bytes, stage.optimizer_bytes, activations, buffers)
         cells = [f"{size / 2**20:.1f}" for size in (*sizes, stage.memory_bytes)]
         link = f"{stage.link_bytes_per_sample / 1024:.1f}" if stage.output_shape else "-"
-        table.add_row(str(stage.stage), *cells, link)
+        down = f"{stage.down_bytes_per_sample / 1024:.1f}" if stage.down_bytes_per_sample else "-"
+        more = [down, "-" if stage.delay is None else str(stage.delay)] * goes_down
+        table.add_row(str(stage.stage), *cells, link, *more)
     return table
 
 

@@ -24,6 +24,9 @@ class StageEstimate:
         head_flops_per_sample: FLOPs of the auxiliary modules only.
         output_shape: shape of one row on the link; None for the last stage.
         link_bytes_per_sample: bytes of one row on the link; 0 for the last stage.
+        down_bytes_per_sample: bytes of one row that goes down to the stage below; 0: nothing does.
+        delay: steps from the forward of a batch to the use of the message about it that comes down;
+            None: no message comes down.
         seconds_per_step: measured time; None if the cost is FLOPs.
         weight_bytes: parameters, their gradients, and buffers of modules.
         optimizer_bytes: state of the optimizer.
@@ -39,6 +42,8 @@ class StageEstimate:
     head_flops_per_sample: int
     output_shape: tuple[int, ...] | None
     link_bytes_per_sample: int
+    down_bytes_per_sample: int
+    delay: int | None
     seconds_per_step: float | None
     weight_bytes: int
     optimizer_bytes: int
@@ -75,6 +80,7 @@ def _estimate_stage(
     is_last = j == spec.stages - 1
     memory = needs.stage(*spec.span(j))
     auxiliary_flops = network.auxiliary_flops(j)
+    below = network.method.delay(j - 1, spec.stages) if j else None
     return StageEstimate(
         stage=j,
         segments=spec.segments[j],
@@ -84,6 +90,8 @@ def _estimate_stage(
         head_flops_per_sample=auxiliary_flops,
         output_shape=None if is_last else spec.fields[j].shape,
         link_bytes_per_sample=spec.row_bytes(j),
+        down_bytes_per_sample=0 if below is None else spec.row_bytes(j - 1),
+        delay=network.method.delay(j, spec.stages),
         seconds_per_step=seconds,
         weight_bytes=memory.weights,
         optimizer_bytes=memory.optimizer,

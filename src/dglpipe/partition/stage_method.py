@@ -36,6 +36,10 @@ class StageMethod(Protocol):
         (B, N); a stage with a `head` is an exit. Not called for the last stage.
         """
 
+    def delay(self, stage: int, stages: int) -> int | None:
+        """Steps from the forward of a batch to the use of the message about it that comes down to
+        `stage`; None: no message comes down."""
+
     def stash(self, stage: int, stages: int) -> Stash:
         """What `stage` keeps of earlier batches."""
 

@@ -116,7 +116,7 @@ class ProcessGroup:
                 timeout=timeout,
             )
             group = cls(topology, PrefixStore("dglpipe", store))
-            group._connect_links(device, timeout, checked, link or LinkConfig(), Direction.UP)
+            group._connect_links(device, timeout, checked, link or LinkConfig())
             if both_ways:
                 group._connect_links(device, timeout, checked, link or LinkConfig(), Direction.DOWN)
             group._connect_replicas(device, timeout)
@@ -201,7 +201,7 @@ class ProcessGroup:
         timeout: timedelta,
         checked: bool,
         link: LinkConfig,
-        direction: Direction,
+        direction: Direction = Direction.UP,
     ) -> None:
         """Creates a group of two ranks for each link; every rank creates all groups."""
         layout, up = self.topology.layout, direction is Direction.UP

@@ -145,7 +145,8 @@ def _check_emulated_links(plan: RunPlan) -> None:
         got = "nccl" if plan.backend == "nccl" else "a pipeline of backprop"
         allowed = "emulated links of a chain over gloo"
         raise ConfigError("link", f"emulated links with {got}", allowed)
-    largest = max((plan.row_bytes(j) for j in range(layout.stages)), default=0)
+    sizes = [max(plan.row_bytes(j), plan.row_bytes_down(j)) for j in range(layout.stages)]
+    largest = max(sizes, default=0)
     seconds = config.link.delay + plan.schedule.largest_rows(Phase.TRAIN) * largest / (
         config.link.rate
     )

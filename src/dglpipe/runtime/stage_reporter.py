@@ -139,6 +139,7 @@ class StageReporter:
             "head_parameters": sum(map(count_parameters, stage.module.auxiliary.values())),
             "flops_per_sample": plan.flops[j],
             "link_bytes_per_sample": plan.row_bytes(j),
+            "down_bytes_per_sample": plan.row_bytes_down(j),
             **(timers.shares(spent, j) if spent else dict.fromkeys(timers.SHARE_NAMES)),
             "peak_memory_bytes": self._context.device.peak_memory(),
             "weights_sha256": digest,

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from dglpipe.config import LinkConfig
 from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.message import Direction
 from dglpipe.pipeline.p2p import LINK_CTAS, link_options
 from dglpipe.pipeline.process_group import ProcessGroup
 from dglpipe.pipeline.topology import Layout
@@ -31,9 +32,10 @@ class Asked:
         self.groups.append((ranks, how))
         return f"group {ranks}"
 
-    def connect(self, layout, rank, device):
+    def connect(self, layout, rank, device, both_ways=False):
         group = ProcessGroup.alone(layout.at(rank))
-        group._connect_links(device, TIMEOUT, checked=False, link=LinkConfig())
+        for direction in Direction if both_ways else [Direction.UP]:
+            group._connect_links(device, TIMEOUT, False, LinkConfig(), direction)
         group._connect_replicas(device, TIMEOUT)
         return [ranks for ranks, _ in self.groups]
 
@@ -91,3 +93,10 @@ def test_every_rank_makes_all_groups_in_one_order(asked, rank):
     layout = Layout(3, 3, 2, 1)
     groups = asked.connect(layout, rank, Device(torch.device("cpu"), "gloo"))
     assert groups == [[0, 1], [1, 2], [3, 4], [4, 5], [0, 3], [1, 4], [2, 5]]
+
+
+@pytest.mark.parametrize("rank", range(3))
+def test_each_direction_has_a_group_of_its_own(asked, rank):
+    gloo = Device(torch.device("cpu"), "gloo")
+    groups = asked.connect(Layout(3, 3, 1, 1), rank, gloo, both_ways=True)
+    assert groups == [[0, 1], [1, 2]] * 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
 
 import pytest
 from torch._C._distributed_c10d import HashStore
@@ -25,17 +26,20 @@ class Signalled:
     def __init__(self, folder):
         self.store, self.run_dir, self.statuses = HashStore(), RunDir(folder), []
         self.run_dir.logs.mkdir(parents=True)
-        self.thread = threading.Thread(target=self._answer)
-
-    def _answer(self):
         plan = make_plan(make_config("pipeline.stages=2"), layout(2))
-        torchrun._signalled(signal.SIGTERM, plan, self.run_dir, 0, self.store)
+        given = signal.SIGTERM, plan, self.run_dir, 0, self.store
+        self.thread = threading.Thread(target=torchrun._signalled, args=given)
 
     def train_to_the_end(self):
         Preemption(self.store, 0, 2, 0).close()
 
-    def status_within(self, seconds):
-        self.thread.join(seconds)
+    def report_failure(self):
+        lost = failure.record(PeerLostError("lost rank 0"), 1, "rank 1 (stage 1)", 4)
+        failure.write(lost, self.run_dir)
+
+    def status(self):
+        """Its exit status, when it has ended."""
+        self.thread.join(LIMIT_S)
         return self.statuses
 
 
@@ -45,23 +49,28 @@ def worker(monkeypatch, run_dir):
     monkeypatch.setattr(torchrun, "TERMINATION_PAUSE_S", 0.05)
     monkeypatch.setattr(torchrun, "ENDING_S", 0.2)
     monkeypatch.setattr(torchrun.os, "_exit", worker.statuses.append)
-    return worker
+    yield worker
+    worker.report_failure()
+    worker.thread.join(LIMIT_S)
 
 
 def test_a_worker_that_has_trained_ends_although_nobody_reports_a_failure(worker, capfd):
     """The other worker was killed while it wrote the results."""
     worker.train_to_the_end()
     worker.thread.start()
-    assert worker.status_within(LIMIT_S) == [128 + signal.SIGTERM]
+    assert worker.status() == [128 + signal.SIGTERM]
     assert json.loads(worker.run_dir.summary.read_text())["status"] == "failed"
     assert "stopped: signal from the launcher" in capfd.readouterr().err
 
 
 def test_a_worker_that_trains_asks_for_a_checkpoint_until_a_failure_is_reported(worker, capfd):
     worker.thread.start()
-    assert worker.status_within(1) == []
+    deadline = time.monotonic() + LIMIT_S
+    while not preemption.is_requested(worker.store) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.4)  # longer than a worker that has trained waits
     assert preemption.is_requested(worker.store)
-    lost = failure.record(PeerLostError("lost rank 0"), 1, "rank 1 (stage 1)", 4)
-    failure.write(lost, worker.run_dir)
-    assert worker.status_within(LIMIT_S) == [128 + signal.SIGTERM]
+    assert worker.statuses == []
+    worker.report_failure()
+    assert worker.status() == [128 + signal.SIGTERM]
     assert "stopped: another process has failed" in capfd.readouterr().err
