@@ -25,7 +25,7 @@ from harness.configs import build_stages
 
 
 def train(config, stages):
-    """weights_sha256 of every stage at the end of training (SGD, constant or cosine)."""
+    """weights_sha256 of every stage at the end of training (SGD, any schedule without warmup)."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -43,8 +43,9 @@ def _train(config, stages):
     batches = _batches(config, source)
     for step, (epoch, rows) in enumerate(batches, 1):
         ((x, y),) = data.batches([Request(True, epoch, rows)])
-        for j, (learner, optimizer) in enumerate(zip(learners, optimizers, strict=True)):
+        for j, learner in enumerate(learners):
             settings = config.stage(j)
+            optimizers[j] = optimizer = _with_rate(optimizers[j], learner, config, j, step, batches)
             bf16 = settings.precision.name == "bf16"
             torch.default_generator.manual_seed(derive(config.seed, "step", j, 0, step))
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -54,7 +55,6 @@ def _train(config, stages):
                 loss = cross_entropy(logits, y, label_smoothing=config.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
-            optimizer.param_groups[0]["lr"] = _rate(settings, step, len(batches))
             optimizer.step()
             x = features.detach()
             if learner.pools is not None:
@@ -101,9 +101,9 @@ def _train_sequentially(config, stages):
             torch.default_generator.manual_seed(derive(config.seed, "step", j, 0, step))
             with torch.autocast("cpu", torch.bfloat16, enabled=low):
                 loss = cross_entropy(learner(x, None), y)
+            optimizer = _with_rate(optimizer, learner, config, j, step, batches)
             optimizer.zero_grad()
             loss.backward()
-            optimizer.param_groups[0]["lr"] = _rate(config.stage(j), step, len(batches))
             optimizer.step()
     return learners
 
@@ -116,10 +116,33 @@ def _optimizer(learner, settings):
     )
 
 
-def _rate(settings, step, steps):
-    if settings.schedule.name == "constant":
-        return settings.optimizer.lr
-    return settings.optimizer.lr * (1 + math.cos(math.pi * ((step - 1) / steps))) / 2
+def _with_rate(optimizer, learner, config, j, step, batches):
+    """The optimizer of the step with its rate. With `method.reset_optimizer`, the authors' scripts
+    build a new one at each drop of the rate."""
+    settings = config.stage(j)
+    if config.method.reset_optimizer and step > 1:
+        before, now = (_drops(settings.schedule, batches[at - 1][0]) for at in (step - 1, step))
+        optimizer = _optimizer(learner, settings) if now > before else optimizer
+    optimizer.param_groups[0]["lr"] = _rate(settings, step, batches)
+    return optimizer
+
+
+def _drops(schedule, epoch):
+    """Drops of the rate before `epoch`, counted from 1."""
+    if schedule.name == "step":
+        return (epoch - 1) // schedule.every
+    if schedule.name == "multistep":
+        return sum(epoch > milestone for milestone in schedule.milestones)
+    return 0
+
+
+def _rate(settings, step, batches):
+    rate, schedule = settings.optimizer.lr, settings.schedule
+    if schedule.name == "constant":
+        return rate
+    if schedule.name == "cosine":
+        return rate * (1 + math.cos(math.pi * ((step - 1) / len(batches)))) / 2
+    return rate * schedule.factor ** _drops(schedule, batches[step - 1][0])
 
 
 def weights_sha256(learner):

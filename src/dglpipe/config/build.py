@@ -20,7 +20,7 @@ from dglpipe.errors import ConfigError
 T = TypeVar("T")
 
 _PLUGIN_GROUPS = ("model", "head", "data")
-_OWN_KEYS = {"model": ("weights",), "method": ("loss",), "head": ("reads",)}
+_OWN_KEYS = {"model": ("weights",), "method": ("loss", "reset_optimizer"), "head": ("reads",)}
 """Group -> keys of a plug-in that are not arguments of its builder."""
 _PLUGIN_SCHEMAS: dict[str, type[PluginConfig]] = {
     "model": CustomModelConfig,

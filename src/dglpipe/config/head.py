@@ -11,6 +11,8 @@ from dglpipe.config.plugin import PluginConfig
 BEFORE_POOL, OUTPUT = "before_pool", "output"
 READS = (BEFORE_POOL, OUTPUT)
 """What a head reads of a stage that ends in pooling."""
+INITS = ("default", "kaiming")
+"""Initial weights of the built-in heads."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -22,10 +24,14 @@ class HeadConfig:
     reads: str = BEFORE_POOL
     """What the head reads of a stage that ends in pooling: `before_pool`, the map in front of the
     pool, or `output`, the pooled map that crosses the link."""
+    init: str = "default"
+    """Initial weights: `default`, the distributions of torch, or `kaiming`: convolutions from the
+    normal distribution of He et al. with fan-out, linear layers from N(0, 0.01^2), biases 0."""
 
     def __post_init__(self) -> None:
         require_name("head.name", self.name, tuple(HEADS))
         require_name("head.reads", self.reads, READS)
+        require_name("head.init", self.init, INITS)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -18,6 +18,8 @@ class MethodConfig:
     name: str = "dgl"
     loss: Any = "cross_entropy"
     """The loss of every exit: `cross_entropy`, or a plug-in (`target` and `args`)."""
+    reset_optimizer: bool = False
+    """Clear the optimizer state of a stage at each drop of its learning rate."""
 
     def __post_init__(self) -> None:
         if isinstance(self.loss, Mapping):
@@ -50,8 +52,6 @@ class AsyncConfig(MethodConfig):
     """Memory of the buffer: `device` (of the stage) or `host`."""
     storage_precision: str | None = None
     """Number format of the buffer: `fp32`, `bf16` or `fp16`; null: the format of the link."""
-    reset_optimizer: bool = False
-    """Clear the optimizer state at each drop of the learning rate."""
     policy: Any = "overwrite"
     """Policy of the links: `overwrite` (a newer batch may replace an older batch; no stage waits)
     or `block` (every batch is read once, in order); one for all links, or a list, one per link."""

@@ -30,6 +30,8 @@ class CnnConfig:
     """Layers, counted from 0, that are preceded by a 2x2 max pooling; increasing; null: [1, 3]."""
     dropout: float = 0.0
     """Probability that a channel is dropped after a layer; 0 to 0.99; 0: no dropout."""
+    hidden_layers: int = 2
+    """Hidden layers of the classifier, each of 4 times the channels of the last layer; 1 to 100."""
     weights: str | None = None
     """Initial weights: a file, or a member of a weights enum of torchvision such as
     `ResNet18_Weights.DEFAULT` whose file is in the cache of torch; null: initialised from
@@ -51,6 +53,7 @@ class CnnConfig:
             allowed = f"increasing whole numbers from 1 to {layers - 1}"
             require(fits, "model.pools", self.pools, allowed)
         require_number("model.dropout", self.dropout, 0, 0.99)
+        require_number("model.hidden_layers", self.hidden_layers, 1, 100)
         _check_weights(self.weights)
 
 

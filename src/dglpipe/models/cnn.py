@@ -27,6 +27,7 @@ class Cnn(nn.Module):
         widths: output channels of every layer.
         pools: layers preceded by a 2x2 max-pool.
         dropout: probability that a channel is dropped after a layer.
+        hidden_layers: hidden layers of the classifier.
         classes: N.
         image_size: H in pixels. `partition.propagate_shapes` raises an error if H is too small
             for the pools.
@@ -38,6 +39,7 @@ class Cnn(nn.Module):
         widths: list[int],
         pools: list[int],
         dropout: float,
+        hidden_layers: int,
         classes: int,
         image_size: int,
     ) -> None:
@@ -49,7 +51,8 @@ class Cnn(nn.Module):
         side = max(1, image_size >> len(pools))
         self.pool = average_pool((side, side), (2, 2))
         self.flatten = nn.Flatten()
-        self.classifier = mlp(widths[-1] * min(2, side) ** 2, 4 * widths[-1], 2, classes)
+        features = widths[-1] * min(2, side) ** 2
+        self.classifier = mlp(features, 4 * widths[-1], hidden_layers, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, H, H) -> (B, N)"""
@@ -74,4 +77,4 @@ def build(config: CnnConfig, channels: int, classes: int, image_size: int) -> Cn
     """Builds the network that `config` describes."""
     widths = config.widths or [config.width * times for times in MULTIPLES[config.name]]
     pools = list(POOLS) if config.pools is None else config.pools
-    return Cnn(channels, widths, pools, config.dropout, classes, image_size)
+    return Cnn(channels, widths, pools, config.dropout, config.hidden_layers, classes, image_size)

@@ -121,13 +121,30 @@ def build_head(
     """
     if isinstance(config, PluginConfig):
         offered = {"channels": channels, "side": side, "classes": classes}
-        head: nn.Module = build_plug_in(config, "head", KIND, **offered)
-        return head
+        plugged: nn.Module = build_plug_in(config, "head", KIND, **offered)
+        return plugged
     if side is None:
-        return _on_vectors(config.name, channels, classes)
-    if isinstance(config, CnnSrConfig):
-        return _cnn_sr(config, channels, side, classes, config.width or width or channels)
-    return _ON_MAPS[config.name](channels, side, classes)
+        head = _on_vectors(config.name, channels, classes)
+    elif isinstance(config, CnnSrConfig):
+        head = _cnn_sr(config, channels, side, classes, config.width or width or channels)
+    else:
+        head = _ON_MAPS[config.name](channels, side, classes)
+    if config.init == "kaiming":
+        _init_kaiming(head)
+    return head
+
+
+def _init_kaiming(head: nn.Module) -> None:
+    """The initial weights of torchvision's VGG. Norms keep the weights of torch, 1 and 0."""
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0, 0.01)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def _mlp_sr(channels: int, side: Side, classes: int) -> nn.Module:

@@ -2,7 +2,7 @@
 
 A 3x3 stem of 16 channels, three groups of blocks with 16, 32 and 64 channels, a global average
 pool and a linear layer. Shortcuts are option A of the paper, without weights: at the beginning of a
-group, a shortcut takes every second pixel and pads with channels of zeros.
+group, a shortcut takes every second pixel and appends channels of zeros.
 """
 
 from __future__ import annotations
@@ -46,9 +46,8 @@ class Block(nn.Module):
     def _shortcut(self, features: Tensor) -> Tensor:
         if not self.padding:
             return features
-        front = self.padding // 2
         every_second = features[:, :, :: self.stride, :: self.stride]
-        return F.pad(every_second, (0, 0, 0, 0, front, self.padding - front))
+        return F.pad(every_second, (0, 0, 0, 0, 0, self.padding))
 
 
 class ResnetCifar(nn.Module):

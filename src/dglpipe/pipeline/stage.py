@@ -230,11 +230,14 @@ class Learning:
         loss: logits (B, N), labels (B,) -> mean loss. Also the loss of evaluations.
         objective: the local objective; None: the loss.
         classes: N; None: the number of logits is not checked.
+        resets: whether the optimizer state is cleared at each drop of the learning rate
+            (`method.reset_optimizer`).
     """
 
     loss: Loss = field(default_factory=nn.CrossEntropyLoss)
     objective: Objective | None = None
     classes: int | None = None
+    resets: bool = False
 
 
 class Stage:
@@ -244,7 +247,7 @@ class Stage:
         index: j, from 0.
         module: segments and auxiliary modules. They move to `device`.
         settings: optimizer, schedule and precision of this stage.
-        learning: loss and local objective.
+        learning: loss and local objective, and resets of the optimizer.
         length: steps of the run, for the learning rate.
         seed: seed of the run.
         copies: the data-parallel copies of the stage; None: one copy.
@@ -273,6 +276,7 @@ class Stage:
         self._seeds = Seeds(seed, "step", index, self._copies.replica)
         self._parameters = list(self.module.parameters())
         self._classes = learning.classes
+        self._resets = learning.resets
         step = LocalStep(self.module, self._loss, learning.objective, index, self._classes)
         wrapped = self._copies.wrap(step)
         # A module without hooks is called by its forward, which is faster.
@@ -376,12 +380,16 @@ class Stage:
                 None: the norm of this stage's gradient.
         """
         self.watch.history.end_step(step)
+        # A function of the step, so that a resumed run resets its optimizer at the same steps.
+        if self._resets and step > 1 and self.learning_rate(step) < self.learning_rate(step - 1):
+            self.optimizer.state.clear()
         self.apply(step, norm)
 
     def apply(self, step: int, norm: Tensor | None = None) -> None:
         """As `update`, for a further update within a step. Weights without a gradient stay."""
+        rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
+            group["lr"] = rate
         clip = self.settings.optimizer.clip
         if self.scaler is not None and clip is not None:
             self.scaler.unscale_(self.optimizer)

@@ -7,7 +7,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from dglpipe.config import Config, ImageFolderConfig, MethodConfig, PipelineConfig
+from dglpipe.config import (
+    Config,
+    ImageFolderConfig,
+    MethodConfig,
+    MultistepConfig,
+    PipelineConfig,
+    StepConfig,
+)
 from dglpipe.data import DataSource
 from dglpipe.data.batch_schedule import BatchSchedule, Phase, build_batch_schedule
 from dglpipe.data.footprint import data_bytes
@@ -179,6 +186,17 @@ def _check_precisions(config: Config, stages: int, backend: str) -> None:
         check_precision(config.stage(j).precision.name, backend, key)
 
 
+def _check_drops(config: Config, stages: int) -> None:
+    """Checks that the learning rate of every stage has drops, for `method.reset_optimizer`."""
+    hint = "method.reset_optimizer clears the optimizer at each drop of the learning rate"
+    for j in range(stages):
+        schedule = config.stage(j).schedule
+        own = bool(config.per_stage) and "schedule" in config.per_stage[j]
+        key = f"per_stage[{j}].schedule" if own else "schedule"
+        if not isinstance(schedule, StepConfig | MultistepConfig):
+            raise ConfigError(key, schedule.name, "step or multistep, which have drops", hint)
+
+
 def _warn_of_oversubscription(layout: Layout, local: int) -> None:
     """Warns if `local` processes have more threads than this machine has cores."""
     have = cores()
@@ -239,6 +257,8 @@ def _cut(
     method.learning(config.label_smoothing)
     schedule = build_batch_schedule(config, source, method.rounds(stages))
     method.check(config, layout, schedule)
+    if config.method.reset_optimizer:
+        _check_drops(config, stages)
     rows = schedule.largest_rows(Phase.TRAIN)
     load = _load_of_machine(config, source, layout, local, schedule) if runs else None
     if timed and config.pipeline.cost == "time" and config.pipeline.times is None:

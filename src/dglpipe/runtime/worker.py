@@ -226,12 +226,17 @@ def _build_stages(
     modules = build_own_stages(config, method, plan.data, plan.spec, topology.stages)
     length = RunLength(plan.schedule.steps_per_round, plan.schedule.steps_per_epoch)
     copies = Copies(topology.replica, config.pipeline.replicas, group.replicate)
+    learning = replace(
+        method.learning(config.label_smoothing),
+        classes=plan.spec.classes,
+        resets=config.method.reset_optimizer,
+    )
     return [
         Stage(
             j,
             modules[j],
             config.stage(j),
-            replace(method.learning(config.label_smoothing), classes=plan.spec.classes),
+            learning,
             device,
             length,
             config.seed,

@@ -133,6 +133,38 @@ def test_a_head_of_convolutions_on_vectors_is_refused():
         head("cnn", None)
 
 
+@pytest.mark.parametrize("side", [(16, 16), None])
+@pytest.mark.parametrize("name", NAMES)
+def test_kaiming_is_the_init_of_the_authors_vgg(name, side):
+    if side is None and name in ("cnn", "cnn_sr"):
+        return
+    config = HEADS[name](name=name, init="kaiming")
+    torch.manual_seed(0)
+    module = build_head(config, 64, side, N)
+    assert sum(weights.numel() for weights in module.parameters()) > 0
+    for layer in layers(module, nn.Conv2d):
+        outputs, _, height, width = layer.weight.shape
+        expected = (2 / (outputs * height * width)) ** 0.5
+        assert layer.weight.std().item() == pytest.approx(expected, rel=0.05)
+        assert layer.bias is None
+    for layer in layers(module, nn.Linear):
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1)
+        assert not layer.bias.any()
+    for layer in layers(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        assert (layer.weight == 1).all()
+        assert not layer.bias.any()
+
+
+def test_the_init_changes_no_other_weights_and_can_be_on_meta():
+    torch.manual_seed(0)
+    default = head("mlp_sr", (16, 16))
+    assert default[1].weight.std().item() > 0
+    with torch.device("meta"):
+        config = HEADS["mlp_sr"](name="mlp_sr", init="kaiming")
+        module = build_head(config, C, (16, 16), N)
+    assert module.state_dict().keys() == default.state_dict().keys()
+
+
 def test_a_plug_in_gets_what_it_asks_for():
     config = CustomHeadConfig(target=f"{__name__}:own_head", args={"scale": 2})
     assert tuple(build_head(config, C, (4, 4), N).weight.shape) == (N, 2 * C)

@@ -23,6 +23,7 @@ from dglpipe.models import build_network, catalogue, wanted_channels
 from harness.paths import ROOT
 
 torch.set_num_threads(1)
+THREE = {"hidden_layers": 3}
 CONF = ROOT / "conf" / "model"
 
 
@@ -88,6 +89,16 @@ def test_cnn_ends_in_the_papers_classifier(pools):
     assert sizes == [(32, 32), (32, 32), (32, 7)]  # 4C, C = 8
 
 
+@pytest.mark.parametrize("name", ["cnn4", "cnn6"])
+def test_cnn_has_a_classifier_of_any_depth(name):
+    default, three = (build(CnnConfig(name=name, width=2, **more)) for more in ({}, THREE))
+    for network, hidden in ((default, 2), (three, 3)):
+        linear = [layer for layer in network.classifier if isinstance(layer, nn.Linear)]
+        assert [layer.out_features for layer in linear] == [32] * hidden + [7]
+        assert sum(isinstance(layer, nn.BatchNorm1d) for layer in network.classifier) == hidden
+    assert parameters(three.layers) == parameters(default.layers)
+
+
 def test_cnn_drops_whole_channels():
     network = build(CnnConfig(width=8, dropout=0.5))
     assert sum(isinstance(layer, nn.Dropout2d) for layer in network.modules()) == 6
@@ -120,16 +131,15 @@ def test_resnet_cifar_is_the_papers(layers, expected):
     assert len(convolutions(network)) + 1 == layers
 
 
-def test_resnet_cifar_shortcuts_take_every_second_pixel_and_pad_with_zeros():
+def test_resnet_cifar_shortcuts_take_every_second_pixel_and_append_zeros():
     network = build(ResnetCifarConfig())
     block = network.group2[0]
     nn.init.zeros_(block.norm2.weight)  # leaves the shortcut alone
     features = torch.rand(2, 16, 8, 8)
     out = block(features)
     assert out.shape == (2, 32, 4, 4)
-    assert torch.equal(out[:, 8:24], features[:, :, ::2, ::2])
-    assert not out[:, :8].any()
-    assert not out[:, 24:].any()
+    assert torch.equal(out[:, :16], features[:, :, ::2, ::2])
+    assert not out[:, 16:].any()
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 7)
 
 

@@ -204,6 +204,33 @@ def test_the_learning_rate_follows_the_schedule():
     assert [stage.learning_rate(step) for step in range(1, STEPS + 1)] == rates
 
 
+@pytest.mark.parametrize(
+    ("words", "cleared"),
+    [
+        (("schedule=step", "schedule.every=1"), [3, 5]),
+        (("schedule=multistep", "schedule.milestones=[2]"), [5]),
+        (("schedule=step", "schedule.every=1", "schedule.warmup_steps=1"), [3, 5]),
+        # The first drop is hidden by the warmup until the warmup ends.
+        (("schedule=step", "schedule.every=1", "schedule.warmup_steps=3"), [4, 5]),
+        (("schedule=step", "schedule.every=1", "schedule.factor=1"), []),
+    ],
+)
+@pytest.mark.parametrize("resets", [True, False])
+def test_the_optimizer_is_cleared_at_each_drop_of_the_rate(words, cleared, resets):
+    segments, head = make_modules()
+    module, learning = StageModule(segments, {"head": head}), Learning(cross_entropy, resets=resets)
+    length = RunLength(STEPS, steps_per_epoch=2)
+    stage = Stage(INDEX, module, settings_of(*words), learning, CPU, length, SEED)
+    found = []
+    for step in range(1, STEPS + 1):
+        kept = [state["momentum_buffer"] for state in stage.optimizer.state.values()]
+        learn(stage, step)
+        now = [state["momentum_buffer"] for state in stage.optimizer.state.values()]
+        if kept and all(one is not other for one, other in zip(kept, now, strict=True)):
+            found.append(step)
+    assert found == (cleared if resets else [])
+
+
 def test_the_random_state_depends_on_the_step():
     """Independent of earlier draws: a resumed run drops the same units."""
     emitted = []

@@ -45,7 +45,6 @@ class AsyncRunner(InputsRunner):
             StageUpdates(
                 stage,
                 self.schedule.steps,
-                settings.reset_optimizer,
                 done_by_stage.get(stage.index, context.done),
             )
             for stage in self.stages

@@ -9,7 +9,6 @@ from dglpipe.methods.base import Placement, RunContext, Runner
 from dglpipe.methods.dgl import Dgl
 from dglpipe.methods.dgl_async.distributed import DistributedRunner
 from dglpipe.methods.dgl_async.simulation import SimulatedRunner
-from dglpipe.methods.dgl_async.updates import require_drops
 from dglpipe.pipeline.link import LinkBuffers
 from dglpipe.pipeline.precision import PRECISIONS
 from dglpipe.pipeline.topology import Layout
@@ -44,11 +43,7 @@ class DglAsync(Dgl):
         return Placement(stages, wanted)
 
     def check(self, config: Config, layout: Layout, schedule: BatchSchedule) -> None:
-        """Raises ConfigError for `reset_optimizer` with a schedule without drops, and for test
-        batches larger than training batches."""
-        if self.settings.reset_optimizer:
-            for j in range(layout.stages):
-                require_drops(config.stage(j).schedule, f"schedule of stage {j}")
+        """Raises ConfigError for test batches larger than training batches."""
         rows = config.evaluate.batch_size
         if rows is not None and rows > config.batch_size and not self.settings.simulate:
             hint = "All messages of method=dgl_async have the size of the largest batch"

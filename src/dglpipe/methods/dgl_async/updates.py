@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from dglpipe.config import MultistepConfig, ScheduleConfig, StepConfig
-from dglpipe.errors import ConfigError
 from dglpipe.pipeline.stage import Emit, Stage
 
 
@@ -19,18 +17,16 @@ class StageUpdates:
 
     Args:
         steps: number of updates that the stage makes.
-        reset: whether the optimizer state is cleared at each drop of the learning rate.
         done: updates before the run was resumed.
 
     Attributes:
         count: updates made.
     """
 
-    def __init__(self, stage: Stage, steps: int, reset: bool, done: int = 0) -> None:
+    def __init__(self, stage: Stage, steps: int, done: int = 0) -> None:
         self.stage = stage
         self.count = done
         self._steps = steps
-        self._reset = reset
         self.eval_mode(False)
 
     @property
@@ -60,18 +56,7 @@ class StageUpdates:
                 emit(self.stage.infer(inputs))
             return
         step = self.count + 1
-        rate = self.stage.learning_rate
-        is_past_warmup = step > max(1, self.stage.settings.schedule.warmup_steps + 1)
-        if self._reset and is_past_warmup and rate(step) < rate(step - 1):
-            self.stage.optimizer.state.clear()
         self.stage.learn(inputs, labels, step, emit, extras=extras)
         self.count = step
         if step >= self._steps:
             self.stage.eval_mode(True)
-
-
-def require_drops(schedule: ScheduleConfig, key: str = "schedule") -> None:
-    """Raises ConfigError for `key` if the learning rate schedule has no drops."""
-    if not isinstance(schedule, StepConfig | MultistepConfig):
-        hint = "method.reset_optimizer clears the optimizer at each drop of the learning rate"
-        raise ConfigError(key, schedule.name, "step or multistep, which have drops", hint)

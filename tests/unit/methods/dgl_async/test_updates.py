@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from dglpipe.errors import ConfigError
-from dglpipe.methods.dgl_async.updates import StageUpdates, require_drops
+from dglpipe.methods.dgl_async.updates import StageUpdates
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.stage import Learning, RunLength, Stage, StageModule
 from harness.configs import make_config
@@ -16,8 +15,9 @@ def paced(reset, *overrides, steps=6):
     torch.manual_seed(0)
     learner = StageModule(nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)))
     length = RunLength(steps, 2)
-    stage = Stage(0, learner, config.stage(0), Learning(), CPU, length, 0)
-    return StageUpdates(stage, steps, reset)
+    learning = Learning(resets=reset)
+    stage = Stage(0, learner, config.stage(0), learning, CPU, length, 0)
+    return StageUpdates(stage, steps)
 
 
 def batch():
@@ -57,9 +57,3 @@ def test_a_stage_that_is_done_sends_outputs_and_does_not_change():
     after = pace.stage.module.state_dict().values()
     assert all(torch.equal(old, new) for old, new in zip(weights, after, strict=True))
     assert pace.count == 2
-
-
-def test_a_fresh_optimizer_wants_a_schedule_with_drops():
-    require_drops(make_config("schedule=multistep").schedule)
-    with pytest.raises(ConfigError, match=r"^schedule: got 'cosine'; allowed: step or multistep"):
-        require_drops(make_config("schedule=cosine").schedule)
