@@ -36,7 +36,8 @@ def test_dgl_equals_a_plain_loop(processes):
     own = "per_stage=[{},{schedule:{every:2}},{optimizer:{nesterov:true}}]"
     words = [DROPS, multistep, (*DROPS, own)]
     if processes == 1:
-        words += [(*DROPS, *IN_STEP)]
+        plugged = ("method=custom", "method.target=dglpipe.methods.Dgl")
+        words += [(*DROPS, *IN_STEP), (*DROPS, *plugged)]
     configs = [make_config(*SIZE, *more, RESET) for more in words]
     expected = [oracle.train(config, 3) for config in configs]
     assert hash_all(configs, layout(3, processes)) == expected

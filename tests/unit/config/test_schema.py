@@ -8,6 +8,7 @@ from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
 from dglpipe.config import (
     AdamConfig,
+    CustomMethodConfig,
     CustomModelConfig,
     PluginConfig,
     from_yaml,
@@ -16,6 +17,8 @@ from dglpipe.config import (
     to_yaml,
 )
 from dglpipe.errors import ConfigError, UserError
+
+LATER = [("model", "hidden_layers"), ("head", "init"), ("method", "reset_optimizer")]
 
 
 def config(*words):
@@ -51,6 +54,14 @@ def test_heads_of_version_0_1_read_the_output_of_their_stage():
     assert from_yaml(to_yaml(one)).stage(0).head.reads == "before_pool"
 
 
+def test_a_file_of_version_0_1_has_the_defaults_of_later_keys():
+    one = config("head=mlp")
+    tree = to_tree(one)
+    for group, key in LATER:
+        del tree[group][key]
+    assert from_yaml(OmegaConf.to_yaml(OmegaConf.create(tree))) == one
+
+
 def test_a_stage_can_differ():
     one = config(
         "per_stage=[{optimizer:{lr:0.01}},{optimizer:adam,head:linear,precision:bf16},{}]",
@@ -67,6 +78,9 @@ def test_a_stage_can_differ():
 def test_plug_ins_have_two_forms():
     one = config("model=custom", "model.target=a.b:C", "+model.args.width=3")
     assert one.model == CustomModelConfig(target="a.b:C", args={"width": 3})
+    hydra = {"_target_": "a.b.C", "width": 3, "reset_optimizer": True}
+    own = parse({**to_tree(config()), "method": hydra}).method
+    assert own == CustomMethodConfig(target="a.b.C", args={"width": 3}, reset_optimizer=True)
     other = config("+method.loss={_target_: a.b.C, margin: 1}".replace("+", ""))
     assert other.method.loss == PluginConfig(target="a.b.C", args={"margin": 1})
 
