@@ -20,7 +20,7 @@ class HeadConfig:
     """A built-in auxiliary head; `models/heads.py` defines the layers."""
 
     name: str = "mlp_sr"
-    """`mlp_sr`, `mlp`, `cnn`, `linear` or `cnn_sr`."""
+    """`mlp_sr`, `mlp`, `cnn`, `linear`, `dni` or `cnn_sr`."""
     reads: str = BEFORE_POOL
     """What the head reads of a stage that ends in pooling: `before_pool`, the map in front of the
     pool, or `output`, the pooled map that crosses the link."""
@@ -67,7 +67,7 @@ class CustomHeadConfig(PluginConfig):
 AnyHeadConfig = HeadConfig | CustomHeadConfig
 
 HEADS: dict[str, type[Any]] = {
-    **dict.fromkeys(("mlp_sr", "mlp", "cnn", "linear"), HeadConfig),
+    **dict.fromkeys(("mlp_sr", "mlp", "cnn", "linear", "dni"), HeadConfig),
     "cnn_sr": CnnSrConfig,
 }
 """Built-in heads: name -> schema."""

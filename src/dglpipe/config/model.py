@@ -58,6 +58,24 @@ class CnnConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class DniCnnConfig:
+    """The network of the paper's comparison with synthetic gradients; any number of channels."""
+
+    family: str = "dni_cnn"
+    """Always `dni_cnn`."""
+    name: str = "dni_cnn"
+    """Always `dni_cnn`."""
+    width: int = 128
+    """Channels of every layer; 1 to 65536."""
+    weights: str | None = None
+    """Initial weights, as in `CnnConfig`; null: initialised from `seed`."""
+
+    def __post_init__(self) -> None:
+        require_number("model.width", self.width, 1, WIDEST)
+        _check_weights(self.weights)
+
+
+@dataclass(kw_only=True, slots=True)
 class VggConfig:
     """VGG networks with batch norm of torchvision."""
 
@@ -175,6 +193,7 @@ def _check_weights(weights: str | None) -> None:
 
 ModelConfig = (
     CnnConfig
+    | DniCnnConfig
     | VggConfig
     | ResnetConfig
     | ResnetCifarConfig
@@ -184,6 +203,7 @@ ModelConfig = (
 )
 MODEL_FAMILIES: dict[str, type[Any]] = {
     "cnn": CnnConfig,
+    "dni_cnn": DniCnnConfig,
     "vgg": VggConfig,
     "resnet": ResnetConfig,
     "resnet_cifar": ResnetCifarConfig,

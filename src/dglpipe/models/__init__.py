@@ -15,6 +15,7 @@ from torch import nn
 
 from dglpipe.config import (
     CnnConfig,
+    DniCnnConfig,
     ModelConfig,
     ResnetCifarConfig,
     ResnetConfig,
@@ -91,6 +92,8 @@ def _build(config: ModelConfig, channels: int, classes: int, image_size: int) ->
         raise ConfigError("model", got, f"images of {wanted} channels", hint)
     if isinstance(config, CnnConfig):
         return cnn.build(config, channels, classes, image_size)
+    if isinstance(config, DniCnnConfig):
+        return cnn.build_dni(config, channels, classes, image_size)
     if isinstance(config, VggConfig):
         return library.build_vgg(config, classes)
     if isinstance(config, ResnetConfig):

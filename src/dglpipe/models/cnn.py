@@ -6,12 +6,13 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from dglpipe.config import CnnConfig
+from dglpipe.config import CnnConfig, DniCnnConfig
 from dglpipe.models.blocks import average_pool, mlp
 
 NETWORKS = {
     "cnn4": "4 layers of 3x3 convolution, width x 1, 2, 2, 4, and an MLP",
     "cnn6": "6 layers of 3x3 convolution, width x 1, 2, 2, 4, 4, 4, and an MLP",
+    "dni_cnn": "3 layers of 5x5 convolution and 3x3 pooling, and a linear layer",
 }
 MULTIPLES = {"cnn4": (1, 2, 2, 4), "cnn6": (1, 2, 2, 4, 4, 4)}
 """Channels of each layer in units of `width`."""
@@ -78,3 +79,45 @@ def build(config: CnnConfig, channels: int, classes: int, image_size: int) -> Cn
     widths = config.widths or [config.width * times for times in MULTIPLES[config.name]]
     pools = list(POOLS) if config.pools is None else config.pools
     return Cnn(channels, widths, pools, config.dropout, config.hidden_layers, classes, image_size)
+
+
+class DniCnn(nn.Module):
+    """Images (B, channels, H, H) -> logits (B, N), as in the paper's comparison with DNI.
+
+    Three layers of 5x5 convolution, BN, ReLU and a 3x3 pool with stride 3, which is a max-pool in
+    the first layer and an average pool in the others; then a linear layer. H = 32 gives 1x1 maps.
+
+    Args:
+        channels: channels of the images.
+        width: channels of every layer.
+        classes: N.
+        image_size: H in pixels, at least 27.
+    """
+
+    def __init__(self, channels: int, width: int, classes: int, image_size: int) -> None:
+        super().__init__()
+        pools = nn.MaxPool2d(3), nn.AvgPool2d(3), nn.AvgPool2d(3)
+        self.layers = nn.Sequential(
+            *(_pooled(width if at else channels, width, pool) for at, pool in enumerate(pools))
+        )
+        self.flatten = nn.Flatten()
+        self.linear = nn.Linear(width * max(1, image_size // 27) ** 2, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, channels, H, H) -> (B, N)"""
+        logits: Tensor = self.linear(self.flatten(self.layers(images)))
+        return logits
+
+
+def _pooled(channels: int, width: int, pool: nn.Module) -> nn.Sequential:
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    parts["conv"] = nn.Conv2d(channels, width, 5, padding=2)
+    parts["norm"] = nn.BatchNorm2d(width)
+    parts["relu"] = nn.ReLU(inplace=True)
+    parts["pool"] = pool
+    return nn.Sequential(parts)
+
+
+def build_dni(config: DniCnnConfig, channels: int, classes: int, image_size: int) -> DniCnn:
+    """Builds the network that `config` describes."""
+    return DniCnn(channels, config.width, classes, image_size)

@@ -22,6 +22,7 @@ from dglpipe.errors import ConfigError
 from dglpipe.models.blocks import average_pool, mlp
 from dglpipe.models.features import Features
 from dglpipe.models.meta import inspection, sample_batch
+from dglpipe.models.synthesiser import Synthesiser
 
 HEAD = "head"
 """Name of the auxiliary module that maps features to logits (B, N)."""
@@ -191,11 +192,21 @@ def _linear(channels: int, side: Side, classes: int) -> nn.Module:
     return nn.Sequential(average_pool(side, _SMALL), nn.Flatten(), nn.Linear(features, classes))
 
 
+def _dni(channels: int, side: Side | None, classes: int) -> nn.Module:
+    """The layers of a synthesiser of DNI, global average pool, a linear layer."""
+    shape = (channels, *(side or ()))
+    layers: list[nn.Module] = [Synthesiser(Features(shape, 0), 2, None, kernel=5, classes=0)]
+    if side is not None:
+        layers += [average_pool(side, (1, 1)), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(channels, classes))
+
+
 _ON_MAPS: dict[str, Callable[[int, Side, int], nn.Module]] = {
     "mlp_sr": _mlp_sr,
     "mlp": _mlp,
     "cnn": _cnn,
     "linear": _linear,
+    "dni": _dni,
 }
 
 
@@ -206,6 +217,8 @@ def _on_vectors(name: str, channels: int, classes: int) -> nn.Module:
         raise ConfigError("head.name", name, "a head for features of shape (B, C)", hint)
     if name == "linear":
         return nn.Linear(channels, classes)
+    if name == "dni":
+        return _dni(channels, None, classes)
     return mlp(channels, channels, 3, classes)
 
 
