@@ -24,7 +24,8 @@ from dglpipe.config import Config
 from dglpipe.data import open_data
 from dglpipe.data.in_memory import InMemory
 from dglpipe.pipeline.p2p import PairTransport, PeerWork
-from dglpipe.pipeline.stage import Stage, StageModule
+from dglpipe.pipeline.stage import Stage
+from dglpipe.pipeline.stage_module import StageModule
 from dglpipe.pipeline.topology import Layout
 from dglpipe.runtime.plan import make_plan
 from dglpipe.runtime.trainer import Trainer

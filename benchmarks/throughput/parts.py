@@ -36,7 +36,8 @@ from dglpipe.partition.staged_network import StagedNetwork, build_staged_network
 from dglpipe.pipeline.device import Device, choose_backend, select
 from dglpipe.pipeline.optim import build_optimizer
 from dglpipe.pipeline.precision import PRECISIONS
-from dglpipe.pipeline.stage import Learning, RunLength, Stage, StageModule, cast_input
+from dglpipe.pipeline.stage import Learning, RunLength, Stage
+from dglpipe.pipeline.stage_module import StageModule, cast_input
 
 WARM_UP = 5
 """Steps that are not measured."""

@@ -23,7 +23,7 @@ from dglpipe.methods import Dgl, Emission
 from dglpipe.models.features import Boundary
 from dglpipe.partition.pipeline_spec import PipelineSpec
 from dglpipe.pipeline.message import Field, contiguous_field
-from dglpipe.pipeline.stage import LocalBatch
+from dglpipe.pipeline.stage_module import LocalBatch
 
 IMAGE = "image"
 DECODER = "decoder"

@@ -17,7 +17,8 @@ from dglpipe.methods import RunPlan
 from dglpipe.pipeline.inputs import Arrival
 from dglpipe.pipeline.message import HEADER
 from dglpipe.pipeline.process_group import ProcessGroup
-from dglpipe.pipeline.stage import Emit, Stage
+from dglpipe.pipeline.stage import Stage
+from dglpipe.pipeline.stage_module import Emit
 from dglpipe.runtime import failure
 from dglpipe.runtime.open_data import open_images
 from dglpipe.runtime.plan import make_plan

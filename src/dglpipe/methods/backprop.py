@@ -38,7 +38,8 @@ from dglpipe.partition.pipeline_spec import PipelineSpec
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.inputs import Arrival
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS, Field, contiguous_field
-from dglpipe.pipeline.stage import Stage, cast_input
+from dglpipe.pipeline.stage import Stage
+from dglpipe.pipeline.stage_module import cast_input
 from dglpipe.pipeline.topology import Layout
 
 SCHEDULES: dict[str, Any] = {

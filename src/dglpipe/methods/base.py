@@ -29,7 +29,7 @@ from dglpipe.monitoring.timers import Timer
 from dglpipe.partition.pipeline_spec import PipelineSpec
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.inputs import Arrival, DataInputs, Inputs, LinkInputs
-from dglpipe.pipeline.link import LinkBuffers, Receiver, Sender
+from dglpipe.pipeline.link import LinkBuffers, Receiver, Sender, Stash
 from dglpipe.pipeline.message import (
     ACTIVATIONS,
     ENSEMBLE,
@@ -39,7 +39,8 @@ from dglpipe.pipeline.message import (
     contiguous_field,
 )
 from dglpipe.pipeline.process_group import ProcessGroup
-from dglpipe.pipeline.stage import HEAD, Learning, Objective, Stage, Stash
+from dglpipe.pipeline.stage import Learning, Stage
+from dglpipe.pipeline.stage_module import HEAD, Objective
 from dglpipe.pipeline.topology import Layout, Topology
 
 

@@ -16,7 +16,9 @@ from dglpipe.methods.base import RunContext, Runner
 from dglpipe.methods.delayed import Delayed, DelayedRunner
 from dglpipe.methods.two_way import Entry
 from dglpipe.pipeline.inputs import Arrival
-from dglpipe.pipeline.stage import Emit, Stage, Stash, cast_input
+from dglpipe.pipeline.link import Stash
+from dglpipe.pipeline.stage import Stage
+from dglpipe.pipeline.stage_module import Emit, cast_input
 
 
 class Ddg(Delayed):

@@ -13,7 +13,8 @@ from dglpipe.methods.chain_runner import ChainRunner
 from dglpipe.monitoring.timers import Kind
 from dglpipe.pipeline.inputs import Arrival
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS
-from dglpipe.pipeline.stage import Emit, Stage
+from dglpipe.pipeline.stage import Stage
+from dglpipe.pipeline.stage_module import Emit
 
 
 class Dgl(Method):

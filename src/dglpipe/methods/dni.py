@@ -27,7 +27,9 @@ from dglpipe.methods.two_way import TwoWay, TwoWayRunner
 from dglpipe.models.features import Boundary
 from dglpipe.models.synthesiser import Synthesiser
 from dglpipe.pipeline.inputs import Arrival
-from dglpipe.pipeline.stage import Emit, Stage, Stash, cast_input
+from dglpipe.pipeline.link import Stash
+from dglpipe.pipeline.stage import Stage
+from dglpipe.pipeline.stage_module import Emit, cast_input
 from dglpipe.pipeline.topology import Layout
 
 SYNTHESISER = "synthesiser"

@@ -28,7 +28,8 @@ from dglpipe.monitoring.timers import Kind
 from dglpipe.partition.pipeline_spec import PipelineSpec
 from dglpipe.pipeline.inputs import Arrival
 from dglpipe.pipeline.message import LABELS, Direction, Field, contiguous_field
-from dglpipe.pipeline.stage import Emit, Stage
+from dglpipe.pipeline.stage import Stage
+from dglpipe.pipeline.stage_module import Emit
 from dglpipe.pipeline.topology import Layout
 
 GRADIENT = "gradient"

@@ -16,8 +16,7 @@ from dglpipe.errors import ConfigError
 from dglpipe.partition.balance import Fits, least
 from dglpipe.partition.saved_tensors import SavedBytes, saved_bytes
 from dglpipe.partition.segments import TracedNetwork, tensors_by_key
-from dglpipe.pipeline.link import LinkBuffers
-from dglpipe.pipeline.stage import Stash
+from dglpipe.pipeline.link import LinkBuffers, Stash
 
 
 class StageMemory(NamedTuple):

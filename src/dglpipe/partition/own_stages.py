@@ -19,7 +19,7 @@ from dglpipe.partition.segments import trace
 from dglpipe.partition.split import cut
 from dglpipe.partition.stage_method import StageMethod
 from dglpipe.partition.stage_modules import build_auxiliary, split_read, stage_module
-from dglpipe.pipeline.stage import StageModule
+from dglpipe.pipeline.stage_module import StageModule
 from dglpipe.seeds import derive
 
 logger = logging.getLogger("dglpipe")

@@ -15,7 +15,7 @@ from dglpipe.partition.segments import TracedNetwork
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.message import ACTIVATIONS, Field, recorded_field
 from dglpipe.pipeline.precision import PRECISIONS
-from dglpipe.pipeline.stage import cast_input
+from dglpipe.pipeline.stage_module import cast_input
 
 CPU = Device(torch.device("cpu"), "gloo")
 

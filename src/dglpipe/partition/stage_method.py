@@ -9,8 +9,7 @@ from typing import Protocol
 from torch import nn
 
 from dglpipe.models.features import Boundary
-from dglpipe.pipeline.link import LinkBuffers
-from dglpipe.pipeline.stage import Stash
+from dglpipe.pipeline.link import LinkBuffers, Stash
 from dglpipe.pipeline.topology import Layout
 
 

@@ -10,7 +10,7 @@ from dglpipe.models.meta import building
 from dglpipe.partition.fx.pooling import split_pools
 from dglpipe.partition.pipeline_spec import PipelineSpec
 from dglpipe.partition.stage_method import StageMethod
-from dglpipe.pipeline.stage import StageModule
+from dglpipe.pipeline.stage_module import StageModule
 from dglpipe.seeds import derive
 
 

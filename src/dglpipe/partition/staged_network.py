@@ -28,7 +28,7 @@ from dglpipe.partition.split import boundaries, check_stages, cut
 from dglpipe.partition.stage_method import StageMethod
 from dglpipe.partition.stage_modules import build_auxiliary, split_read, stage_module
 from dglpipe.pipeline.message import Field
-from dglpipe.pipeline.stage import StageModule
+from dglpipe.pipeline.stage_module import StageModule
 from dglpipe.pipeline.weights import clashes
 from dglpipe.seeds import derive
 

@@ -66,6 +66,27 @@ class LinkBuffers:
         return self.receiver * row_bytes + stored
 
 
+@dataclass(frozen=True, slots=True)
+class Stash:
+    """What a stage keeps of a batch until a message about it has come down, in batches.
+
+    Attributes:
+        inputs: inputs of the stage.
+        outputs: outputs of the stage.
+        weights: copies of the weights of the stage.
+        from_above: slots of messages from the stage above, each with a number for every number of
+            the output.
+        to_below: messages to the stage below that are under way, each with a number for every
+            number of the input.
+    """
+
+    inputs: int = 0
+    outputs: int = 0
+    weights: int = 0
+    from_above: int = 0
+    to_below: int = 0
+
+
 class Sender:
     """The sending end of a link, at stage j."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from dglpipe.errors import RunDirError
 from dglpipe.files import write_bytes
 from dglpipe.manifest import FileEntry
-from dglpipe.pipeline.stage import StageModule
+from dglpipe.pipeline.stage_module import StageModule
 
 
 def named_tensors(module: StageModule) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from dglpipe.config import Config
 from dglpipe.data import DataInfo
 from dglpipe.errors import RunDirError
 from dglpipe.manifest import DamageError, FileEntry, read_suspect
-from dglpipe.pipeline.stage import StageModule
+from dglpipe.pipeline.stage_module import StageModule
 from dglpipe.pipeline.weights import check_stage, load, sha256
 from dglpipe.runtime.run_dir import RunDir
 from dglpipe.runtime.summary import CONFIG_SHA256

@@ -16,7 +16,7 @@ from dglpipe.files import writing
 from dglpipe.manifest import beside, write_manifest
 from dglpipe.methods.registry import build_method
 from dglpipe.partition.staged_network import StagedNetwork, build_staged_network
-from dglpipe.pipeline.stage import HEAD, StageModule, cast_input
+from dglpipe.pipeline.stage_module import HEAD, StageModule, cast_input
 from dglpipe.pipeline.weights import load_tensors, save, split_auxiliary, without_prefix
 from dglpipe.runtime.finished_run import FinishedRun
 from dglpipe.runtime.trust_words import Words

@@ -16,7 +16,7 @@ from dglpipe.models.losses import check_plug_in
 from dglpipe.partition.own_stages import build_own_stages
 from dglpipe.partition.profiling import cpu_threads
 from dglpipe.pipeline.message import ACTIVATIONS, Direction, Field
-from dglpipe.pipeline.stage import LocalStep, StageModule, cast_input
+from dglpipe.pipeline.stage_module import LocalStep, StageModule, cast_input
 
 ROWS = 2
 """Rows of the test batch. Batch norm needs at least two."""

@@ -10,7 +10,8 @@ from torch import nn
 
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.finite import nonfinite
-from dglpipe.pipeline.stage import Learning, RunLength, Stage, StageModule
+from dglpipe.pipeline.stage import Learning, RunLength, Stage
+from dglpipe.pipeline.stage_module import StageModule
 from harness.configs import make_config
 
 CPU = Device(torch.device("cpu"), "gloo")

@@ -19,7 +19,8 @@ from torch.nn.functional import cross_entropy
 from dglpipe.config import StageConfig
 from dglpipe.errors import ConfigError
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.stage import Copies, Learning, RunLength, Stage, StageModule
+from dglpipe.pipeline.stage import Copies, Learning, RunLength, Stage
+from dglpipe.pipeline.stage_module import StageModule
 from dglpipe.seeds import derive
 from harness.configs import make_config
 from harness.plug_ins import WrongHead, WrongLoss

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from dglpipe.pipeline.stage import StageModule
+from dglpipe.pipeline.stage_module import StageModule
 from dglpipe.pipeline.weights import clashes, load, load_tensors, named_tensors, save, sha256
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from dglpipe.errors import DamagedError, StorageError
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.stage import Learning, RunLength, Stage, StageModule
+from dglpipe.pipeline.stage import Learning, RunLength, Stage
+from dglpipe.pipeline.stage_module import StageModule
 from dglpipe.runtime import checkpoint
 from dglpipe.runtime.checkpoint import Checkpoints
 from harness.configs import layout, make_config

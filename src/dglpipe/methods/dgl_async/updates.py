@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from dglpipe.pipeline.stage import Emit, Stage
+from dglpipe.pipeline.stage import Stage
+from dglpipe.pipeline.stage_module import Emit
 
 
 class StageUpdates:

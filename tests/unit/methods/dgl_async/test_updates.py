@@ -4,7 +4,8 @@ from torch import nn
 
 from dglpipe.methods.dgl_async.updates import StageUpdates
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.stage import Learning, RunLength, Stage, StageModule
+from dglpipe.pipeline.stage import Learning, RunLength, Stage
+from dglpipe.pipeline.stage_module import StageModule
 from harness.configs import make_config
 
 CPU = Device(torch.device("cpu"), "gloo")

@@ -1,0 +1,94 @@
+"""The accuracy study: which runs are made, in which order, and what is shown."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.accuracy_cifar10 import accuracy, studies
+from dglpipe.cli.arguments import parse_arguments
+from dglpipe.cli.compose import compose
+from dglpipe.runtime.plan import plan_layout
+
+SYNTHETIC = ("data=synthetic", "data.samples=8", "batch_size=4", "optimizer.lr=0.1")
+
+
+def names():
+    return [setting.name for setting in studies.settings()]
+
+
+def test_names_are_unique_and_tuning_names_exist():
+    assert len(set(names())) == len(names())
+    assert {one.tuned for one in studies.settings()} <= {*names(), None}
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_setting_composes(name):
+    setting = next(one for one in studies.settings() if one.name == name)
+    words = [word for word in setting.words if not word.startswith("batch_size")]
+    one = [] if name.startswith("real") else ["pipeline.processes=1"]
+    config = compose(parse_arguments([*words, *SYNTHETIC, *one]))
+    plan_layout(config.pipeline, config.method, cores=2)
+
+
+def test_a_setting_waits_for_its_learning_rate():
+    first = studies.next_runs({})
+    assert {run.study for run in first} == {"tuning"}
+    assert len({run.key for run in first}) == len(first)
+    tuned = {run.key: 0.5 for run in first if run.setting == "backprop"}
+    tuned["tuning/backprop/0.2"] = 0.6
+    runs = [run for run in studies.next_runs(tuned) if run.study == "stages"]
+    assert [run.key for run in runs] == [f"stages/backprop/{seed}" for seed in (0, 1, 2)]
+    assert all("optimizer.lr=0.2" in run.words and "epochs=10" in run.words for run in runs)
+    after = studies.next_runs({**tuned, "stages/backprop/1": 0.8})
+    assert "stages/backprop/1" not in {run.key for run in after}
+
+
+def test_nothing_is_left_at_the_end():
+    done = {}
+    while runs := studies.next_runs(done):
+        done |= {run.key: 0.5 for run in runs}
+    makes = {one.name: one.seeds for one in studies.settings()}
+    assert sum(makes.values()) == sum(not key.startswith("tuning/") for key in done)
+
+
+def test_words_are_given_once():
+    done = {}
+    while runs := studies.next_runs(done):
+        for run in runs:
+            keys = [word.partition("=")[0] for word in run.words]
+            assert len(set(keys)) == len(keys), run.words
+            done[run.key] = 0.5
+
+
+def finished(key, exits, ensemble):
+    return {key: {"exits": exits, "ensemble": ensemble, "seed": 0}}
+
+
+def test_tables(tmp_path):
+    results = accuracy.Results(tmp_path / "none.json")
+    assert accuracy.tables(results) == "No run is stored yet.\n"
+    results.runs |= finished("stages/backprop/0", [0.8], 0.8)
+    results.runs |= finished("stages/backprop/1", [0.9], 0.9)
+    results.runs |= finished("alternatives/alternatives: DNI/0", [None, None, 0.25], 0.25)
+    text = accuracy.tables(results)
+    assert "| backprop | 2 | 85.0 (80.0-90.0) | 85.0 (80.0-90.0) |" in text
+    assert "| alternatives: DNI | 1 | 25.0 | 25.0 |" in text
+
+
+def test_the_document_has_the_stored_figures():
+    assert accuracy.written() == accuracy.tables(accuracy.Results(accuracy.RESULTS))
+
+
+@pytest.mark.slow
+def test_a_run_is_made_and_stored(tmp_path):
+    results = accuracy.Results(tmp_path / "results.json")
+    words = ["max_steps=2", "data=synthetic", "data.samples=256", "model.width=4", "epochs=1"]
+    run = studies.Run("stages/x/0", "stages", "x", 0, (*studies.dgl("mlp_sr", 2), "seed=0"))
+    workers = accuracy.Workers(results, tmp_path, words, 1)
+    workers._train(run)
+    assert not workers.failed
+    stored = json.loads((tmp_path / "results.json").read_text())["runs"]["stages/x/0"]
+    assert len(stored["exits"]) == 2
+    assert accuracy.Results(tmp_path / "results.json").done() == {"stages/x/0": stored["exits"][1]}
