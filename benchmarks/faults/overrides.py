@@ -534,7 +534,8 @@ def main() -> None:
                 log(f"    run: {_line(case, outcome)}")
     counts = Counter(row["outcome"] for row in rows)
     log(*(f"{counts[kind]:4} {kind}" for kind in OUTCOMES))
-    common.store(arguments.output, counts=dict(counts), cases=rows)
+    kept = [row for row in rows if row["outcome"] != REFUSED]
+    common.store(arguments.output, counts=dict(counts), cases=kept)
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
