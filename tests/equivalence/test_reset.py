@@ -30,7 +30,7 @@ PLAIN = (
 """Without batch norm, for micro-batches and replicas: the rate drops at steps 4 and 7."""
 
 
-@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("processes", [in_test_all(1), 3])
 def test_dgl_equals_a_plain_loop(processes):
     multistep = ("schedule=multistep", "schedule.milestones=[2]")
     own = "per_stage=[{},{schedule:{every:2}},{optimizer:{nesterov:true}}]"
@@ -45,7 +45,8 @@ def test_dgl_equals_a_plain_loop(processes):
     assert all(one != other for one, other in zip(expected[0], kept, strict=True))
 
 
-@pytest.mark.parametrize("processes", [1, in_test_all(2)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_sequential_learning_equals_a_plain_loop_in_every_round(processes):
     config = make_config(*TINY, "method=sequential", RESET)
     expected = oracle.train_sequentially(config, 2)
@@ -68,9 +69,8 @@ def merged(run):
     return {key: tensor for (_, _), part in run.tensors.items() for key, tensor in part.items()}
 
 
-@pytest.mark.parametrize(
-    "way", ["method.schedule=gpipe pipeline.stages=2", in_test_all("pipeline.replicas=2")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["method.schedule=gpipe pipeline.stages=2", "pipeline.replicas=2"])
 def test_backprop_equals_a_plain_loop(way):
     config, alone = backprop(RESET)
     whole = train_world(config, alone)
@@ -82,6 +82,7 @@ def test_backprop_equals_a_plain_loop(way):
     )
 
 
+@pytest.mark.slow
 def test_replicas_stay_together():
     run = train_all([make_config(*TINY, RESET, "pipeline.replicas=2")], layout(2, 1, 2))[0]
     for stage in range(2):
@@ -110,7 +111,8 @@ def test_a_run_resumed_at_a_drop_or_beside_it_ends_the_same(done, tmp_path):
     assert hashes == oracle.train(make_config(*TINY, RESET), 2)
 
 
-@pytest.mark.parametrize("done", [in_test_all(6), 7, in_test_all(8)])
+@pytest.mark.slow
+@pytest.mark.parametrize("done", [6, 7, 8])
 def test_a_sequential_run_resumed_in_its_second_round_ends_the_same(done, tmp_path):
     """Step 8 is step 3 of the second round."""
     words = (*TINY, "method=sequential")

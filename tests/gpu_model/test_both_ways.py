@@ -20,7 +20,7 @@ from dglpipe.pipeline.link import Receiver, Sender
 from dglpipe.pipeline.message import ACTIVATIONS, Direction, MessageFormat, contiguous_field
 from harness.configs import in_test_all
 
-SCHEDULES = 25
+SCHEDULES = 15
 GRADIENT = contiguous_field("gradient", torch.float32, (3,), Direction.DOWN, [Phase.TRAIN])
 DOWN = {Phase.TRAIN: MessageFormat(PLAN.largest_rows(Phase.TRAIN), (GRADIENT,))}
 ITEMS = {item.number: item for item in PLAN.items() if item.phase is Phase.TRAIN}
