@@ -131,7 +131,7 @@ def pipeline_name(name: str) -> str:
 
 def other_figures() -> list[str]:
     rows = [*segments(), *slept(), *slow_links(), *time_to_accuracy(), *control(), *balance()]
-    rows += [*update_rates(), *asynchronous_accuracy(), *memory(), *stage_restart()]
+    rows += [*update_rates(), *asynchronous_accuracy(), *memory(), *faults()]
     return [*table_head(["what", "figure", "by"]), *map(line, rows)]
 
 
@@ -278,10 +278,32 @@ def memory() -> Iterator[list[str]]:
         yield [what, ", ".join(figures), "benchmarks/memory"]
 
 
-def stage_restart() -> Iterator[list[str]]:
+def faults() -> Iterator[list[str]]:
+    """Kills, damaged files, wrong overrides, checkpoints, and one stage that starts again alone."""
+    by = "[benchmarks/faults](benchmarks/faults)"
+    kills = load("faults/kills")["counts"]
+    what = "runs that finish after a random kill, with equal weights and lines of metrics"
+    yield [what, f"{kills['right']} of {kills['kills']}", by]
+    outcomes = load("faults/damage")["outcomes"]
+    older = outcomes["checkpoint: older checkpoint"]
+    silent = sum(count for name, count in outcomes.items() if "silent" in name)
+    what = "damaged files: results that are wrong in silence; runs that used an older checkpoint"
+    yield [what, f"{silent}, {older} of {sum(outcomes.values())}", by]
+    counts = load("faults/overrides")["counts"]
+    bad = counts.get("traceback", 0), counts.get("over time", 0)
+    what = "wrong overrides: tracebacks, hangs"
+    yield [what, f"{bad[0]}, {bad[1]} of {sum(counts.values())}", by]
+    cost = load("faults/checkpoint_cost")
+    figures = [f"{name} {spread(cost[name]['ratios'], 3)}" for name in ("cnn6", "digits")]
+    what = f"throughput with a checkpoint in {cost['every']} steps, over throughput without"
+    yield [what, ", ".join(figures), by]
+    yield from stage_restart(by)
+
+
+def stage_restart(by: str) -> Iterator[list[str]]:
     """One of four asynchronous stages is killed and starts again."""
     tree = load("faults/stage_restart")
-    outages, by = tree["outages"], "[benchmarks/faults](benchmarks/faults)"
+    outages = tree["outages"]
     gone = spread((one["seconds"] for one in outages), 1)
     made = spread((count for one in outages for count in one["updates"].values()), 0)
     what = "one of four asynchronous stages killed: seconds until it goes on; updates of each other"

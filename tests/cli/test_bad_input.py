@@ -139,8 +139,8 @@ VALUES = [
         *("head", "'Sequential'", "one that works on features (32, 8, 8)"),
     ),
     ("method=dni method.delay=-1", "method.delay", "-1", "a whole number from 0"),
-    ("method=dni max_steps=3 method.delay=3", "method.delay", "3", "a delay of less than 3"),
-    ("method=ddg max_steps=1", "pipeline.stages", "2", "a delay of less than 1"),
+    ("method=dni max_steps=3 method.delay=3", "method.delay", "3", "less than 3, the steps"),
+    ("method=ddg max_steps=1", "pipeline.stages", "2", "at most 1, the steps of the run"),
     ("method=dni method.context=label", "method.context", "'label'", "none, labels"),
     ("method=dni method.kernel=4", "method.kernel", "4", "an odd number from 1 to 99"),
     *(

@@ -30,7 +30,7 @@ class Loop:
         self.optimizers = [
             oracle._optimizer(learner, config.stage(j)) for j, learner in enumerate(self.learners)
         ]
-        wanted = oracle._batches(config, source)
+        wanted = self.wanted = oracle._batches(config, source)
         self.batches = [
             next(iter(data.batches([Request(True, epoch, rows)]))) for epoch, rows in wanted
         ]
@@ -52,7 +52,7 @@ class Loop:
             return cross_entropy(logits, labels)
 
     def update(self, j, step):
-        rate = oracle._rate(self.config.stage(j), step, len(self.batches))
+        rate = oracle._rate(self.config.stage(j), step, self.wanted)
         self.optimizers[j].param_groups[0]["lr"] = rate
         self.optimizers[j].step()
         self.optimizers[j].zero_grad()

@@ -183,3 +183,39 @@ class LabelsOutside:
 
     classes = 3
     train = test = torch.rand(8, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1, 3, 0, 1])
+
+
+def frozen_first(channels, classes):
+    """A network whose first convolution does not learn."""
+    network = _three_layers(channels, classes)
+    network[0].requires_grad_(False)
+    return network
+
+
+def with_buffers(channels, classes):
+    """A network whose forward in training reads and changes a buffer."""
+    network = _three_layers(channels, classes)
+    network.insert(1, Counted())
+    return network
+
+
+def _three_layers(channels, classes):
+    return nn.Sequential(
+        *(nn.Conv2d(channels, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16, classes)),
+    )
+
+
+class Counted(nn.Module):
+    """Scales a batch by a number that grows with every batch of training."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("batches", torch.ones(()))
+
+    def forward(self, features):
+        if self.training:
+            self.batches.add_(0.1)
+        return features * self.scale * self.batches

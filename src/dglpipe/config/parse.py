@@ -66,10 +66,19 @@ def from_yaml(text: str) -> Config:
 
 
 def _with_head_input(tree: dict[str, Any]) -> dict[str, Any]:
-    """Version 0.1 has no `head.reads`: its heads read the output of their stage."""
-    head, stages = tree.get("head"), tree.get("per_stage")
+    """Version 0.1 has no `head.reads`: its heads read the output of their stage.
+
+    Raises:
+        ConfigError: the network of the run computes other values today.
+    """
+    head, stages, model = tree.get("head"), tree.get("per_stage"), tree.get("model")
     if not isinstance(head, Mapping) or "reads" in head:
         return tree
+    if isinstance(model, Mapping) and model.get("family") == "resnet_cifar":
+        hint = "Its shortcuts put zeros on both sides of the channels. Use dglpipe 0.1.0"
+        require(
+            False, "model", f"{model.get('name')} of a run of 0.1.0", "runs of later versions", hint
+        )
     own = [dict(one) if isinstance(one, Mapping) else one for one in stages or ()]
     for one in own:
         given = one.get("head") if isinstance(one, dict) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.func import functional_call
 
@@ -29,14 +30,10 @@ class Ddg(Delayed):
         return Fraction(stages - stage)
 
     def stash(self, stage: int, stages: int) -> Stash:
-        """The weights of K - 1 - j steps; the inputs count with the activations."""
+        """The inputs and the weights of K - j batches; the last stage keeps none."""
         later = stages - 1 - stage
-        return Stash(
-            inputs=later,
-            weights=later,
-            from_above=later + 1 if later else 0,
-            to_below=2 if stage else 0,
-        )
+        count = later + 1 if later else 0
+        return Stash(inputs=count, weights=count, from_above=count, to_below=2 if stage else 0)
 
     def runner(self, context: RunContext) -> Runner:
         return DdgRunner(context)
@@ -54,17 +51,23 @@ class DdgRunner(DelayedRunner):
             kept.extend(restored)
 
     def ascend(self, stage: Stage, arrival: Arrival, emit: Emit | None) -> None:
-        """Runs a batch with a copy of the weights, which the optimizer does not change."""
+        """Runs a batch with copies of weights and buffers, which no later step changes."""
         step = arrival.item.round_step
         stage.seed(step)
         inputs = _leaf(stage, arrival.batch, copies=not self.is_last(stage))
-        weights = {} if self.is_last(stage) else _copies(stage)
-        output = _run(stage, inputs, weights)
+        weights, buffers = ({}, {}) if self.is_last(stage) else _copies(stage)
+        changed = {name: one.clone() for name, one in buffers.items()}
+        output = _run(stage, inputs, {**weights, **changed})
+        with torch.no_grad():
+            for name, one in stage.module.segments.named_buffers():
+                if name in changed:
+                    one.copy_(changed[name])
         if emit is not None:
             emit(output)
             stage.count_rows(arrival.item.rows)
         labels = arrival.labels.clone()
-        self.keep(stage, step, inputs=inputs, labels=labels, weights=weights, output=output)
+        state = {"weights": weights, "buffers": buffers}
+        self.keep(stage, step, inputs=inputs, labels=labels, output=output, **state)
 
     def graph(self, stage: Stage, entry: Entry) -> tuple[Tensor, Tensor]:
         del stage
@@ -84,14 +87,16 @@ class DdgRunner(DelayedRunner):
         return Entry(entry.step, tensors)
 
     def _run_again(self, stage: Stage, entry: Entry) -> Entry:
-        """A kept batch of a checkpoint, with its graph. The buffers of the stage are from a later
-        step, and stay as they are."""
+        """A kept batch of a checkpoint, with its graph. The buffers of the stage itself are from a
+        later step, and stay as they are."""
         stage.seed(entry.step)
         inputs = _leaf(stage, entry.tensors["inputs"], copies=True)
+        own = dict(stage.module.segments.named_parameters())
         weights = {
-            key: one.detach().requires_grad_() for key, one in entry.tensors["weights"].items()
+            key: one.detach().requires_grad_(own[key].requires_grad)
+            for key, one in entry.tensors["weights"].items()
         }
-        buffers = {key: one.clone() for key, one in stage.module.segments.named_buffers()}
+        buffers = {key: one.clone() for key, one in entry.tensors["buffers"].items()}
         output = _run(stage, inputs, {**weights, **buffers})
         again = {"inputs": inputs, "weights": weights, "output": output}
         return Entry(entry.step, {**entry.tensors, **again})
@@ -105,11 +110,14 @@ def _leaf(stage: Stage, batch: Tensor, copies: bool) -> Tensor:
     return inputs.requires_grad_() if stage.index else inputs
 
 
-def _copies(stage: Stage) -> dict[str, Tensor]:
-    return {
+def _copies(stage: Stage) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Copies of the weights, and of the buffers before the batch."""
+    segments = stage.module.segments
+    weights = {
         name: one.detach().clone().requires_grad_(one.requires_grad)
-        for name, one in stage.module.segments.named_parameters()
+        for name, one in segments.named_parameters()
     }
+    return weights, {name: one.detach().clone() for name, one in segments.named_buffers()}
 
 
 def _run(stage: Stage, inputs: Tensor, tensors: dict[str, Tensor]) -> Tensor:

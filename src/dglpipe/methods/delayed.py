@@ -17,9 +17,13 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from dglpipe.config import Config
+from dglpipe.data.batch_schedule import BatchSchedule
+from dglpipe.errors import ConfigError
 from dglpipe.methods.two_way import Entry, TwoWay, TwoWayRunner
 from dglpipe.models.features import Boundary
 from dglpipe.pipeline.stage import Stage
+from dglpipe.pipeline.topology import Layout
 
 
 class Delayed(TwoWay):
@@ -28,6 +32,13 @@ class Delayed(TwoWay):
     def delay(self, stage: int, stages: int) -> int | None:
         """K - 1 - j."""
         return stages - 1 - stage if stage < stages - 1 else None
+
+    def check(self, config: Config, layout: Layout, schedule: BatchSchedule) -> None:
+        """Also refuses more stages than steps: stage 0 would not learn."""
+        super().check(config, layout, schedule)
+        if layout.stages > schedule.steps:
+            allowed = f"at most {schedule.steps}, the steps of the run, with method={self.name}"
+            raise ConfigError("pipeline.stages", layout.stages, allowed)
 
     def auxiliary(self, boundary: Boundary) -> Mapping[str, Callable[[], nn.Module]]:
         """No heads: there is one loss, after the last stage."""
@@ -62,7 +73,8 @@ class DelayedRunner(TwoWayRunner):
             loss.backward()  # type: ignore[no-untyped-call]
         else:
             gradient = self.take_down(stage, batch).to(output.dtype)
-            output.backward(gradient)  # type: ignore[no-untyped-call]
+            if output.requires_grad:  # stage 0 may be frozen
+                output.backward(gradient)  # type: ignore[no-untyped-call]
         self.gather(stage, entry)
         if inputs.grad is not None:
             self.send_down(stage, batch, inputs.grad)

@@ -21,7 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dglpipe.config import DniConfig
+from dglpipe.config import Config, DniConfig
+from dglpipe.data.batch_schedule import BatchSchedule
+from dglpipe.errors import ConfigError
 from dglpipe.methods.base import RunContext, Runner
 from dglpipe.methods.two_way import TwoWay, TwoWayRunner
 from dglpipe.models.features import Boundary
@@ -49,6 +51,13 @@ class Dni(TwoWay):
         count = self.settings.delay + 1
         above = count if stage < stages - 1 else 0
         return Stash(outputs=above, from_above=above, to_below=count if stage else 0)
+
+    def check(self, config: Config, layout: Layout, schedule: BatchSchedule) -> None:
+        """Also refuses a delay that is not shorter than the run."""
+        super().check(config, layout, schedule)
+        if self.settings.delay >= schedule.steps:
+            allowed = f"less than {schedule.steps}, the steps of the run"
+            raise ConfigError("method.delay", self.settings.delay, allowed)
 
     def utilization(self, layout: Layout) -> float:
         """With `delay=0` a stage waits until the next has run forward and backward, of which only
@@ -91,7 +100,8 @@ class DniRunner(TwoWayRunner):
         else:
             with torch.no_grad():
                 gradient = self._predict(stage, output, arrival.labels)
-            output.backward(gradient)  # type: ignore[no-untyped-call]
+            if output.requires_grad:  # stage 0 may be frozen
+                output.backward(gradient)  # type: ignore[no-untyped-call]
             stage.count_rows(item.rows)
             labels = arrival.labels.clone()
             self.keep(stage, item.round_step, output=output.detach(), labels=labels)
@@ -111,6 +121,8 @@ class DniRunner(TwoWayRunner):
         guess = self._predict(stage, output, labels).float()
         loss = F.mse_loss(guess, target.float(), reduction="sum") / len(labels)
         loss.backward()  # type: ignore[no-untyped-call]
+        stage.watch.history.add(loss)
+        stage.watch.history.end_step(step)
         stage.apply(step)
 
     def _predict(self, stage: Stage, output: Tensor, labels: Tensor) -> Tensor:

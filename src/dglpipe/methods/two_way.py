@@ -57,13 +57,7 @@ class TwoWay(Method):
         return contiguous_field(LABELS, torch.int64, ()), activations, gradient
 
     def check(self, config: Config, layout: Layout, schedule: BatchSchedule) -> None:
-        """Refuses replicas, fp16, and a delay that is not shorter than the run."""
-        longest = max((self.delay(j, layout.stages) or 0 for j in range(layout.stages)), default=0)
-        if longest >= schedule.steps:
-            key = "method.delay" if hasattr(self.settings, "delay") else "pipeline.stages"
-            got = getattr(self.settings, "delay", layout.stages)
-            allowed = f"a delay of less than {schedule.steps} batches, the steps of the run"
-            raise ConfigError(key, got, allowed)
+        """Refuses replicas and fp16."""
         if layout.replicas > 1:
             allowed = f"1 with method={self.name}"
             raise ConfigError("pipeline.replicas", layout.replicas, allowed)

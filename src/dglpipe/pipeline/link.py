@@ -1,4 +1,4 @@
-"""The one-way link from stage j to stage j + 1.
+"""The link from stage j to stage j + 1, and links down the chain, which work the same way.
 
 At most D messages are sent and not yet taken, on both sides together: the sender owns one slot,
 and the receiver posts D - 1 receives ahead. The receiver needs max(1, D) buffers, because

@@ -7,7 +7,8 @@ which writes the manifest when all processes have reported. Stages do not wait f
 
 Random state and learning rate are functions of the step, and the batch schedule is a function of
 the configuration, so a file contains only weights, optimizer, loss scaler, and the sums of the next
-line of `metrics.jsonl`. A simulation of asynchronous learning adds its buffers.
+line of `metrics.jsonl`. A simulation of asynchronous learning adds its buffers, and methods with
+messages down the chain add the batches that a stage keeps and the messages that are under way.
 """
 
 from __future__ import annotations

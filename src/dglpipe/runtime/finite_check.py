@@ -198,8 +198,8 @@ class FiniteCheck:
     def _rank(self, finding: Finding) -> tuple[int, ...]:
         """Sorts the cause before its consequences.
 
-        Stages that learn in lockstep have comparable steps. In other methods, the lowest stage is
-        the cause, because no data flows back.
+        Stages that learn in lockstep have comparable steps. In asynchronous learning, the lowest
+        stage is the cause, because no data flows back.
         """
         if self._is_lockstep:
             return finding.step, finding.kind, finding.stage

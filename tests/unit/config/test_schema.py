@@ -62,6 +62,15 @@ def test_a_file_of_version_0_1_has_the_defaults_of_later_keys():
     assert from_yaml(OmegaConf.to_yaml(OmegaConf.create(tree))) == one
 
 
+def test_a_residual_network_of_version_0_1_is_refused():
+    """Its shortcuts pad on both sides."""
+    tree = to_tree(config("model=resnet20_cifar"))
+    assert from_yaml(OmegaConf.to_yaml(OmegaConf.create(tree))).model.name == "resnet20_cifar"
+    del tree["head"]["reads"]
+    with pytest.raises(ConfigError, match=r"resnet20_cifar of a run of 0\.1\.0"):
+        from_yaml(OmegaConf.to_yaml(OmegaConf.create(tree)))
+
+
 def test_a_stage_can_differ():
     one = config(
         "per_stage=[{optimizer:{lr:0.01}},{optimizer:adam,head:linear,precision:bf16},{}]",
