@@ -43,4 +43,5 @@ def test_result_files_name_no_folder_of_a_machine():
     files = sorted(BENCHMARKS.glob("*/results/*.json"))
     assert files
     for file in files:
-        assert not re.search(r"[ ='\"]/\w", file.read_text()), file
+        text = file.read_text().replace("=/nowhere/", "")  # a path that a case makes up
+        assert not re.search(r"[ ='\"]/\w", text), file
