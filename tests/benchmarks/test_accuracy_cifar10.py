@@ -10,6 +10,7 @@ from benchmarks.accuracy_cifar10 import accuracy, studies
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
 from dglpipe.runtime.plan import plan_layout
+from harness.configs import in_test_all
 
 SYNTHETIC = ("data=synthetic", "data.samples=8", "batch_size=4", "optimizer.lr=0.1")
 
@@ -23,7 +24,10 @@ def test_names_are_unique_and_tuning_names_exist():
     assert {one.tuned for one in studies.settings()} <= {*names(), None}
 
 
-@pytest.mark.parametrize("name", names())
+QUICK = ("backprop", "cnn_sr_8x2 K=6", "alternatives: cDNI", "S=1.2 M=50", "real K=2, S=1")
+
+
+@pytest.mark.parametrize("name", [one if one in QUICK else in_test_all(one) for one in names()])
 def test_every_setting_composes(name):
     setting = next(one for one in studies.settings() if one.name == name)
     words = [word for word in setting.words if not word.startswith("batch_size")]

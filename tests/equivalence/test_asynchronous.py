@@ -59,7 +59,7 @@ def test_links_that_block_are_synchronous_learning(stages, depth):
     assert hash_all(configs, layout(stages)) == hash_all(precise(), layout(stages, 1))
 
 
-@pytest.mark.parametrize("overrides", [IN_STEP, (*REAL, "method.policy=block")])
+@pytest.mark.parametrize("overrides", [IN_STEP, in_test_all((*REAL, "method.policy=block"))])
 def test_in_lockstep_it_is_logged_and_tested_as_synchronous_learning(overrides):
     whole = train_world(make_config(*TINY, "log_every=2"), layout(3, 1))
     config = make_config(*TINY, "log_every=2", *overrides)
@@ -76,6 +76,7 @@ def test_in_lockstep_it_is_logged_and_tested_as_synchronous_learning(overrides):
         assert found == wanted, kind
 
 
+@pytest.mark.slow
 def test_a_simulation_is_a_function_of_the_seed():
     configs = [make_config(*TINY, *SIMULATED, f"seed={seed}") for seed in (0, 0, 1)]
     one, again, other = hash_all(configs, layout(3, 1))
@@ -159,6 +160,7 @@ def test_a_stage_that_is_done_keeps_its_weights():
     assert staleness(runs[1])[0]["outputs"] > 6
 
 
+@pytest.mark.slow
 def test_values_stored_in_half_precision_differ():
     whole, half = (
         make_config(*TINY, *IN_STEP, f"method.storage_precision={name}")
@@ -320,6 +322,7 @@ def test_tests_between_the_lines_of_training_count_test_images_alone():
     assert run.hashes[0] == in_step.hashes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [0, in_test_all(40), in_test_all(None)])
 def test_a_stage_waits_instead_of_reading_a_batch_that_is_too_old(most, start, run_dir):
     """Messages arrive several outputs late. With max_age=0, no message is young enough while the

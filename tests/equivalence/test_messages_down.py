@@ -24,6 +24,7 @@ DNI = ("method=dni", "optimizer.lr=0.0005")
 PLUGGED = ("model=custom", "batch_size=400", "epochs=2")
 
 
+@pytest.mark.slow
 def test_per_stage_settings_and_resets_do_not_depend_on_the_processes():
     drops = ("schedule=step", "schedule.every=1", "method.reset_optimizer=true")
     own = "per_stage=[{optimizer:{lr:0.001}},{optimizer:adam},{}]"

@@ -30,7 +30,8 @@ PLAIN = (
 """Without batch norm, for micro-batches and replicas: the rate drops at steps 4 and 7."""
 
 
-@pytest.mark.parametrize("processes", [in_test_all(1), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 3])
 def test_dgl_equals_a_plain_loop(processes):
     multistep = ("schedule=multistep", "schedule.milestones=[2]")
     own = "per_stage=[{},{schedule:{every:2}},{optimizer:{nesterov:true}}]"

@@ -72,6 +72,7 @@ def test_killed_and_resumed(before, dies_before, after, resumed_at, whole, run_d
     assert resumed.hashes == whole.hashes
 
 
+@pytest.mark.slow
 def test_files_of_a_killed_run_do_not_complete_a_checkpoint(run_dir):
     """Files of step 6 from the killed run do not count for the resumed run."""
     config = make_config(*SETTINGS, *CHECKPOINTS)

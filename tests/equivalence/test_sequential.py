@@ -35,6 +35,7 @@ def test_weights_equal_a_plain_loop_on_any_number_of_processes(stages, processes
     assert hash_all(configs, layout(stages, processes)) == expected
 
 
+@pytest.mark.slow
 def test_the_first_stage_learns_as_in_decoupled_learning_and_the_others_do_not():
     runs = [
         train_world(make_config(*TINY, f"method={name}"), layout(3, 2))
@@ -95,6 +96,7 @@ def test_a_run_that_is_resumed_in_any_round_ends_the_same(done, tmp_path):
     assert train_world(config, layout(2), tmp_path).hashes == whole
 
 
+@pytest.mark.slow
 def test_replicas_stay_together():
     config = make_config(*TINY, SEQUENTIAL, "pipeline.replicas=2")
     run = train_all([config], layout(2, 2, 2))[0]

@@ -210,6 +210,7 @@ def test_a_limit_that_stages_with_their_own_heads_meet(split):
         build_stages(config, data, 3, meta=True, rows=400)
 
 
+@pytest.mark.slow
 def test_a_limit_moves_the_cut_between_stages_that_differ():
     """Adam keeps two values per weight: its stage gets the smaller part."""
     words = ("model=cnn6", "model.width=64", "optimizer.momentum=0", "pipeline.split=auto")
@@ -252,6 +253,7 @@ def draw_by(times, split="auto"):
     return build_stages(config, data, 2, meta=True).spec.bounds
 
 
+@pytest.mark.slow
 def test_a_cut_uses_the_settings_of_every_stage():
     """The fastest of all cuts, which differs from the cut with equal heads."""
     own = "per_stage=[{head:linear},{head:cnn},{}]"
@@ -290,7 +292,7 @@ def test_every_kind_of_stage_is_measured_once(monkeypatch):
 
     def measure(_traced, _shape, auxiliary_at, settings, _device, _rows):
         name = f"{settings.optimizer.name} {settings.precision.name}"
-        measured.append((name, str(auxiliary_at(1, (32, 8, 8)))))
+        measured.append((name, str(auxiliary_at(1))))
         return profiling.Times((float(len(measured)),) * 6, (0.0,) * 6, (0.0,) * 5)
 
     monkeypatch.setattr(auto_split, "measure", measure)
