@@ -163,8 +163,8 @@ SMALL = ("batch_size=4", "max_steps=2", "log_every=1", "precision=fp32", "pipeli
 SYNTHETIC = ("data=synthetic", "data.samples=8", "data.image_size=32")
 IMAGENET = (*SYNTHETIC, "~data.transform")
 DEEP = (*IMAGENET, "on_nonfinite=ignore")
-"""After two steps the running statistics of 152 layers are far from those of a batch, and the test
-overflows."""
+"""After two steps the running statistics of 152 layers are far from the statistics of a batch, and
+the test overflows."""
 CNN = (*SYNTHETIC, "model.width=4")
 NARROW = (*SYNTHETIC, "model.widths=[4,4,8,8,16,16]", "method.buffer=2")
 RUNS = {

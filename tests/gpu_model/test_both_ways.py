@@ -1,6 +1,6 @@
 """Messages in both directions of a link: right values and no deadlock in any schedule.
 
-The steps are those of `methods/two_way.py`. Each direction has a group of its own. In a common
+The steps follow `methods/two_way.py`. Each direction has a group of its own. In a common
 queue two processes may wait for each other, which the model shows.
 """
 

@@ -62,10 +62,10 @@ def from_yaml(text: str) -> Config:
         reason = " ".join(str(error).split())
         raise ConfigError("config.yaml", "malformed YAML", "YAML", reason) from error
     require(isinstance(tree, dict), "config.yaml", tree, "a mapping {key: value}")
-    return parse(_with_head_input(tree))
+    return parse(_from_0_1(tree))
 
 
-def _with_head_input(tree: dict[str, Any]) -> dict[str, Any]:
+def _from_0_1(tree: dict[str, Any]) -> dict[str, Any]:
     """Version 0.1 has no `head.reads`: its heads read the output of their stage.
 
     Raises:

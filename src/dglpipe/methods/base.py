@@ -278,7 +278,7 @@ class Method(ABC):
     flows_back: ClassVar[bool] = False
     """Whether gradients flow back, so that stages above stage 0 compute an input gradient."""
     auxiliary_reads_output: ClassVar[bool] = False
-    """Whether the auxiliary modules read the output of a stage, whatever `head.reads` says."""
+    """Whether the auxiliary modules read the output of a stage for every `head.reads`."""
     replays_forward: ClassVar[bool] = False
     """Whether a stage runs the forward of every batch twice."""
     trains_in_rounds: ClassVar[bool] = False

@@ -60,8 +60,8 @@ class Dni(TwoWay):
             raise ConfigError("method.delay", self.settings.delay, allowed)
 
     def utilization(self, layout: Layout) -> float:
-        """With `delay=0` a stage waits until the next has run forward and backward, of which only
-        its own backward, two thirds of a step, fills the time: 1 of 4/3 steps."""
+        """With `delay=0` a stage waits until the next stage has run forward and backward, which
+        takes a step. Its own backward fills two thirds of this time. It computes 1 of 4/3 steps."""
         is_locked = self.settings.delay == 0 and layout.processes > 1
         return 0.75 if is_locked else 1.0
 

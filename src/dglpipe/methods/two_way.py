@@ -7,7 +7,7 @@ Step t of the stages of a process, in two passes:
 
 A stage sends a message down about every batch, in either pass. The message is used exactly `delay`
 steps after the stage below has run the batch (`Method.delay`), however fast the processes are. So
-the weights do not depend on P, and a message that nobody would use is not sent.
+the weights do not depend on P. A message is sent only if the stage below will use it.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class Synthesiser(nn.Module):
     the one-hot labels is added in front of the first BN, as in the published code.
 
     Args:
-        width: channels of the hidden layers; None: those of the features.
+        width: channels of the hidden layers; None: the channels of the features.
         kernel: side of the convolutions, odd.
         classes: N; 0: the labels are not read.
     """

@@ -34,7 +34,7 @@ class SegmentCosts:
     links: tuple[int, ...]
 
     def without_heads(self) -> SegmentCosts:
-        """Costs of backprop, from those of a method with heads."""
+        """Costs of backprop, if these are the costs of a method with heads."""
         return replace(self.with_input_gradients(), heads=(0.0,) * len(self.heads))
 
     def with_input_gradients(self) -> SegmentCosts:

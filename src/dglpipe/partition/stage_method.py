@@ -22,7 +22,7 @@ class StageMethod(Protocol):
 
     @property
     def auxiliary_reads_output(self) -> bool:
-        """Whether the auxiliary modules read the output of a stage, whatever `head.reads` says."""
+        """Whether the auxiliary modules read the output of a stage for every `head.reads`."""
 
     @property
     def replays_forward(self) -> bool:

@@ -58,7 +58,7 @@ def check_messages(method: Method, plan: RunPlan) -> None:
 
 
 def _check_declared(method: Method, plan: RunPlan, link: int) -> None:
-    """Raises ConfigError for a message down that nobody uses, or a name that no link carries."""
+    """Raises ConfigError for a message down without a delay, or a name that no link carries."""
     fields = plan.messages[link]
     for field in fields:
         if field.direction is Direction.DOWN and method.delay(link, plan.layout.stages) is None:
