@@ -87,6 +87,29 @@ def test_interrupted_during_the_start(pause, start, run_dir):
     assert "Traceback" not in run.stderr
 
 
+CTRL_C = "os.kill(os.getpid(), signal.SIGINT)"
+IMPORTS = {
+    "swallows": f"with contextlib.suppress(KeyboardInterrupt):\n    {CTRL_C}\n",
+    "compiles code": f'exec("{CTRL_C}")\n',
+}
+"""Modules that receive Ctrl-C while they are imported. One goes on. One runs a compiled text, as
+dataclasses do: after that, `python -m` would end itself by SIGINT."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("body", IMPORTS.values(), ids=IMPORTS)
+def test_interrupted_inside_an_import(body, start, run_dir, tmp_path):
+    code = "import contextlib, os, signal\nfrom harness.plug_ins import plain_network\n" + body
+    folder = tmp_path / "command_0"  # where the command starts
+    folder.mkdir()
+    (folder / "interrupting.py").write_text(code)
+    network = ("model=custom", "model.target=interrupting:plain_network")
+    run = start(*DGLPIPE, "train", *network, "epochs=2", "log_every=1", f"run_dir={run_dir}")
+    assert run.wait() == 130, run.stderr
+    assert last_words(run) in [["dglpipe: interrupted"], ["dglpipe: interrupted SIGINT"]]
+    assert not RunDir(run_dir).metrics.exists()
+
+
 PREEMPTED_METHODS = {
     "dgl": ["pipeline.stages=3"],
     "in one process": ["pipeline.stages=3", "pipeline.processes=1"],

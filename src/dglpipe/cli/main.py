@@ -12,6 +12,7 @@ import signal
 import sys
 
 from dglpipe import __version__
+from dglpipe.runtime.signals import INTERRUPTION
 from dglpipe.streams import output_error, shield_streams
 
 TYPE_CHECKING = False
@@ -54,23 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # collector scans these objects repeatedly, which is a seventh of the start-up time.
     gc.set_threshold(GARBAGE_THRESHOLD)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt_once)
+        signal.signal(signal.SIGINT, INTERRUPTION)
     words = sys.argv[1:] if arguments is None else arguments
     status = _end_output(words, run(words))
-    if arguments is None and words and words[0] in FAST_EXIT:
-        # Interpreter shutdown takes half a second.
+    # Interpreter shutdown takes half a second. After KeyboardInterrupt in code that `exec` has
+    # compiled, as dataclasses do, `python -m` ends itself by SIGINT, whatever the status.
+    if arguments is None and (status == INTERRUPTED or (words and words[0] in FAST_EXIT)):
         os._exit(status)
     gc.freeze()  # skips the collection at interpreter shutdown
     sys.exit(status)
-
-
-def _interrupt_once(*_: object) -> None:
-    """Raises KeyboardInterrupt for the first Ctrl-C and ignores the next ones.
-
-    They would interrupt the end of the program, with a traceback.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _end_output(words: Sequence[str], status: int) -> int:
@@ -142,8 +135,9 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
         sys.stderr.write(f"dglpipe: {name}: got a path that is too long: {error.filename!r}\n")
         return WRONG
     except KeyboardInterrupt as error:
+        # A next Ctrl-C would interrupt the end of the program, with a traceback.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        sys.stderr.write(f"dglpipe: interrupted {error}\n")
+        sys.stderr.write(f"dglpipe: interrupted {error}".rstrip() + "\n")
         return INTERRUPTED
 
 

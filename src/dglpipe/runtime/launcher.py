@@ -21,6 +21,7 @@ from dglpipe.runtime.recorder import Recorder
 from dglpipe.runtime.run_dir import RunDir
 from dglpipe.runtime.signals import (
     HELD,
+    INTERRUPTION,
     PREEMPTING,
     STOPPING,
     SignalInbox,
@@ -60,6 +61,7 @@ def launch(plan: RunPlan, run_dir: RunDir) -> dict[str, Any]:
     status = "failed"
     with SignalInbox(HELD) as inbox:
         try:
+            INTERRUPTION.check()
             result = _run(plan, run_dir, inbox)
             status = "finished"
             return result

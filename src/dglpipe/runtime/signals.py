@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 STOPPING = (signal.SIGINT, signal.SIGQUIT)
@@ -14,6 +15,36 @@ PREEMPTING = (signal.SIGTERM, signal.SIGUSR1)
 """Signals that end a run after a checkpoint."""
 HELD = (*STOPPING, *PREEMPTING, signal.SIGHUP)
 """Signals that reach the launcher and its workers together, from a terminal or a cluster."""
+
+SAME_CTRL_C_S = 1.0
+"""Seconds in which several SIGINT count as one: a terminal and a launcher may both send it, and a
+user presses the keys more than once."""
+
+
+class Interruption:
+    """The handler of SIGINT outside a `SignalInbox`; remembers that the signal has arrived.
+
+    It raises KeyboardInterrupt. Some libraries catch every exception of an import or a callback:
+    the program goes on, and `check` raises it again.
+    """
+
+    def __init__(self) -> None:
+        self._arrived: float | None = None
+
+    def __call__(self, *_: object) -> None:
+        now = time.monotonic()
+        if self._arrived is None or now - self._arrived > SAME_CTRL_C_S:
+            self._arrived = now
+            raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if the signal has arrived."""
+        if self._arrived is not None:
+            raise KeyboardInterrupt(signal.SIGINT.name)
+
+
+INTERRUPTION = Interruption()
+"""The handler of a command; in a program that calls the library it is not in use."""
 
 
 class SignalInbox:

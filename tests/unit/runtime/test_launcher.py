@@ -12,9 +12,10 @@ import pytest
 
 from dglpipe.errors import ConfigError, PeerLostError, PreemptedError, RunFailedError, UserError
 from dglpipe.pipeline.topology import Layout
-from dglpipe.runtime import failure, launcher, preemption
+from dglpipe.runtime import failure, launcher, preemption, signals
 from dglpipe.runtime.plan import make_plan
 from dglpipe.runtime.run_dir import RunDir
+from dglpipe.runtime.signals import Interruption
 from dglpipe.runtime.supervisor import Worker
 from harness.configs import make_config
 
@@ -257,6 +258,26 @@ class TestSignals:
             launch()
         assert launch.attempts[0].has_ended
         assert launch.summary()["status"] == "interrupted"
+
+    def test_a_signal_before_the_start_that_a_library_has_swallowed(self, launch, monkeypatch):
+        interruption = Interruption()
+        monkeypatch.setattr(launcher, "INTERRUPTION", interruption)
+        with pytest.raises(KeyboardInterrupt):
+            interruption()
+        with pytest.raises(KeyboardInterrupt, match="SIGINT"):
+            launch()
+        assert launch.asked == [], "no process was started"
+        assert launch.summary()["status"] == "interrupted"
+
+    def test_several_signals_at_once_interrupt_once(self, monkeypatch):
+        interruption, now = Interruption(), [5.0]
+        monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+        with pytest.raises(KeyboardInterrupt):
+            interruption()
+        interruption()
+        now[0] += signals.SAME_CTRL_C_S + 0.1
+        with pytest.raises(KeyboardInterrupt):
+            interruption()
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
     def test_a_preempted_run_ends_after_a_checkpoint(self, launch, number, monkeypatch):
