@@ -48,6 +48,24 @@ def test_a_question_of_a_process_that_has_ended_does_not_count():
     assert first.get("key") == b"value"
 
 
+class AskedMeanwhile(HashStore):
+    """Rank 1 asks anew just before rank 0 answers its process that has ended."""
+
+    def set(self, key, value):
+        if key == "answer/old":
+            super().set("hello/1", "new")
+        if key == "answer/new":
+            super().set(f"{value}/here/1", "")
+        super().set(key, value)
+
+
+def test_a_question_that_replaces_an_old_one_is_answered():
+    store = AskedMeanwhile()
+    store.set("hello/1", "old")
+    join_attempt(store, 0, 2, 5)
+    assert store.get("answer/new") == store.get("answer/old")
+
+
 def test_a_rank_that_does_not_arrive_is_reported():
     with pytest.raises(PeerLostError, match=r"not all processes have started within 0\.1 s"):
         join_attempt(HashStore(), 0, 2, 0.1)

@@ -387,11 +387,15 @@ def join_attempt(store: Store, rank: int, size: int, timeout_s: float) -> Store:
         return PrefixStore(prefix, store)
     prefix = uuid.uuid4().hex
     here = [f"{prefix}/here/{other}" for other in range(1, size)]
+    answered = set[str]()
     while here and not store.check(here):
         for other in range(1, size):
-            if store.check([_hello(other)]):
-                store.set(f"answer/{store.get(_hello(other)).decode()}", prefix)
-                store.delete_key(_hello(other))
+            # The token may be that of a process that has ended, and a new one may take its place at
+            # any time: the key stays.
+            token = store.get(_hello(other)).decode() if store.check([_hello(other)]) else None
+            if token is not None and token not in answered:
+                store.set(f"answer/{token}", prefix)
+                answered.add(token)
         if time.monotonic() > end:
             raise PeerLostError(f"not all processes have started within {timeout_s:g} s")
         time.sleep(0.01)
