@@ -13,6 +13,10 @@ from torchvision.io import write_png
 
 import dglpipe.runtime.run
 from dglpipe.cli.main import run
+from dglpipe.errors import ConfigError
+from dglpipe.host import cores
+from dglpipe.runtime.plan import make_plan, plan_layout
+from harness.configs import make_config
 
 PLUG_IN = """
 import torch
@@ -109,6 +113,21 @@ VALUES = [
     ),
     ("evaluate.every=-1", "evaluate.every", "-1", "a whole number from 0"),
     ("evaluate.batch_size=0", "evaluate.batch_size", "0", "a whole number from 1"),
+    ("probe.every=-1", "probe.every", "-1", "a whole number from 0"),
+    ("probe.batch_size=0", "probe.batch_size", "0", "a whole number from 1"),
+    *(
+        (f"probe.every=5 {words}", key, got, allowed)
+        for words, key, got, allowed in (
+            ("probe.batch_size=361", "probe.batch_size", "361", "at most the 360 test samples"),
+            ("method=dgl_async", "probe.every", "5", "0 with method=dgl_async"),
+            (
+                "method=backprop pipeline.stages=2",
+                "probe.every",
+                "5",
+                "0 in a pipeline of backprop",
+            ),
+        )
+    ),
     ("checkpoint.every=-1", "checkpoint.every", "-1", "a whole number from 0"),
     ("checkpoint.keep=0", "checkpoint.keep", "0", "a whole number from 1"),
     ("pipeline.stages=0", "pipeline.stages", "0", "a whole number from 1"),
@@ -136,7 +155,7 @@ VALUES = [
     ("head=cnn_sr head.width=0", "head.width", "0", "a whole number from 1"),
     (
         "head=custom head.target=harness.plug_ins:head_of_pooled_maps pipeline.split=[1]",
-        *("head", "'Sequential'", "one that works on features (32, 8, 8)"),
+        *("head", "'Sequential'", "one that works on features ("),
     ),
     ("method=dni method.delay=-1", "method.delay", "-1", "a whole number from 0"),
     ("method=dni max_steps=3 method.delay=3", "method.delay", "3", "less than 3, the steps"),
@@ -167,7 +186,18 @@ VALUES = [
 
 
 @pytest.mark.parametrize(("override", "key", "got", "allowed"), VALUES)
-def test_value_out_of_range_or_of_the_wrong_type(cli, override, key, got, allowed):
+def test_value_out_of_range_or_of_the_wrong_type(override, key, got, allowed):
+    with pytest.raises(ConfigError) as caught:
+        config = make_config("batch_size=128", *override.split())
+        make_plan(config, plan_layout(config.pipeline, config.method, cores()))
+    message = str(caught.value)
+    assert f"{key}: got {got}; allowed: " in message
+    assert allowed in message.partition("allowed: ")[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("override", "key", "got", "allowed"), VALUES)
+def test_value_is_refused_by_the_command(cli, override, key, got, allowed):
     message = cli.refuse(*override.split(), "run_dir=run")
     assert f"{key}: got {got}; allowed: " in message
     assert allowed in message.partition("allowed: ")[2]

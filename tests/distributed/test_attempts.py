@@ -8,7 +8,7 @@ import pytest
 from torch._C._distributed_c10d import HashStore
 
 from dglpipe.errors import PeerLostError
-from dglpipe.pipeline.process_group import join_attempt
+from dglpipe.pipeline.stores import join_attempt
 
 
 def join_all(store, size):

@@ -250,6 +250,7 @@ def wrong_header(group):
         box.wait()
 
 
+@pytest.mark.slow
 def test_a_corrupt_header_is_refused():
     with pytest.raises(WorldError) as caught:
         run_world(layout(2), wrong_header)

@@ -116,6 +116,7 @@ def test_an_error_is_reported_by_one_rank(start_ranks, run_dir):
     assert not run_dir.exists()
 
 
+@pytest.mark.slow
 def test_a_used_directory_is_refused_by_all_ranks(start_ranks, run_dir):
     run_dir.mkdir()
     (run_dir / "mine").write_text("keep this")

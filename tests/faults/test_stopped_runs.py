@@ -161,7 +161,7 @@ def test_workers_exit_when_their_launcher_is_killed(start, run_dir):
     RunDir(run_dir).check("auto")
 
 
-@pytest.mark.parametrize(("rank", "how"), [(0, "SIGTERM"), (1, "SIGKILL")])
+@pytest.mark.parametrize(("rank", "how"), [in_test_all(0, "SIGTERM"), (1, "SIGKILL")])
 def test_a_killed_worker(rank, how, start, run_dir):
     run = start("train", *small(*LONG, f"run_dir={run_dir}"))
     pids = run.wait_for_step(run_dir, 4)

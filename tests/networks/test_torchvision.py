@@ -9,6 +9,8 @@ import torch
 from torchvision import models
 from torchvision.models.convnext import CNBlockConfig
 
+from harness.configs import in_test_all
+
 SMALL = {
     "AlexNet": lambda: models.alexnet(num_classes=10),
     "ConvNeXt": lambda: models.ConvNeXt(
@@ -35,7 +37,10 @@ def names() -> list[str]:
     return models.list_models(module=models)
 
 
-@pytest.mark.parametrize("family", SMALL)
+QUICK = ("AlexNet", "DenseNet", "GoogLeNet", "SqueezeNet", "Swin", "VisionTransformer")
+
+
+@pytest.mark.parametrize("family", [one if one in QUICK else in_test_all(one) for one in SMALL])
 def test_family(family):
     torch.manual_seed(0)
     network = SMALL[family]()

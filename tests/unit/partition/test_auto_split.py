@@ -193,7 +193,7 @@ OWN_HEADS = "per_stage=[{head:linear},{head:linear},{}]"
 """Heads that need little memory; the default head would need most of the memory."""
 
 
-@pytest.mark.parametrize("split", ["[4,8]", "even", "auto"])
+@pytest.mark.parametrize("split", [in_test_all("[4,8]"), in_test_all("even"), "auto"])
 def test_a_limit_that_stages_with_their_own_heads_meet(split):
     words = ("model=resnet18", "data.image_size=32", "pipeline.stages=3", OWN_HEADS)
     words += (f"pipeline.split={split}",)
