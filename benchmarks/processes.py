@@ -12,7 +12,8 @@ from torch.multiprocessing.spawn import start_processes
 
 from dglpipe.config import LinkConfig
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
+from dglpipe.pipeline.process_group import ProcessGroup
+from dglpipe.pipeline.stores import rendezvous
 from dglpipe.pipeline.topology import Layout
 
 CPU = Device(torch.device("cpu"), "gloo")

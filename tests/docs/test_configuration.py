@@ -114,6 +114,7 @@ def schema_classes() -> dict[str, tuple[type, ...]]:
         "pipeline": (schema.PipelineConfig,),
         "link": (schema.LinkConfig,),
         "evaluate": (schema.EvaluateConfig,),
+        "probe": (schema.ProbeConfig,),
         "checkpoint": (schema.CheckpointConfig,),
     }
 

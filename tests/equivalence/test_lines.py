@@ -19,6 +19,7 @@ from harness.training import complete_steps, make_trainer, run_planned, wait_for
 from harness.worlds import CPU, WorldError
 
 SETTINGS = ("model.dropout=0.2", "log_every=3", "checkpoint.every=2", "evaluate.every=1")
+PROBED = ("probe.every=2", "probe.batch_size=120", "evaluate.batch_size=50")
 SIMULATED = ("method=dgl_async", "method.simulate=true", "method.buffer=3", "log_every=5")
 
 
@@ -58,7 +59,7 @@ def lines_of(run_dir):
         line = json.loads(text)
         key = line["kind"], line["step"], line["stage"]
         assert key not in found, "twice"
-        assert line.pop("samples_per_second") is not None or line["kind"] == "test"
+        assert line.pop("samples_per_second", None) is not None or line["kind"] != "train"
         found[key] = line
     return found
 
@@ -66,10 +67,11 @@ def lines_of(run_dir):
 @pytest.mark.parametrize(
     ("words", "world", "dies", "left"),
     [
-        ((), (3, 3), (1, 7), [4, 6]),
+        (PROBED, (3, 3), (1, 7), [4, 6]),
         in_test_all(SIMULATED, (3, 1), (0, 19), [2, 4]),
         in_test_all((), (2, 2, 2), (3, 8), [4, 6]),
-        in_test_all(("method=sequential",), (2, 2), (0, 12), [8, 10]),
+        in_test_all((*PROBED, "method=sequential"), (2, 2), (0, 12), [8, 10]),
+        in_test_all((*PROBED, "method=ddg"), (3, 2), (1, 7), [4, 6]),
         in_test_all(("method=backprop",), (2, 2), (0, 7), [4, 6]),
         in_test_all((), (3, 1), (0, 4), [2]),
         in_test_all(("optimizer=adam", "precision=bf16"), (2, 2), (1, 5), [2, 4]),

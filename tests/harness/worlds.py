@@ -38,7 +38,8 @@ from torch.distributed.distributed_c10d import Store
 
 import dglpipe
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.process_group import ProcessGroup, rendezvous
+from dglpipe.pipeline.process_group import ProcessGroup
+from dglpipe.pipeline.stores import rendezvous
 from dglpipe.pipeline.topology import Layout, Topology
 
 CPU = Device(torch.device("cpu"), "gloo")

@@ -56,6 +56,7 @@ from dglpipe.config.parse import from_yaml, parse, to_tree, to_yaml
 from dglpipe.config.pipeline import PipelineConfig
 from dglpipe.config.plugin import PluginConfig
 from dglpipe.config.precision import PrecisionConfig
+from dglpipe.config.probe import ProbeConfig
 from dglpipe.config.schedule import (
     SCHEDULES,
     ConstantConfig,
@@ -107,6 +108,7 @@ __all__ = [
     "PipelineConfig",
     "PluginConfig",
     "PrecisionConfig",
+    "ProbeConfig",
     "ResnetCifarConfig",
     "ResnetConfig",
     "ScheduleConfig",

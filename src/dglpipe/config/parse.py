@@ -15,6 +15,14 @@ from dglpipe.config.head import OUTPUT
 from dglpipe.config.schema import CHOICES, SINGLE, STAGE_GROUPS, Config
 from dglpipe.errors import ConfigError
 
+LATER: dict[str, Any] = {
+    "probe": {},
+    "on_nonfinite": "stop",
+    "on_failure": "stop",
+    "max_restarts": 0,
+}
+"""Keys that files of version 0.1 do not have, and what such a run did."""
+
 
 def parse(tree: Mapping[str, Any]) -> Config:
     """Converts a composed configuration to typed objects.
@@ -62,7 +70,7 @@ def from_yaml(text: str) -> Config:
         reason = " ".join(str(error).split())
         raise ConfigError("config.yaml", "malformed YAML", "YAML", reason) from error
     require(isinstance(tree, dict), "config.yaml", tree, "a mapping {key: value}")
-    return parse(_from_0_1(tree))
+    return parse(LATER | _from_0_1(tree))
 
 
 def _from_0_1(tree: dict[str, Any]) -> dict[str, Any]:

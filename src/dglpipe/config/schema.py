@@ -19,6 +19,7 @@ from dglpipe.config.model import MODEL_FAMILIES, ModelConfig
 from dglpipe.config.optim import OPTIMIZERS, OptimizerConfig
 from dglpipe.config.pipeline import PipelineConfig
 from dglpipe.config.precision import PrecisionConfig
+from dglpipe.config.probe import ProbeConfig
 from dglpipe.config.schedule import SCHEDULES, ScheduleConfig
 
 CHOICES: dict[str, dict[str, type[Any]]] = {
@@ -35,6 +36,7 @@ SINGLE: dict[str, type[Any]] = {
     "pipeline": PipelineConfig,
     "link": LinkConfig,
     "evaluate": EvaluateConfig,
+    "probe": ProbeConfig,
     "checkpoint": CheckpointConfig,
 }
 """Groups with a single schema: group -> schema."""
@@ -80,6 +82,8 @@ class Config:
     """Emulated links."""
     evaluate: EvaluateConfig
     """Evaluation during training."""
+    probe: ProbeConfig
+    """Measurements of convergence."""
     checkpoint: CheckpointConfig
     """Checkpoints."""
     per_stage: list[dict[str, Any]]

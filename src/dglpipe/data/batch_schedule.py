@@ -26,17 +26,19 @@ from dglpipe.errors import ConfigError
 
 
 class Phase(IntEnum):
-    """Whether a batch is for training or for testing."""
+    """What a batch is for."""
 
     TRAIN = 0
     TEST = 1
+    PROBE = 2
+    """Part of the probe batch, whose features are measured."""
 
 
 class BatchItem(NamedTuple):
     """One batch of the schedule, as one replica sees it."""
 
     phase: Phase
-    """Training or test batch."""
+    """Training, test or probe batch."""
     number: int
     """Index of the batch in its phase over the whole run, from 1. For training batches, equal to
     `step`."""
@@ -68,7 +70,8 @@ class BatchSchedule:
     """The schedule of all batches of a run, determined by a few sizes.
 
     Raises:
-        ConfigError: `batch_size` is larger than the training split, or less than 2 per replica.
+        ConfigError: `batch_size` is larger than the training split, or less than 2 per replica;
+            the probe batch is larger than the test split.
     """
 
     train: int
@@ -89,6 +92,10 @@ class BatchSchedule:
     """Epochs between two evaluations; 0: only after the last step of a round."""
     rounds: int = 1
     """Number of rounds: K in sequential learning, otherwise 1."""
+    probe_every: int = 0
+    """Steps of a round between two probe batches; 0: none."""
+    probe: int = 0
+    """Images of the probe batch."""
 
     def __post_init__(self) -> None:
         if self.batch_size > self.train:
@@ -97,6 +104,9 @@ class BatchSchedule:
         if self.batch_size < 2 * self.replicas:
             allowed = f"at least {2 * self.replicas}: batch norm needs 2 rows per replica"
             raise ConfigError("batch_size", self.batch_size, allowed)
+        if self.probe_every and self.probe > self.test:
+            allowed = f"at most the {self.test} test samples of the data set"
+            raise ConfigError("probe.batch_size", self.probe, allowed)
 
     @cached_property
     def left_out(self) -> int:
@@ -139,7 +149,7 @@ class BatchSchedule:
     def items(self, replica: int = 0, done: int = 0) -> Iterator[BatchItem]:
         """Yields the batches of `replica` after `done` training steps, in order.
 
-        The evaluation after step `done` is included.
+        The evaluation and the probe batch after step `done` are included.
         """
         evaluations = sum(map(self._evaluates_after, range(1, done)))
         for step in range(done, self.steps + 1):
@@ -148,6 +158,8 @@ class BatchSchedule:
             if step and self._evaluates_after(step):
                 yield from self._test_items(step, evaluations, replica)
                 evaluations += 1
+            if step and self._probes_after(step):
+                yield from self._probe_items(step, replica)
 
     def fed(self, number: int) -> BatchItem:
         """Training batch `number`, from 1, of a schedule that does not end.
@@ -170,6 +182,10 @@ class BatchSchedule:
         """
         at = self._evaluations.get(step)
         return [] if at is None else list(self._test_items(step, at, 0))
+
+    def last_tests(self) -> Sequence[BatchItem]:
+        """The test batches of the evaluation after the last step."""
+        return [item for item in self.items(done=self.steps) if item.phase is Phase.TEST]
 
     def test_item(self, number: int) -> BatchItem:
         """Test batch `number` of the run, from 1 to `last_test`.
@@ -204,14 +220,14 @@ class BatchSchedule:
         The message has no rows if the stage above does not process the batch: in sequential
         learning, while a stage up to `below` learns.
         """
-        if self.rounds == 1 or item.phase is Phase.TEST or item.round > below:
+        if self.rounds == 1 or item.phase is not Phase.TRAIN or item.round > below:
             return item
         return item._replace(rows=0)
 
     def largest_rows(self, phase: Phase) -> int:
         """Rows of the largest batch of one replica."""
         batch = min(self.batch_size, self.train)
-        if phase is Phase.TEST:
+        if phase is not Phase.TRAIN:
             batch = min(self.test_batch_size, self.test)
         return spread(batch, self.replicas)[0]
 
@@ -221,6 +237,10 @@ class BatchSchedule:
             return True
         epoch, inside = divmod(step, self.steps_per_epoch)
         return inside == 0 and self.evaluate_every > 0 and epoch % self.evaluate_every == 0
+
+    def _probes_after(self, step: int) -> bool:
+        _, step = self._round_and_step(step)
+        return self.probe_every > 0 and step % self.probe_every == 0
 
     def last_evaluation_before(self, step: int) -> int:
         """Step of the last evaluation that follows a step before `step`; 0 if there is none."""
@@ -267,6 +287,27 @@ class BatchSchedule:
         for batch in range(self.test_batches):
             yield self._test_batch(step, evaluations, replica, batch)
 
+    def _probe_items(self, step: int, replica: int) -> Iterator[BatchItem]:
+        """The probe batch in parts, which are no larger than test batches. Replica 0 has all
+        rows: its buffers are not averaged over the replicas, as they are for an evaluation."""
+        most = self.largest_rows(Phase.PROBE)
+        parts = -(-self.probe // most)
+        round_, inside = self._round_and_step(step)
+        before = round_ * (self.steps_per_round // self.probe_every)
+        before += inside // self.probe_every - 1
+        for part in range(parts if replica == 0 else 0):
+            first = part * most
+            rows = min(most, self.probe - first)
+            number = before * parts + part + 1
+            ends = part == parts - 1
+            yield self._item(Phase.PROBE, number, step, (first, rows), rows, ends)
+
+    def probe_rows(self, item: BatchItem) -> range:
+        """Indices in the test split of the rows of a probe batch. They are spread evenly over the
+        split, which may be sorted by class."""
+        spacing = self.test // self.probe
+        return range(item.first * spacing, (item.first + item.rows) * spacing, spacing)
+
     def _test_batch(self, step: int, evaluations: int, replica: int, batch: int) -> BatchItem:
         """Batch `batch`, from 0, of the evaluation after `step`, which follows `evaluations`."""
         at = batch * self.test_batch_size
@@ -306,6 +347,8 @@ def build_batch_schedule(config: Config, source: DataSource, rounds: int = 1) ->
         max_steps=config.max_steps,
         evaluate_every=config.evaluate.every,
         rounds=rounds,
+        probe_every=config.probe.every,
+        probe=config.probe.batch_size,
     )
 
 

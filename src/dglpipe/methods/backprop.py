@@ -87,9 +87,14 @@ class Backprop(Method):
         return Placement(stages, processes, kind)
 
     def check(self, config: Config, layout: Layout, schedule: BatchSchedule) -> None:
-        """Raises ConfigError for micro-batches that do not fit the batch or the schedule."""
+        """Raises ConfigError for micro-batches that do not fit the batch or the schedule, and for
+        `probe` in a pipeline."""
         if not layout.is_pipelined:
             return
+        if config.probe.every:
+            hint = "Only torch.distributed.pipelining sees the features between the stages"
+            allowed = "0 in a pipeline of backprop"
+            raise ConfigError("probe.every", config.probe.every, allowed, hint)
         m, key = self.settings.microbatches, "method.microbatches"
         name = self.settings.schedule or "1f1b"
         if schedule.batch_size % m or schedule.batch_size // m < 2:

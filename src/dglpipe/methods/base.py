@@ -107,7 +107,14 @@ class Evaluation(NamedTuple):
     """Correct predictions of the ensemble; None except in the process of the last stage."""
 
 
-Event = Update | Evaluation
+class Measurement(NamedTuple):
+    """Event: the probe batch has passed all stages of a process."""
+
+    step: int
+    epoch: int
+
+
+Event = Update | Evaluation | Measurement
 
 
 @dataclass(frozen=True)
@@ -158,8 +165,8 @@ class RunContext:
 
     def open_data(self, items: Iterable[BatchItem]) -> DataInputs:
         """Loads the data set and returns an iterator over the batches `items`."""
-        size, seed = self.plan.data.train, self.plan.config.seed
-        return DataInputs(self.source.load(), size, items, seed, self.device)
+        schedule, seed = self.plan.schedule, self.plan.config.seed
+        return DataInputs(self.source.load(), schedule, items, seed, self.device)
 
     def open_inputs(self, items: Iterator[BatchItem]) -> Inputs:
         """The batches `items`: from the data set in stage 0, otherwise from the process below."""

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dglpipe.data.batch_schedule import BatchItem, Phase
-from dglpipe.methods.base import Evaluation, Event, RunContext, Update
+from dglpipe.methods.base import Evaluation, Event, Measurement, RunContext, Update
 from dglpipe.monitoring.timers import Kind, Timer
 from dglpipe.pipeline.exits import ExitEvaluator
 from dglpipe.pipeline.inputs import Arrival, Inputs
+from dglpipe.pipeline.message import ACTIVATIONS, LABELS
 from dglpipe.pipeline.stage import Stage
 
 
@@ -69,6 +70,9 @@ class ChainRunner(InputsRunner):
             if item.phase is Phase.TEST:
                 yield from self._evaluation.step(item, self.inputs, self.evaluate, self.exits)
                 continue
+            if item.phase is Phase.PROBE:
+                yield from self._measure(item)
+                continue
             self.timer.lap(first, Kind.OTHER)
             self.timer.steps_to(item.step)
             arrival = self.inputs.take()
@@ -94,6 +98,25 @@ class ChainRunner(InputsRunner):
     def evaluate(self, arrival: Arrival) -> None:
         """Evaluates the stages on one batch and sends their output to the next process."""
         self.exits.evaluate(arrival)
+
+    def _measure(self, item: BatchItem) -> Iterator[Measurement]:
+        """Adds a part of the probe batch to the measurement of every stage; yields after the last
+        part."""
+        first = self.stages[0].index
+        self.timer.lap(first, Kind.OTHER)
+        arrival = self.inputs.take()
+        batch = arrival.batch
+        self.eval_mode(True)
+        for stage in self.stages:
+            stage.probe.add_inputs(batch)
+            if stage.index in self.fields:
+                batch = self.fields[stage.index].normalise(stage.infer(batch))
+        self.eval_mode(False)
+        if self.sender is not None:
+            self.sender.send(item, {LABELS: arrival.labels, ACTIVATIONS: batch})
+        if item.ends_pass:
+            yield Measurement(item.step, item.epoch)
+        self.timer.lap(first, Kind.EVALUATING)
 
     def learners(self, item: BatchItem) -> Sequence[Stage]:
         """The stages that learn from `item`."""

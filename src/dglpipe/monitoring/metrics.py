@@ -23,6 +23,8 @@ from dglpipe.files import finite, writing
 
 ENSEMBLE = "ensemble"
 """Name of the ensemble of exits in place of a stage number."""
+PROBE = "probe"
+"""Kind of the lines of convergence."""
 POLL_SECONDS = 0.1
 """Pause of the collecting thread when no record is available."""
 
@@ -51,6 +53,22 @@ class Line:
     accuracy: float | None
     learning_rate: float | None = None
     samples_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeLine:
+    """A measurement of the convergence of a stage, as an object of `metrics.jsonl`; see
+    `dglpipe.pipeline.probe`."""
+
+    kind: str
+    epoch: int
+    step: int
+    stage: int
+    gradient_norm: float | None
+    drift: float | None
+
+
+AnyLine = Line | ProbeLine
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +138,10 @@ class Reporter:
         """Sends one record, in one request to the store."""
         self._put({"sums": asdict(sums)})
 
+    def send_probe(self, line: ProbeLine) -> None:
+        """Sends the convergence of a stage, of all its replicas together."""
+        self._put({PROBE: asdict(line)})
+
     def checkpoint(self, step: int, files: Sequence[Mapping[str, Any]]) -> None:
         """Reports that the files of this process for the checkpoint of `step` are on the disk.
 
@@ -142,7 +164,7 @@ class Reporter:
 class Sink(Protocol):
     """A receiver of all lines."""
 
-    def line(self, line: Line) -> None: ...
+    def line(self, line: AnyLine) -> None: ...
 
     def close(self) -> None: ...
 
@@ -262,6 +284,8 @@ class Collector:
             self._finals[rank] = record["final"]
         elif "checkpoint" in record:
             self._add_files(rank, **record["checkpoint"])
+        elif PROBE in record:
+            self._pass_on(ProbeLine(**record[PROBE]))
         else:
             self._add(Sums(**record["sums"]))
         return True
@@ -270,13 +294,16 @@ class Collector:
         parts = self._parts.setdefault(sums.key(), [])
         parts.append(sums)
         if len(parts) == self._replicas:
-            line = combine(self._parts.pop(sums.key()))
-            series = line.kind, line.stage
-            if line.step <= self._newest.get(series, -1):
-                return
-            self._newest[series] = line.step
-            for sink in self._sinks:
-                sink.line(line)
+            self._pass_on(combine(self._parts.pop(sums.key())))
+
+    def _pass_on(self, line: AnyLine) -> None:
+        """Passes a new line to the sinks."""
+        series = line.kind, line.stage
+        if line.step <= self._newest.get(series, -1):
+            return
+        self._newest[series] = line.step
+        for sink in self._sinks:
+            sink.line(line)
 
     def _add_files(self, rank: int, step: int, files: Sequence[Mapping[str, Any]]) -> None:
         self._saved[rank] = step, files
@@ -304,7 +331,7 @@ class JsonLines:
         with writing(path):
             self._file = path.open("a", buffering=1)
 
-    def line(self, line: Line) -> None:
+    def line(self, line: AnyLine) -> None:
         """Appends `line`.
 
         Raises:

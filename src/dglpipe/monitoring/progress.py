@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dglpipe.data.batch_schedule import BatchSchedule
-from dglpipe.monitoring.metrics import Line, format_value
+from dglpipe.monitoring.metrics import AnyLine, Line, ProbeLine, format_value
 
 PLAIN_SECONDS = 30.0
 """Time between two lines of a stage within an epoch."""
@@ -21,7 +21,7 @@ PLAIN_SECONDS = 30.0
 class Display(Protocol):
     """A sink that shows lines to the user."""
 
-    def line(self, line: Line) -> None: ...
+    def line(self, line: AnyLine) -> None: ...
 
     def close(self) -> None: ...
 
@@ -42,7 +42,9 @@ class PlainProgress:
         self._plan = plan
         self._printed: dict[int | str, float] = {}
 
-    def line(self, line: Line) -> None:
+    def line(self, line: AnyLine) -> None:
+        if isinstance(line, ProbeLine):
+            return
         ends_epoch = self._plan.ends_epoch(line.step)
         now = time.monotonic()
         if not ends_epoch and now - self._printed.setdefault(line.stage, now) < PLAIN_SECONDS:
@@ -78,7 +80,9 @@ class LiveProgress:
         self._live = Live(self._table(), console=console, refresh_per_second=4)
         self._live.start()
 
-    def line(self, line: Line) -> None:
+    def line(self, line: AnyLine) -> None:
+        if isinstance(line, ProbeLine):
+            return
         self._last[line.kind, line.stage] = line
         is_last = self._rounds > 1 or line.stage == self._stages - 1
         if line.kind == "train" and is_last:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dglpipe.files import writing
-from dglpipe.monitoring.metrics import Line
+from dglpipe.monitoring.metrics import AnyLine
+
+PLACE = ("kind", "epoch", "step", "stage")
+"""Fields of a line that are no curves."""
 
 
 class TensorBoard:
@@ -20,12 +24,11 @@ class TensorBoard:
         with writing(path):
             self._writer: Any = SummaryWriter(str(path))
 
-    def line(self, line: Line) -> None:
+    def line(self, line: AnyLine) -> None:
         """Adds a point to the curve of each value that is not None."""
         stage = line.stage if isinstance(line.stage, str) else f"stage_{line.stage}"
-        for name in ("loss", "accuracy", "learning_rate", "samples_per_second"):
-            value = getattr(line, name)
-            if value is not None:
+        for name, value in asdict(line).items():
+            if name not in PLACE and value is not None:
                 with writing(self._path):
                     self._writer.add_scalar(f"{line.kind}/{name}/{stage}", value, line.step)
 

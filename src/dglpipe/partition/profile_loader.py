@@ -25,7 +25,7 @@ def loading_seconds(config: Config, data: DataSet, plan: BatchSchedule) -> float
     items = (item for item in plan.items() if item.phase is Phase.TRAIN)
     device = Device(torch.device("cpu"), "gloo")
     count = min(MOST_BATCHES, plan.steps)
-    feed = DataInputs(data, plan.train, items, config.seed, device)
+    feed = DataInputs(data, plan, items, config.seed, device)
     times = [time.perf_counter()]
     try:
         # The first batch waits for the decoding processes to start.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dglpipe.data import DataSet
-from dglpipe.data.batch_schedule import BatchItem, Phase
+from dglpipe.data.batch_schedule import BatchItem, BatchSchedule, Phase
 from dglpipe.data.dataset import Request
 from dglpipe.data.sampler import epoch_order
 from dglpipe.pipeline.device import Device
@@ -58,20 +58,26 @@ class DataInputs:
     """Feeds stage 0 with the rows of one replica.
 
     Args:
-        size: number of images in the training split.
-        items: the batches to load, in order.
+        items: the batches of `schedule` to load, in order.
     """
 
     def __init__(
-        self, data: DataSet, size: int, items: Iterable[BatchItem], seed: int, device: Device
+        self,
+        data: DataSet,
+        schedule: BatchSchedule,
+        items: Iterable[BatchItem],
+        seed: int,
+        device: Device,
     ) -> None:
         self._data = data
         self.workers = data.workers
         self._pending: deque[BatchItem] = deque()
         self._device = device
-        self._batches = data.batches(self._requests(items, seed, size))
+        self._batches = data.batches(self._requests(items, seed, schedule))
 
-    def _requests(self, items: Iterable[BatchItem], seed: int, size: int) -> Iterator[Request]:
+    def _requests(
+        self, items: Iterable[BatchItem], seed: int, schedule: BatchSchedule
+    ) -> Iterator[Request]:
         order, epoch = torch.empty(0, dtype=torch.int64), 0
         for item in items:
             self._pending.append(item)
@@ -79,8 +85,11 @@ class DataInputs:
             if item.phase is Phase.TEST:
                 yield Request(False, item.round_epoch, torch.arange(rows.start, rows.stop))
                 continue
+            if item.phase is Phase.PROBE:
+                yield Request(False, item.round_epoch, torch.tensor(schedule.probe_rows(item)))
+                continue
             if item.round_epoch != epoch:
-                order, epoch = epoch_order(seed, item.round_epoch, size), item.round_epoch
+                order, epoch = epoch_order(seed, item.round_epoch, schedule.train), item.round_epoch
             yield Request(True, item.round_epoch, order[rows])
 
     def take(self) -> Arrival:

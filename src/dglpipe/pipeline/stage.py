@@ -26,6 +26,7 @@ from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.finite import StageWatch
 from dglpipe.pipeline.lr_schedule import rate_factor
 from dglpipe.pipeline.optim import build_optimizer, start_momentum
+from dglpipe.pipeline.probe import StageProbe
 from dglpipe.pipeline.stage_module import Emit, LocalStep, Objective, StageModule, cast_input
 from dglpipe.seeds import Seeds
 
@@ -91,6 +92,7 @@ class Stage:
         length: steps of the run, for the learning rate.
         seed: seed of the run.
         copies: the data-parallel copies of the stage; None: one copy.
+        probe_every: steps between two measurements of convergence; 0: none.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Stage:
         length: RunLength,
         seed: int,
         copies: Copies | None = None,
+        probe_every: int = 0,
     ) -> None:
         self.index = index
         self.settings = settings
@@ -124,6 +127,8 @@ class Stage:
         self._trained, self._tested = ExitMeter(), ExitMeter()
         self.watch = StageWatch(self.module, self.optimizer)
         """Losses by step, and the search for values that are NaN or infinite."""
+        self.probe = StageProbe(probe_every)
+        """Measurements of convergence."""
         self.mark: Callable[[str], None] | None = None
         """Optional callback after each phase of a step, with the name of the phase."""
 
@@ -220,6 +225,9 @@ class Stage:
                 None: the norm of this stage's gradient.
         """
         self.watch.history.end_step(step)
+        if self.probe.measures(step):
+            scale = 1.0 if self.scaler is None else self.scaler.get_scale()
+            self.probe.add_norm(self.squared_norm().sqrt() / scale)
         # A function of the step, so that a resumed run resets its optimizer at the same steps.
         if self._resets and step > 1 and self.learning_rate(step) < self.learning_rate(step - 1):
             self.optimizer.state.clear()
@@ -278,6 +286,10 @@ class Stage:
     def restore_totals(self, state: dict[str, Any]) -> None:
         """Continues with a result of `open_totals`."""
         self._trained.restore(state, self._device.torch_device)
+
+    def restore_probe(self, state: dict[str, Any]) -> None:
+        """Continues with a result of `StageProbe.state`."""
+        self.probe.restore(state, self._device.torch_device)
 
     def test_totals(self) -> Totals:
         """Loss and hits of testing since the last call; waits for the device."""

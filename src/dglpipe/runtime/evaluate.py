@@ -50,8 +50,8 @@ def evaluate_run(path: Path, trust: Words = ()) -> dict[str, Any]:
     length = RunLength(schedule.steps_per_round, schedule.steps_per_epoch)
     stages = load_stages(network, run, length)
     exits = ExitEvaluator(stages, dict(enumerate(network.spec.fields)), None, count)
-    items = list(schedule.items(done=schedule.steps))
-    inputs = DataInputs(source.load(), schedule.train, items, config.seed, CPU)
+    items = schedule.last_tests()
+    inputs = DataInputs(source.load(), schedule, items, config.seed, CPU)
     for stage in stages:
         stage.eval_mode(True)
     with contextlib.closing(inputs):

@@ -79,6 +79,15 @@ class TrainedNetwork(nn.Module):
             batch = stage.output(features)
         return logits
 
+    def outputs(self, batch: Tensor) -> list[Tensor]:
+        """Output (B, ...) of every stage, as the next stage receives it; the last are logits."""
+        outputs: list[Tensor] = []
+        for j in range(len(self.stages)):
+            stage = self._stage(j)
+            batch = stage.output(stage.features(self._cast(j, batch)))
+            outputs.append(batch)
+        return outputs
+
     def _stage(self, j: int) -> StageModule:
         return cast(StageModule, self.stages[j])
 

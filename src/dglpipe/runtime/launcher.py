@@ -15,7 +15,7 @@ from dglpipe.errors import PreemptedError, RunFailedError, StorageError
 from dglpipe.files import try_write_json
 from dglpipe.host import end_with_parent
 from dglpipe.methods.run_plan import RunPlan
-from dglpipe.pipeline.process_group import PrefixStore, Store, host_store, join_store
+from dglpipe.pipeline.stores import PrefixStore, Store, host_store, join_store
 from dglpipe.runtime import failure, preemption
 from dglpipe.runtime.recorder import Recorder
 from dglpipe.runtime.run_dir import RunDir

@@ -13,12 +13,13 @@ from dglpipe.files import write_json
 from dglpipe.manifest import write_manifest
 from dglpipe.methods.dgl_async.staleness import draw_staleness
 from dglpipe.methods.run_plan import RunPlan
+from dglpipe.monitoring.convergence import draw_convergence
 from dglpipe.monitoring.metrics import Collector, JsonLines, Sink
 from dglpipe.monitoring.progress import open_progress
 from dglpipe.monitoring.tensorboard import TensorBoard
 from dglpipe.monitoring.trace import merge
 from dglpipe.pipeline.device import Device
-from dglpipe.pipeline.process_group import Store
+from dglpipe.pipeline.stores import Store
 from dglpipe.pipeline.topology import Topology
 from dglpipe.runtime.checkpoint import Checkpoints
 from dglpipe.runtime.closing_table import closing_table
@@ -96,6 +97,8 @@ class Recorder:
         finals = self.collector.finals(plan.config.timeout_s)
         result = self._summary.finished(finals, time.monotonic() - self._started)
         write_manifest(run_dir.manifest, self._summary.manifest(finals))
+        if plan.config.probe.every:
+            draw_convergence(run_dir.metrics, run_dir.convergence)
         draw_staleness(result["staleness"] or [], run_dir.staleness)
         if plan.config.timeline:
             parts = [run_dir.timeline_part(rank) for rank in range(plan.layout.world_size)]

@@ -78,6 +78,11 @@ class RunDir:
         """The picture of the ages of the batches that asynchronous stages read."""
         return self.path / "staleness.png"
 
+    @property
+    def convergence(self) -> Path:
+        """The picture of gradient norms and drifts."""
+        return self.path / "convergence.png"
+
     def timeline_part(self, rank: int) -> Path:
         """The spans of one process, until the spans of all processes are merged."""
         return self.logs / f"timeline_{rank}.json"
@@ -214,7 +219,7 @@ class RunDir:
     def _parts(self, folder: Path) -> set[Path]:
         """Part files in `folder`, below a name of this run directory."""
         files = (self.config, self.workers, self.metrics, self.summary, self.timeline)
-        pictures = (self.timeline.with_suffix(".png"), self.staleness)
+        pictures = (self.timeline.with_suffix(".png"), self.staleness, self.convergence)
         names = {item.name for item in (*files, *pictures, self.manifest)}
         patterns = ("failure_*.json", "timeline_*.json", "stage_*")
         found = {item: name_of_part(item) for item in folder.glob(".*") if item.is_file()}
@@ -322,13 +327,17 @@ class RunDir:
 
 def _is_before(text: bytes, step: int, by_stage: Mapping[int, int]) -> bool | None:
     """Whether the line `text` was written before the checkpoint of `step`; None for a text that is
-    not a line. The evaluation after `step` comes after the checkpoint."""
+    not a line. Evaluation and probe batch after `step` come after the checkpoint."""
     try:
         line = json.loads(text.decode())
         kind, at, stage = line["kind"], line["step"], line["stage"]
     except (ValueError, LookupError, TypeError):
         return None
-    if kind not in ("train", "test") or type(at) is not int or type(stage) not in (int, str):
+    if (
+        kind not in ("train", "test", "probe")
+        or type(at) is not int
+        or type(stage) not in (int, str)
+    ):
         return None
     return at <= by_stage.get(stage, step) if kind == "train" else at < step
 

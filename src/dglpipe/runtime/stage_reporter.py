@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from dglpipe.methods.base import Evaluation, RunContext, Update
+from dglpipe.methods.base import Evaluation, Measurement, RunContext, Update
 from dglpipe.monitoring import timers
-from dglpipe.monitoring.metrics import ENSEMBLE, Reporter, Sums
+from dglpipe.monitoring.metrics import ENSEMBLE, PROBE, ProbeLine, Reporter, Sums
 from dglpipe.monitoring.timers import Kind
 from dglpipe.pipeline.stage import Stage
 
@@ -39,6 +39,7 @@ class StageReporter:
         by_index = {stage.index: stage for stage in context.stages}
         for j, line in (open_lines or {}).items():
             by_index[j].restore_totals(line["totals"])
+            by_index[j].restore_probe(line["probe"])
             self._logged[j] -= line["seconds"]
 
     def begin(self, now: float) -> None:
@@ -52,6 +53,7 @@ class StageReporter:
         return {
             stage.index: {
                 "totals": stage.open_totals(),
+                "probe": stage.probe.state(),
                 "seconds": now - self._logged[stage.index],
             }
             for stage in stages
@@ -117,6 +119,13 @@ class StageReporter:
             self._evaluated = event.step
             self._release()
         return losses
+
+    def log_probe(self, event: Measurement, stages: Sequence[Stage]) -> None:
+        """Sends a line of the convergence of every stage."""
+        for stage in stages:
+            norm, drift = stage.probe.take()
+            line = ProbeLine(PROBE, event.epoch, event.step, stage.index, norm, drift)
+            self._reporter.send_probe(line)
 
     def _send_test(
         self, event: Evaluation, stage: int | str, rows: int, loss: float | None, correct: int

@@ -18,8 +18,8 @@ from dglpipe.manifest import FileEntry
 from dglpipe.methods.dgl_async.distributed import withdraw_done
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.pipeline.device import select
-from dglpipe.pipeline.process_group import PrefixStore, Store
 from dglpipe.pipeline.stage_links import withdraw_process
+from dglpipe.pipeline.stores import PrefixStore, Store
 from dglpipe.runtime.checkpoint import Checkpoints
 from dglpipe.runtime.failure import Failure
 from dglpipe.runtime.log_file import log_storage_errors_of_threads

@@ -16,7 +16,7 @@ import torch
 import dglpipe
 from dglpipe.config import to_yaml
 from dglpipe.methods.run_plan import RunPlan
-from dglpipe.monitoring.metrics import ENSEMBLE, Line
+from dglpipe.monitoring.metrics import ENSEMBLE, AnyLine, Line
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.topology import Layout
 
@@ -37,9 +37,9 @@ class Summary:
         self._device = device
         self._tests: dict[int | str, Line] = {}
 
-    def line(self, line: Line) -> None:
+    def line(self, line: AnyLine) -> None:
         """Keeps the newest test line of every exit."""
-        if line.kind == "test":
+        if isinstance(line, Line) and line.kind == "test":
             self._tests[line.stage] = line
 
     def close(self) -> None:

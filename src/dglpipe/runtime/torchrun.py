@@ -26,7 +26,8 @@ from dglpipe.errors import (
 from dglpipe.host import cores
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.pipeline.launcher_env import world_of_launcher
-from dglpipe.pipeline.process_group import ProcessGroup, Store, join_attempt, rendezvous
+from dglpipe.pipeline.process_group import ProcessGroup
+from dglpipe.pipeline.stores import Store, join_attempt, rendezvous
 from dglpipe.pipeline.topology import Layout
 from dglpipe.runtime import failure, preemption
 from dglpipe.runtime.plan import make_plan, plan_layout

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dglpipe.methods.base import Evaluation, RunContext, Runner, Update
+from dglpipe.methods.base import Evaluation, Measurement, RunContext, Runner, Update
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.monitoring import timers
 from dglpipe.monitoring.metrics import Reporter
@@ -106,6 +106,8 @@ class Trainer:
                     self._evaluated = (event.step, self.runner.step)
                     losses = self._reporter.log_test(event, self.runner.stages)
                     self._finite.tests(event, losses)
+                elif isinstance(event, Measurement):
+                    self._reporter.log_probe(event, self.runner.stages)
                 else:
                     self._after(event)
                     if self._stops_after(event):

@@ -28,8 +28,9 @@ from dglpipe.monitoring.timers import Timer
 from dglpipe.monitoring.trace import TracingTimer
 from dglpipe.partition.own_stages import build_own_stages
 from dglpipe.pipeline.device import Device, select
-from dglpipe.pipeline.process_group import ProcessGroup, Store
+from dglpipe.pipeline.process_group import ProcessGroup
 from dglpipe.pipeline.stage import Copies, RunLength, Stage
+from dglpipe.pipeline.stores import Store
 from dglpipe.pipeline.topology import Topology
 from dglpipe.runtime import failure
 from dglpipe.runtime.checkpoint import Checkpoints
@@ -241,6 +242,7 @@ def _build_stages(
             length,
             config.seed,
             copies,
+            config.probe.every,
         )
         for j in topology.stages
     ]

@@ -25,7 +25,7 @@ def test_shares_differ_by_at_most_one_and_the_larger_come_first(count, parts):
 def drawn(stream, **where):
     """T or E, index, first row, rows."""
     return [
-        f"{'TE'[item.phase]}{item.number}@{item.first}+{item.rows}"
+        f"{'TEP'[item.phase]}{item.number}@{item.first}+{item.rows}"
         for item in stream.items(**where)
     ]
 
@@ -53,6 +53,35 @@ def test_evaluation_at_the_end_only():
     assert [item.phase for item in batch_schedule(evaluate_every=0).items()] == [
         Phase.TRAIN
     ] * 6 + [Phase.TEST] * 2
+
+
+def test_probe_batches_are_drawn_in_parts_and_follow_the_evaluation():
+    stream = batch_schedule(probe_every=3, probe=5)
+    first = ["T1@0+4", "T2@4+4", "T3@8+2", "E1@0+3", "E2@3+2", "P1@0+3", "P2@3+2"]
+    assert drawn(stream)[: len(first)] == first
+    assert drawn(stream, done=3)[:4] == ["E1@0+3", "E2@3+2", "P1@0+3", "P2@3+2"]
+    assert drawn(stream)[-2:] == ["P3@0+3", "P4@3+2"]
+    assert [item.phase for item in stream.last_tests()] == [Phase.TEST] * 2
+
+
+def test_the_rows_of_a_probe_batch_are_spread_over_the_test_split():
+    stream = batch_schedule(test=11, probe_every=3, probe=5)
+    items = [item for item in stream.items() if item.phase is Phase.PROBE][:2]
+    assert [list(stream.probe_rows(item)) for item in items] == [[0, 2, 4], [6, 8]]
+
+
+def test_one_replica_has_all_rows_of_a_probe_batch():
+    stream = batch_schedule(probe_every=3, probe=5, replicas=2)
+    probed = [[item for item in stream.items(r) if item.phase is Phase.PROBE] for r in range(2)]
+    assert sum(item.rows for item in probed[0]) == 5, "after step 3 of 4"
+    assert max(item.rows for item in probed[0]) <= stream.largest_rows(Phase.TEST)
+    assert probed[1] == []
+
+
+def test_a_probe_batch_larger_than_the_test_split_is_refused():
+    with pytest.raises(ConfigError, match=r"probe\.batch_size: got 6; allowed: at most the 5"):
+        batch_schedule(probe_every=1, probe=6)
+    assert batch_schedule(probe=6).probe == 6, "it is not used"
 
 
 @pytest.mark.parametrize("done", range(7))

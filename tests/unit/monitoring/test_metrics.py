@@ -7,7 +7,7 @@ import pytest
 from torch._C._distributed_c10d import HashStore
 
 from dglpipe.errors import PeerLostError, StorageError
-from dglpipe.monitoring.metrics import Collector, JsonLines, Reporter, Sums, combine
+from dglpipe.monitoring.metrics import Collector, JsonLines, ProbeLine, Reporter, Sums, combine
 
 FULL = Path("/dev/full")
 """A device on which every write fails with ENOSPC."""
@@ -65,6 +65,18 @@ def test_records_of_all_ranks_become_lines():
     assert collector.finals(5) == [{"rank": 0}, {"rank": 1}]
     assert [(line.step, line.accuracy) for line in sink.lines] == [(10, 1 / 8), (20, 1 / 8)]
     assert sink.closed
+
+
+def test_a_measurement_is_a_line_once():
+    """One replica sends it. A process that is started again repeats it."""
+    store, sink = HashStore(), Lines()
+    reporter = Reporter(store, 0)
+    for norm, step in ((1.5, 10), (1.5, 10), (1.0, 20)):
+        reporter.send_probe(ProbeLine("probe", 1, step, 2, norm, None))
+    reporter.finish({})
+    Reporter(store, 1).finish({})
+    Collector(store, ranks=2, replicas=2, sinks=[sink]).finals(5)
+    assert [(line.step, line.gradient_norm) for line in sink.lines] == [(10, 1.5), (20, 1.0)]
 
 
 def test_a_checkpoint_is_complete_when_all_ranks_have_reported_and_their_lines_are_there():

@@ -7,7 +7,7 @@ from io import StringIO
 from rich.console import Console
 
 from dglpipe.data.batch_schedule import BatchSchedule
-from dglpipe.monitoring.metrics import Line
+from dglpipe.monitoring.metrics import Line, ProbeLine
 from dglpipe.monitoring.progress import LiveProgress, PlainProgress
 
 PLAN = BatchSchedule(8, 4, 4, 4, 1, 2, None, 1)
@@ -15,6 +15,7 @@ PLAN = BatchSchedule(8, 4, 4, 4, 1, 2, None, 1)
 
 LINES = [
     Line("train", 1, 1, 0, 1.0, 0.25, 0.1, 100.0),
+    ProbeLine("probe", 1, 2, 0, 3.0, None),
     Line("train", 1, 2, 0, 0.5, 0.5, 0.1, 100.0),
     Line("train", 1, 2, 1, 0.4, 0.625, 0.1, 100.0),
     Line("test", 1, 2, 0, 0.4, 0.75),

@@ -73,6 +73,7 @@ def test_a_truncated_summary_is_no_status(run_dir):
     run_dir.summary.write_text("")
     assert run_dir.status() == "unfinished"
     lines = [f'{{"kind": "train", "step": {step}, "stage": 0}}' for step in (1, 2)]
+    lines.append('{"kind": "probe", "step": 1, "stage": 0}')
     lines.append('{"kind": "tr')
     run_dir.metrics.write_text("\n".join(lines))
     run_dir.forget_after(1, {})

@@ -20,7 +20,7 @@ from dglpipe.errors import (
 )
 from dglpipe.manifest import FileEntry
 from dglpipe.monitoring.metrics import Reporter
-from dglpipe.pipeline.process_group import PrefixStore
+from dglpipe.pipeline.stores import PrefixStore
 from dglpipe.pipeline.topology import Layout
 from dglpipe.runtime import failure
 from dglpipe.runtime.plan import make_plan

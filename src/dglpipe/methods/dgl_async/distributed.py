@@ -35,8 +35,8 @@ from dglpipe.methods.dgl_async.storage import Batch, StorageFormat
 from dglpipe.monitoring.timers import Kind
 from dglpipe.pipeline.inputs import Arrival, arrival
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS
-from dglpipe.pipeline.process_group import Store
 from dglpipe.pipeline.stage import Stage
+from dglpipe.pipeline.stores import Store
 from dglpipe.pipeline.transport import Header
 
 

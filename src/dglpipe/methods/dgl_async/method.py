@@ -43,7 +43,10 @@ class DglAsync(Dgl):
         return Placement(stages, wanted)
 
     def check(self, config: Config, layout: Layout, schedule: BatchSchedule) -> None:
-        """Raises ConfigError for test batches larger than training batches."""
+        """Raises ConfigError for test batches larger than training batches, and for `probe`."""
+        if config.probe.every:
+            hint = "Its stages have no common step at which a probe batch could pass them"
+            raise ConfigError("probe.every", config.probe.every, "0 with method=dgl_async", hint)
         rows = config.evaluate.batch_size
         if rows is not None and rows > config.batch_size and not self.settings.simulate:
             hint = "All messages of method=dgl_async have the size of the largest batch"
