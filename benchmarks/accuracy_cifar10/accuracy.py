@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,10 +28,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import common
-from benchmarks.accuracy_cifar10.studies import Run, next_runs, settings
+from benchmarks.accuracy_cifar10.studies import MEASURED, SEEDS, Run, next_runs, settings
 from benchmarks.common import interval, log
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
+PICTURE = RESULTS.with_name("stages.png")
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- measured -->\n", "<!-- /measured -->\n"
 FOLDER = "DGLPIPE_CIFAR10"
@@ -41,7 +43,7 @@ class Results:
     """The finished runs, in a file.
 
     Attributes:
-        runs: key -> accuracy of every exit, and of the ensemble; words; processor.
+        runs: key -> accuracy of every exit, and of the ensemble; words; processor; convergence.
     """
 
     def __init__(self, file: Path) -> None:
@@ -55,11 +57,15 @@ class Results:
         """Key of a run -> accuracy of its last exit."""
         return {key: run["exits"][-1] for key, run in self.runs.items()}
 
-    def add(self, run: Run, summary: dict[str, Any]) -> None:
-        """Stores a finished run."""
-        test = summary["test"]
+    def add(self, run: Run, folder: Path) -> None:
+        """Stores the finished run in `folder`."""
+        test = json.loads((folder / "summary.json").read_text())["test"]
+        probes = probe_lines(folder / "metrics.jsonl")
+        if probes and run.seed == SEEDS[0]:
+            shutil.copy(folder / "convergence.png", self._file.parent)
         with self._lock:
             self.runs[run.key] = {
+                **({"convergence": probes} if probes else {}),
                 "seed": run.seed,
                 "exits": test["accuracy"],
                 "ensemble": test["ensemble_accuracy"],
@@ -67,6 +73,20 @@ class Results:
                 "processor": common.environment()["processor"],
             }
             common.store(str(self._file), runs=self.runs)
+
+
+def probe_lines(metrics: Path) -> dict[str, dict[str, list[float]]]:
+    """`gradient_norm` and `drift` -> stage -> mean of every epoch."""
+    lines = [json.loads(text) for text in metrics.read_text().splitlines()]
+    found: dict[str, dict[str, list[float]]] = {}
+    for name in ("gradient_norm", "drift"):
+        epochs: dict[tuple[str, int], list[float]] = {}
+        for line in lines:
+            if line["kind"] == "probe" and line[name] is not None:
+                epochs.setdefault((str(line["stage"]), line["epoch"]), []).append(line[name])
+        for (stage, _), values in sorted(epochs.items()):
+            found.setdefault(name, {}).setdefault(stage, []).append(mean(values))
+    return found
 
 
 class Workers:
@@ -122,7 +142,7 @@ class Workers:
             status = command.wait()
             self._commands.discard(command)
         if status == 0:
-            self._results.add(run, json.loads((folder / "summary.json").read_text()))
+            self._results.add(run, folder)
             log(f"{run.key}: {self._results.runs[run.key]['exits']}")
         elif not self._stops.is_set():
             self.failed.append(run.key)
@@ -140,6 +160,7 @@ def main() -> None:
     if arguments.tables or arguments.write:
         text = tables(Results(arguments.output))
         if arguments.write:
+            draw(Results(arguments.output), PICTURE)
             before, _, rest = README.read_text().partition(BEGIN)
             README.write_text(before + BEGIN + text + END + rest.partition(END)[2])
         log(text)
@@ -196,7 +217,56 @@ def tables(results: Results) -> str:
         if rows:
             head = [f"| {study} | seeds | exits | ensemble |", "|---|---|---|---|"]
             lines += [*head, *rows, ""]
+    measured = results.runs.get(f"stages/{MEASURED}/{SEEDS[0]}", {}).get("convergence")
+    if measured:
+        lines += convergence_table(measured)
     return "\n".join(lines) if lines else "No run is stored yet.\n"
+
+
+def draw(results: Results, picture: Path) -> None:
+    """Draws the accuracy of the last exit over the number of stages, by head, beside backprop."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    single = [100 * run["exits"][-1] for run in runs_of(results, "stages", "backprop")]
+    for head in ("mlp_sr", "cnn_sr"):
+        points = [(1, single)] if single else []
+        for stages in (2, 3, 6):
+            runs = runs_of(results, "stages", f"{head} K={stages}")
+            if runs:
+                points.append((stages, [100 * run["exits"][-1] for run in runs]))
+        middle = [mean(values) for _, values in points]
+        ends = [
+            [at - min(values) for at, (_, values) in zip(middle, points, strict=True)],
+            [max(values) - at for at, (_, values) in zip(middle, points, strict=True)],
+        ]
+        axes.errorbar([k for k, _ in points], middle, ends, marker="o", capsize=3, label=head)
+    axes.set_xticks([1, 2, 3, 6], ["1 (backprop)", "2", "3", "6"])
+    axes.set_xlabel("stages")
+    axes.set_ylabel("test accuracy of the last exit, %")
+    axes.legend()
+    figure.savefig(picture, dpi=110)
+
+
+def convergence_table(measured: dict[str, dict[str, list[float]]]) -> list[str]:
+    """Rows of the first and the last epoch by stage, of one seed."""
+    head = f"| {MEASURED}, mean of an epoch | gradient norm, first, last | drift, first, last |"
+    rows = []
+    for stage, norms in measured["gradient_norm"].items():
+        drifts = measured["drift"][stage]
+        ends = (f"{one[0]:.3f}, {one[-1]:.3f}" for one in (norms, drifts))
+        rows.append(f"| stage {stage} | {' | '.join(ends)} |")
+    return [
+        head,
+        "|---|---|---|",
+        *rows,
+        "",
+        "![Convergence by stage](results/convergence.png)",
+        "",
+    ]
 
 
 def written() -> str:

@@ -26,6 +26,9 @@ DNI = (
 )
 """The network of the comparison with DNI, narrower (the paper: 128), with fewer epochs (2000), a
 larger rate (3e-5, constant) and smaller batches (256)."""
+MEASURED = "mlp_sr K=6"
+"""The setting whose convergence is measured, which changes no weight."""
+PROBED = ("probe.every=50", "probe.batch_size=512")
 HEADS = {
     "mlp_sr": ("head=mlp_sr",),
     "mlp": ("head=mlp",),
@@ -73,10 +76,11 @@ def dgl(head: str, stages: int) -> tuple[str, ...]:
 def settings() -> list[Setting]:
     """All settings, in order."""
     found = [Setting("stages", "backprop", (*BASE, *BACKPROP), tuned="backprop")]
-    for stages in (2, 3, 6):
+    for stages in (6, 3, 2):
         for head in ("mlp_sr", "cnn_sr"):
             name = f"{head} K={stages}"
-            found.append(Setting("stages", name, (*BASE, *dgl(head, stages)), tuned=name))
+            words = (*BASE, *dgl(head, stages), *(PROBED if name == MEASURED else ()))
+            found.append(Setting("stages", name, words, tuned=name))
     for head in HEADS:
         name = f"{head} K=6"
         if head not in ("mlp_sr", "cnn_sr"):
@@ -167,7 +171,8 @@ def tuning_runs(setting: Setting) -> list[Run]:
 
 
 def next_runs(done: Mapping[str, float]) -> list[Run]:
-    """The runs that can be made now, in order.
+    """The runs that can be made now: study after study, within a study the first seed of every
+    setting before the second.
 
     Args:
         done: key of a run -> accuracy of its last exit.
@@ -188,7 +193,8 @@ def next_runs(done: Mapping[str, float]) -> list[Run]:
             run = Run(key, setting.study, setting.name, seed, (*words, f"seed={seed}"))
             if key not in done:
                 found.append(run)
-    return found
+    studies = list(dict.fromkeys(setting.study for setting in by_name.values()))
+    return sorted(found, key=lambda run: (studies.index(by_name[run.setting].study), run.seed))
 
 
 def best_rate(setting: Setting, done: Mapping[str, float]) -> float:

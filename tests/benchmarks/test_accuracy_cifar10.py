@@ -81,6 +81,38 @@ def test_tables(tmp_path):
     assert "| alternatives: DNI | 1 | 25.0 | 25.0 |" in text
 
 
+def test_the_picture_has_what_is_stored(tmp_path):
+    results = accuracy.Results(tmp_path / "none.json")
+    for seed, accuracies in enumerate(([0.8], [0.9])):
+        results.runs |= finished(f"stages/backprop/{seed}", accuracies, 0.8)
+        results.runs |= finished(f"stages/mlp_sr K=6/{seed}", [0.5, *accuracies], 0.7)
+    accuracy.draw(results, tmp_path / "stages.png")
+    assert (tmp_path / "stages.png").stat().st_size > 5000
+
+
+def test_the_table_of_convergence_has_the_first_and_the_last_epoch(tmp_path):
+    lines = [
+        {"kind": "train", "epoch": 1, "step": 2, "stage": 0},
+        *(
+            {
+                "kind": "probe",
+                "epoch": epoch,
+                "stage": j,
+                "gradient_norm": epoch + j,
+                "drift": drift,
+            }
+            for epoch, drift in ((1, None), (1, 0.5), (1, 0.7), (2, 0.1))
+            for j in (0, 1)
+        ),
+    ]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    measured = accuracy.probe_lines(file)
+    assert measured["drift"] == {"0": [0.6, 0.1], "1": [0.6, 0.1]}
+    assert measured["gradient_norm"]["1"] == [2, 3]
+    assert "| stage 1 | 2.000, 3.000 | 0.600, 0.100 |" in accuracy.convergence_table(measured)
+
+
 def test_the_document_has_the_stored_figures():
     assert accuracy.written() == accuracy.tables(accuracy.Results(accuracy.RESULTS))
 
@@ -88,11 +120,13 @@ def test_the_document_has_the_stored_figures():
 @pytest.mark.slow
 def test_a_run_is_made_and_stored(tmp_path):
     results = accuracy.Results(tmp_path / "results.json")
-    words = ["max_steps=2", "data=synthetic", "data.samples=256", "model.width=4", "epochs=1"]
+    words = ["max_steps=2", "data=synthetic", "data.samples=256", "model.width=4", "epochs=2"]
+    words += ["probe.every=1", "probe.batch_size=64"]
     run = studies.Run("stages/x/0", "stages", "x", 0, (*studies.dgl("mlp_sr", 2), "seed=0"))
     workers = accuracy.Workers(results, tmp_path, words, 1)
     workers._train(run)
     assert not workers.failed
+    assert (tmp_path / "convergence.png").is_file()
     stored = json.loads((tmp_path / "results.json").read_text())["runs"]["stages/x/0"]
     assert len(stored["exits"]) == 2
     assert accuracy.Results(tmp_path / "results.json").done() == {"stages/x/0": stored["exits"][1]}

@@ -101,6 +101,7 @@ def test_without_resume_a_run_starts_from_the_beginning(whole, run_dir):
     assert [line.step for line in again.lines if line.kind == "train" and line.stage == 0] == [4, 8]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_repeats_the_evaluation_that_followed_its_checkpoint(run_dir):
     """The checkpoint of step 4 is older than the evaluation after that step."""
     config = make_config(*SETTINGS, "checkpoint.every=4")

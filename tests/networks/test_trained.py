@@ -153,6 +153,7 @@ def adopt(files, stage):
     write_manifest(files.manifest, content)
 
 
+@pytest.mark.slow
 def test_the_weights_of_another_stage_are_refused(finished, tmp_path):
     """Also where the manifest fits them."""
     run_dir = tmp_path / "run"

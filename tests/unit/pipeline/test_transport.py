@@ -9,7 +9,7 @@ from dglpipe.data.batch_schedule import Phase
 from dglpipe.pipeline.message import ACTIVATIONS, HEADER, LABELS, MessageFormat, contiguous_field
 from dglpipe.pipeline.transport import Header, Slot
 
-ROWS = {Phase.TRAIN: 4, Phase.TEST: 9}
+ROWS = {Phase.TRAIN: 4, Phase.TEST: 9, Phase.PROBE: 9}
 FIELDS = (
     contiguous_field(LABELS, torch.int64, ()),
     contiguous_field(ACTIVATIONS, torch.float32, (2, 3)),

@@ -1,0 +1,94 @@
+"""The paper's ImageNet experiments at 64 pixels on synthetic images: 100 steps, loss and memory.
+
+    python benchmarks/accuracy_cifar10/imagenet_steps.py --output FILE.json
+
+The recipes run in real processes with the paper's number of stages. The table has the local losses,
+and the memory that `dglpipe plan` predicts beside the memory that `benchmarks/memory` records in
+two further steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks import common
+from benchmarks.common import log
+from benchmarks.memory.crossings import MIB
+from benchmarks.memory.memory import measure
+from dglpipe.cli.arguments import parse_arguments
+from dglpipe.cli.compose import compose
+
+RESULTS = Path(__file__).parent / "results" / "imagenet_steps.json"
+EXPERIMENTS = ("imagenet_vgg13", "imagenet_resnet152")
+WORDS = (
+    *("data=synthetic", "data.samples=640", "data.classes=1000", "data.image_size=64"),
+    *("batch_size=32", "precision=fp32", "pipeline.threads=1", "evaluate.every=0", "log_every=10"),
+)
+"""Every image is seen five times. The classes decide the size of the heads."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file of the results")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("experiments", nargs="*", default=EXPERIMENTS)
+    given = parser.parse_args()
+    common.prepare(str(given.output))
+    rows = []
+    for name in given.experiments:
+        rows.append(row(name, [f"experiment={name}", *WORDS], given.steps))
+        log(*table(rows[-1:]))
+    common.store(str(given.output), rows=rows)
+
+
+def row(name: str, words: list[str], steps: int) -> dict[str, Any]:
+    """Losses of the first and the last ten steps, planned and measured bytes, by stage."""
+    words = [*words, f"max_steps={steps}"]
+    found = common.train(words)
+    losses: dict[int, list[float]] = {}
+    for line in found.metrics:
+        if line["kind"] == "train":
+            losses.setdefault(line["stage"], []).append(line["loss"])
+    peaks = measure(compose(parse_arguments([*words, "max_steps=2"])))
+    return {
+        "experiment": name,
+        "steps": steps,
+        "first_loss": [losses[j][0] for j in sorted(losses)],
+        "last_loss": [losses[j][-1] for j in sorted(losses)],
+        "planned_bytes": planned(words),
+        "measured_bytes": [sum(peak.values()) for peak in peaks],
+    }
+
+
+def planned(words: list[str]) -> list[int]:
+    """Bytes of every stage that `dglpipe plan` predicts."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "plan.json"
+        common.dglpipe_command("plan", *words, f"output={output}")
+        return [stage["memory_bytes"] for stage in json.loads(output.read_text())["per_stage"]]
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """A row for every experiment; values by stage."""
+    lines = ["| experiment, steps | loss, first ten | last ten | MiB, planned | measured |"]
+    lines.append("|---|---|---|---|---|")
+    for one in rows:
+        losses = (", ".join(f"{x:.2f}" for x in one[key]) for key in ("first_loss", "last_loss"))
+        sizes = (
+            ", ".join(f"{x / MIB:.0f}" for x in one[key])
+            for key in ("planned_bytes", "measured_bytes")
+        )
+        cells = " | ".join((*losses, *sizes))
+        lines.append(f"| {one['experiment']}, {one['steps']} | {cells} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
