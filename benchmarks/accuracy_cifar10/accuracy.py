@@ -75,6 +75,11 @@ class Results:
             common.store(str(self._file), runs=self.runs)
 
 
+def log_of(folder: Path) -> Path:
+    """The output of the run in `folder`, whose name may have a point."""
+    return folder.with_name(f"{folder.name}.log")
+
+
 def probe_lines(metrics: Path) -> dict[str, dict[str, list[float]]]:
     """`gradient_norm` and `drift` -> stage -> mean of every epoch."""
     lines = [json.loads(text) for text in metrics.read_text().splitlines()]
@@ -134,7 +139,7 @@ class Workers:
         real = "method=dgl_async" in run.words and "method.simulate=true" not in run.words
         own = [] if real else ["pipeline.processes=1"]
         words = [*run.words, *own, *self._words, f"run_dir={folder}"]
-        with folder.with_suffix(".log").open("ab") as output:
+        with log_of(folder).open("ab") as output:
             command = subprocess.Popen(
                 [sys.executable, "-m", "dglpipe", "train", *words], stdout=output, stderr=output
             )
@@ -146,7 +151,7 @@ class Workers:
             log(f"{run.key}: {self._results.runs[run.key]['exits']}")
         elif not self._stops.is_set():
             self.failed.append(run.key)
-            log(f"{run.key}: status {status}, see {folder.with_suffix('.log')}")
+            log(f"{run.key}: status {status}, see {log_of(folder)}")
 
 
 def precision() -> str:

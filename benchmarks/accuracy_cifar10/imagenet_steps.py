@@ -28,8 +28,9 @@ from dglpipe.cli.compose import compose
 RESULTS = Path(__file__).parent / "results" / "imagenet_steps.json"
 EXPERIMENTS = ("imagenet_vgg13", "imagenet_resnet152")
 WORDS = (
-    *("data=synthetic", "data.samples=640", "data.classes=1000", "data.image_size=64"),
-    *("batch_size=32", "precision=fp32", "pipeline.threads=1", "evaluate.every=0", "log_every=10"),
+    *("data=synthetic", "~data.transform", "data.samples=640", "data.classes=1000"),
+    *("data.image_size=64", "batch_size=32", "precision=fp32", "pipeline.threads=1"),
+    *("evaluate.every=0", "log_every=10"),
 )
 """Every image is seen five times. The classes decide the size of the heads."""
 
