@@ -59,7 +59,8 @@ class Results:
 
     def add(self, run: Run, folder: Path) -> None:
         """Stores the finished run in `folder`."""
-        test = json.loads((folder / "summary.json").read_text())["test"]
+        summary = json.loads((folder / "summary.json").read_text())
+        test = summary["test"]
         probes = probe_lines(folder / "metrics.jsonl")
         if probes and run.seed == SEEDS[0]:
             shutil.copy(folder / "convergence.png", self._file.parent)
@@ -69,6 +70,7 @@ class Results:
                 "seed": run.seed,
                 "exits": test["accuracy"],
                 "ensemble": test["ensemble_accuracy"],
+                "flops_per_sample": sum(one["flops_per_sample"] for one in summary["per_stage"]),
                 "words": [word for word in run.words if not word.startswith("data.root=")],
                 "processor": common.environment()["processor"],
             }
@@ -215,12 +217,12 @@ def tables(results: Results) -> str:
     known = settings()
     for study in dict.fromkeys(setting.study for setting in known):
         rows = [
-            row(setting.name, runs)
+            row(setting.name, runs, work_of_backprop(results, study))
             for setting in known
             if setting.study == study and (runs := runs_of(results, study, setting.name))
         ]
         if rows:
-            head = [f"| {study} | seeds | exits | ensemble |", "|---|---|---|---|"]
+            head = [f"| {study} | seeds | work | exits | ensemble |", "|---|---|---|---|---|"]
             lines += [*head, *rows, ""]
     measured = results.runs.get(f"stages/{MEASURED}/{SEEDS[0]}", {}).get("convergence")
     if measured:
@@ -284,14 +286,25 @@ def runs_of(results: Results, study: str, name: str) -> list[dict[str, Any]]:
     return [run for key, run in results.runs.items() if key.startswith(prefix)]
 
 
-def row(name: str, runs: Sequence[dict[str, Any]]) -> str:
+def work_of_backprop(results: Results, study: str) -> float | None:
+    """FLOPs per sample of backprop on the network of `study`; None if it has not run. The steps of
+    sequential training are of different size."""
+    if study == "sequential":
+        return None
+    name = "alternatives: backprop" if study == "alternatives" else "backprop"
+    runs = runs_of(results, study if study == "alternatives" else "stages", name)
+    return runs[0]["flops_per_sample"] if runs else None
+
+
+def row(name: str, runs: Sequence[dict[str, Any]], backprop: float | None) -> str:
     exits = [
         share([run["exits"][at] for run in runs])
         for at in range(len(runs[0]["exits"]))
         if runs[0]["exits"][at] is not None
     ]
     ensemble = share([run["ensemble"] for run in runs])
-    return f"| {name} | {len(runs)} | {', '.join(exits)} | {ensemble} |"
+    work = f"{runs[0]['flops_per_sample'] / backprop:.2f}" if backprop else "-"
+    return f"| {name} | {len(runs)} | {work} | {', '.join(exits)} | {ensemble} |"
 
 
 def share(values: Sequence[float]) -> str:

@@ -67,7 +67,8 @@ def test_words_are_given_once():
 
 
 def finished(key, exits, ensemble):
-    return {key: {"exits": exits, "ensemble": ensemble, "seed": 0}}
+    own = {"exits": exits, "ensemble": ensemble, "flops_per_sample": 2 + len(exits)}
+    return {key: {**own, "seed": 0}}
 
 
 def test_tables(tmp_path):
@@ -76,9 +77,11 @@ def test_tables(tmp_path):
     results.runs |= finished("stages/backprop/0", [0.8], 0.8)
     results.runs |= finished("stages/backprop/1", [0.9], 0.9)
     results.runs |= finished("alternatives/alternatives: DNI/0", [None, None, 0.25], 0.25)
+    results.runs |= finished("stages/mlp_sr K=2/0", [0.7, 0.75], 0.76)
     text = accuracy.tables(results)
-    assert "| backprop | 2 | 85.0 (80.0-90.0) | 85.0 (80.0-90.0) |" in text
-    assert "| alternatives: DNI | 1 | 25.0 | 25.0 |" in text
+    assert "| mlp_sr K=2 | 1 | 1.33 | 70.0, 75.0 | 76.0 |" in text
+    assert "| backprop | 2 | 1.00 | 85.0 (80.0-90.0) | 85.0 (80.0-90.0) |" in text
+    assert "| alternatives: DNI | 1 | - | 25.0 | 25.0 |" in text
 
 
 def test_the_picture_has_what_is_stored(tmp_path):
