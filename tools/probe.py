@@ -24,12 +24,11 @@ import dglpipe
 from dglpipe.data import DataSet
 from dglpipe.data.dataset import Request
 from dglpipe.errors import DglpipeError
+from dglpipe.models.features import Features
 from dglpipe.runtime.finished_run import FinishedRun
 from dglpipe.runtime.inference import TrainedNetwork
 from dglpipe.runtime.open_data import open_images
 
-IMAGE_DIMS = 4
-"""Dimensions of (B, C, H, W)."""
 PENALTY = 1e-4
 """Factor of the squared L2 norm of the weights."""
 ITERATIONS = 200
@@ -90,7 +89,7 @@ def probe_run(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 def requests(training: bool, count: int, size: int, rows: int) -> Iterator[Request]:
     """Requests for `count` images, spread evenly over a split of `size`, which may be sorted."""
-    indices = torch.arange(count) * (size // count)
+    indices = torch.arange(count) * size // count
     for first in range(0, count, rows):
         yield Request(training, 1, indices[first : first + rows])
 
@@ -99,7 +98,7 @@ class Read(NamedTuple):
     """What a network makes of a split."""
 
     outputs: list[Tensor]
-    """Pooled output (n, d) of every stage."""
+    """Pooled output (n, d) of every stage but the last."""
     labels: Tensor
     """(n,)"""
     exits: list[float | None]
@@ -115,22 +114,22 @@ def read(network: TrainedNetwork, data: DataSet, asked: Iterator[Request], side:
         for images, answers in data.batches(asked):
             labels.append(answers)
             for j, output in enumerate(network.outputs(images)):
-                outputs[j].append(vector(output, side))
+                if j < len(network.channels_at):
+                    outputs[j].append(vector(output, network.channels_at[j], side))
             for j, logits in enumerate(network.exits(images)):
                 if logits is not None:
                     hits[j].append(logits.argmax(1) == answers)
     exits = [float(torch.cat(one).float().mean()) if one else None for one in hits]
-    return Read([torch.cat(one) for one in outputs], torch.cat(labels), exits)
+    return Read([torch.cat(one) for one in outputs if one], torch.cat(labels), exits)
 
 
-def vector(output: Tensor, side: int) -> Tensor:
+def vector(output: Tensor, channels_at: int, side: int) -> Tensor:
     """(B, d) of an output: a map pooled to at most `side`, the mean of a sequence."""
-    output = output.float()
-    if output.dim() == IMAGE_DIMS:
+    adapter = Features(tuple(output.shape[1:]), channels_at).adapter()
+    output = output.float() if adapter is None else adapter(output.float())
+    if output.dim() > 2:
         height, width = (min(side, length) for length in output.shape[2:])
         output = nn.functional.adaptive_avg_pool2d(output, (height, width))
-    elif output.dim() > 2:
-        output = output.flatten(1, -2).mean(1)
     return output.flatten(1)
 
 

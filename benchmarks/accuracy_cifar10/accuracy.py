@@ -62,7 +62,7 @@ class Results:
         summary = json.loads((folder / "summary.json").read_text())
         test = summary["test"]
         probes = probe_lines(folder / "metrics.jsonl")
-        if probes and run.seed == SEEDS[0]:
+        if probes and run.key == f"stages/{MEASURED}/{SEEDS[0]}":
             shutil.copy(folder / "convergence.png", self._file.parent)
         with self._lock:
             self.runs[run.key] = {

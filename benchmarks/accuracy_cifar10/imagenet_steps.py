@@ -43,11 +43,12 @@ def main() -> None:
     parser.add_argument("experiments", nargs="*", default=EXPERIMENTS)
     given = parser.parse_args()
     common.prepare(str(given.output))
-    rows = []
+    rows = json.loads(given.output.read_text())["rows"] if given.output.exists() else []
     for name in given.experiments:
-        rows.append(row(name, [f"experiment={name}", *WORDS], given.steps))
-        log(*table(rows[-1:]))
-    common.store(str(given.output), rows=rows)
+        found = row(name, [f"experiment={name}", *WORDS], given.steps)
+        log(*table([found]))
+        rows = [*(one for one in rows if one["experiment"] != name), found]
+        common.store(str(given.output), rows=rows)
 
 
 def row(name: str, words: list[str], steps: int) -> dict[str, Any]:

@@ -125,11 +125,13 @@ def test_a_run_is_made_and_stored(tmp_path):
     results = accuracy.Results(tmp_path / "results.json")
     words = ["max_steps=2", "data=synthetic", "data.samples=256", "model.width=4", "epochs=2"]
     words += ["probe.every=1", "probe.batch_size=64"]
-    run = studies.Run("stages/x/0", "stages", "x", 0, (*studies.dgl("mlp_sr", 2), "seed=0"))
+    name = studies.MEASURED
+    key = f"stages/{name}/0"
+    run = studies.Run(key, "stages", name, 0, (*studies.dgl("mlp_sr", 2), "seed=0"))
     workers = accuracy.Workers(results, tmp_path, words, 1)
     workers._train(run)
     assert not workers.failed
     assert (tmp_path / "convergence.png").is_file()
-    stored = json.loads((tmp_path / "results.json").read_text())["runs"]["stages/x/0"]
+    stored = json.loads((tmp_path / "results.json").read_text())["runs"][key]
     assert len(stored["exits"]) == 2
-    assert accuracy.Results(tmp_path / "results.json").done() == {"stages/x/0": stored["exits"][1]}
+    assert accuracy.Results(tmp_path / "results.json").done() == {key: stored["exits"][1]}

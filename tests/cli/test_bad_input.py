@@ -155,7 +155,7 @@ VALUES = [
     ("head=cnn_sr head.width=0", "head.width", "0", "a whole number from 1"),
     (
         "head=custom head.target=harness.plug_ins:head_of_pooled_maps pipeline.split=[1]",
-        *("head", "'Sequential'", "one that works on features ("),
+        *("head", "'Sequential'", "one that works on features (32, 8, 8)"),
     ),
     ("method=dni method.delay=-1", "method.delay", "-1", "a whole number from 0"),
     ("method=dni max_steps=3 method.delay=3", "method.delay", "3", "less than 3, the steps"),
@@ -188,7 +188,7 @@ VALUES = [
 @pytest.mark.parametrize(("override", "key", "got", "allowed"), VALUES)
 def test_value_out_of_range_or_of_the_wrong_type(override, key, got, allowed):
     with pytest.raises(ConfigError) as caught:
-        config = make_config("batch_size=128", *override.split())
+        config = make_config("model.width=32", "batch_size=128", *override.split())
         make_plan(config, plan_layout(config.pipeline, config.method, cores()))
     message = str(caught.value)
     assert f"{key}: got {got}; allowed: " in message

@@ -53,6 +53,7 @@ def test_models(dgl):
     assert "resnet110_cifar" in dgl("models").stdout
 
 
+@pytest.mark.slow
 def test_plan(dgl, tmp_path):
     path = tmp_path / "plan.json"
     assert "stage 1" in dgl("plan", *small(), f"output={path}").stdout

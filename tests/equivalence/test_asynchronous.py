@@ -215,8 +215,7 @@ def simulate_and_die(group, plan, run_dir, dies_before):
     trainer.run()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("keeping", [(), ("method.storage_precision=bf16",)])
+@pytest.mark.parametrize("keeping", [(), in_test_all(("method.storage_precision=bf16",))])
 def test_a_killed_simulation_resumes_to_the_same_weights(keeping, tmp_path):
     config = make_config(*KILLED, *keeping)
     alone = layout(3, 1)

@@ -83,7 +83,7 @@ def moments(config, run):
     """Mean and standard deviation by channel of the inputs of every stage, for the probe batch."""
     source = open_images(config)
     network = build_staged_network(config, build_method(config.method), source.info, 3)
-    indices = torch.arange(120) * (source.info.test // 120)
+    indices = torch.arange(120) * source.info.test // 120
     ((batch, _),) = source.load().batches([Request(False, 1, indices)])
     found = []
     for j in range(3):

@@ -11,7 +11,7 @@ import torch
 
 from dglpipe.errors import ConfigError
 from dglpipe.runtime.plan import make_plan, plan_layout
-from harness.configs import layout, make_config
+from harness.configs import in_test_all, layout, make_config
 from harness.training import hash_all, train_all, train_world
 
 DROPS = ("schedule=step", "schedule.every=1", "schedule.factor=0.5")
@@ -106,8 +106,7 @@ def resumed(words, world, done, run_dir):
     return run.hashes
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("done", [1, 2, 3])
+@pytest.mark.parametrize("done", [in_test_all(1), 2, in_test_all(3)])
 def test_a_run_resumed_at_a_drop_or_beside_it_ends_the_same(done, tmp_path):
     hashes = resumed(TINY, layout(2), done, tmp_path)
     assert hashes == oracle.train(make_config(*TINY, RESET), 2)

@@ -81,8 +81,7 @@ def test_the_plan_goes_through_the_epochs_once_a_stage():
     assert [plan.crossing(item, 1).rows for item in items] == [0] * 6 + [1000, 437, 1000]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("done", [2, 3, 4, 5])
+@pytest.mark.parametrize("done", [in_test_all(2), 3, in_test_all(4), in_test_all(5)])
 def test_a_run_that_is_resumed_in_any_round_ends_the_same(done, tmp_path):
     whole = train_world(make_config(*TINY, SEQUENTIAL), layout(2)).hashes
     # As if killed after step `done`: later checkpoints are removed.

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from probe import Read, main, probe, vector
+from probe import Read, main, probe, requests, vector
 
 from dglpipe.runtime.run_dir import RunDir
 from harness.configs import small
@@ -28,11 +28,17 @@ def test_separable_classes_are_found_and_labels_by_chance_are_not():
 
 def test_an_output_becomes_a_vector():
     maps = torch.arange(2 * 3 * 4 * 4.0).view(2, 3, 4, 4)
-    assert vector(maps, 2).shape == (2, 12)
-    assert torch.equal(vector(maps, 1), maps.mean((2, 3)))
-    assert torch.equal(vector(maps[:, :, :1, :1], 2), maps[:, :, 0, 0]), "a smaller map stays"
-    assert torch.equal(vector(maps.flatten(2), 2), maps.flatten(2).mean(1)), "tokens"
-    assert torch.equal(vector(maps.flatten(1), 2), maps.flatten(1))
+    assert vector(maps, 0, 2).shape == (2, 12)
+    assert torch.equal(vector(maps, 0, 1), maps.mean((2, 3)))
+    assert torch.equal(vector(maps.movedim(1, 3), 2, 1), maps.mean((2, 3))), "channels last"
+    assert torch.equal(vector(maps[:, :, :1, :1], 0, 2), maps[:, :, 0, 0]), "a smaller map stays"
+    assert torch.equal(vector(maps.flatten(2), 1, 2), maps.flatten(2).mean(1)), "tokens"
+    assert torch.equal(vector(maps.flatten(1), 0, 2), maps.flatten(1))
+
+
+def test_the_images_of_the_probes_are_spread_over_the_split():
+    asked = [request.indices.tolist() for request in requests(True, 5, 9, 3)]
+    assert asked == [[0, 1, 3], [5, 7]]
 
 
 def test_a_finished_run(start, run_dir, tmp_path, monkeypatch, capsys):

@@ -70,11 +70,11 @@ def from_yaml(text: str) -> Config:
         reason = " ".join(str(error).split())
         raise ConfigError("config.yaml", "malformed YAML", "YAML", reason) from error
     require(isinstance(tree, dict), "config.yaml", tree, "a mapping {key: value}")
-    return parse(LATER | _from_0_1(tree))
+    return parse(_from_0_1(tree))
 
 
 def _from_0_1(tree: dict[str, Any]) -> dict[str, Any]:
-    """Version 0.1 has no `head.reads`: its heads read the output of their stage.
+    """A file of version 0.1, which has no `head.reads`: its heads read the output of their stage.
 
     Raises:
         ConfigError: the network of the run computes other values today.
@@ -94,7 +94,7 @@ def _from_0_1(tree: dict[str, Any]) -> dict[str, Any]:
             one["head"] = {"name": given, "reads": OUTPUT}
         elif isinstance(given, Mapping):
             one["head"] = {"reads": OUTPUT, **given}
-    return {**tree, "head": {**head, "reads": OUTPUT}, "per_stage": own}
+    return {**LATER, **tree, "head": {**head, "reads": OUTPUT}, "per_stage": own}
 
 
 @dataclass(kw_only=True, slots=True)

@@ -302,11 +302,11 @@ class BatchSchedule:
             ends = part == parts - 1
             yield self._item(Phase.PROBE, number, step, (first, rows), rows, ends)
 
-    def probe_rows(self, item: BatchItem) -> range:
+    def probe_rows(self, item: BatchItem) -> list[int]:
         """Indices in the test split of the rows of a probe batch. They are spread evenly over the
         split, which may be sorted by class."""
-        spacing = self.test // self.probe
-        return range(item.first * spacing, (item.first + item.rows) * spacing, spacing)
+        rows = range(item.first, item.first + item.rows)
+        return [row * self.test // self.probe for row in rows]
 
     def _test_batch(self, step: int, evaluations: int, replica: int, batch: int) -> BatchItem:
         """Batch `batch`, from 0, of the evaluation after `step`, which follows `evaluations`."""

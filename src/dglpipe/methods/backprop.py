@@ -54,6 +54,7 @@ class Backprop(Method):
     """One loss after the last stage; its gradient flows back through all stages."""
 
     flows_back = True
+    measures = True
     settings: BackpropConfig
 
     def placement(self, pipeline: PipelineConfig, given: int | None) -> Placement:

@@ -253,7 +253,10 @@ class Runner(Protocol):
         ...
 
     def run(self) -> Iterator[Event]:
-        """Trains and evaluates to the end of the run; yields after every update and evaluation."""
+        """Trains and evaluates to the end of the run.
+
+        Yields after every update, after every evaluation, and when the probe batch has passed.
+        """
         ...
 
     def check(self) -> None:
@@ -290,6 +293,8 @@ class Method(ABC):
     """Whether a stage runs the forward of every batch twice."""
     trains_in_rounds: ClassVar[bool] = False
     """Whether round r trains only stage r, with the stages below frozen."""
+    measures: ClassVar[bool] = False
+    """Whether the runner passes the probe batch through the stages (`probe.every`)."""
     survives_alone: ClassVar[bool] = False
     """Whether stages go on while a stage is started again (`on_failure=restart_stage`)."""
 

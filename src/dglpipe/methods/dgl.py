@@ -20,6 +20,8 @@ from dglpipe.pipeline.stage_module import Emit
 class Dgl(Method):
     """Synchronous decoupled greedy learning."""
 
+    measures = True
+
     def runner(self, context: RunContext) -> Runner:
         return DglRunner(context)
 

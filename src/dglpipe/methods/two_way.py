@@ -40,6 +40,7 @@ class TwoWay(Method):
     """A method whose stages send the gradient of their input down the chain."""
 
     flows_back = True
+    measures = True
     auxiliary_reads_output = True
 
     def messages(self, link: int, spec: PipelineSpec) -> tuple[Field, ...]:

@@ -6,7 +6,7 @@ drift compares moments of the input for one fixed probe batch with those of the 
 is the 2-Wasserstein distance of two normal laws with independent channels, relative to the size of
 the input:
 
-    drift = sqrt(sum_c (m_c - m'_c)^2 + (s_c - s'_c)^2) / sqrt(sum_c m'_c^2 + s'_c^2)
+    drift = sqrt(sum_c ((m_c - m'_c)^2 + (s_c - s'_c)^2)) / sqrt(sum_c (m'_c^2 + s'_c^2))
 
 with mean m_c and standard deviation s_c of channel c, and m', s' at the last measurement.
 """
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IMAGE_DIMS = 4
-"""Dimensions of (B, C, H, W)."""
+PART = 32
+"""Rows that are converted to fp64 at a time."""
 
 
 class StageProbe:
@@ -27,10 +27,12 @@ class StageProbe:
 
     Args:
         every: steps between two measurements; 0: none.
+        channels_at: dimension of one row of the input that holds the channels.
     """
 
-    def __init__(self, every: int) -> None:
+    def __init__(self, every: int = 0, channels_at: int = 0) -> None:
         self._every = every
+        self._channels_at = channels_at
         self._sums: list[Tensor] = []
         self._count = 0
         self._last: Tensor | None = None
@@ -45,13 +47,11 @@ class StageProbe:
         self._norm = norm
 
     def add_inputs(self, inputs: Tensor) -> None:
-        """Adds inputs (B, ...) of the probe batch. Channels are dimension 1 of an image or a
-        vector, and the last dimension of a sequence."""
-        values = inputs.detach().double()
-        channel = 1 if inputs.dim() in (2, IMAGE_DIMS) else inputs.dim() - 1
-        values = values.movedim(channel, -1).flatten(0, -2)
-        self._sums.append(torch.stack([values.sum(0), values.square().sum(0)]))
-        self._count += len(values)
+        """Adds inputs (B, ...) of the probe batch."""
+        for part in torch.split(inputs.detach(), PART):
+            values = part.double().movedim(self._channels_at + 1, 0).flatten(1)
+            self._sums.append(torch.stack([values.sum(1), values.square().sum(1)]))
+            self._count += values.shape[1]
 
     def take(self) -> tuple[float | None, float | None]:
         """Gradient norm and drift of a measurement; waits for the device.

@@ -92,7 +92,7 @@ class Stage:
         length: steps of the run, for the learning rate.
         seed: seed of the run.
         copies: the data-parallel copies of the stage; None: one copy.
-        probe_every: steps between two measurements of convergence; 0: none.
+        probe: measures the convergence; None: nothing is measured.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Stage:
         length: RunLength,
         seed: int,
         copies: Copies | None = None,
-        probe_every: int = 0,
+        probe: StageProbe | None = None,
     ) -> None:
         self.index = index
         self.settings = settings
@@ -127,7 +127,7 @@ class Stage:
         self._trained, self._tested = ExitMeter(), ExitMeter()
         self.watch = StageWatch(self.module, self.optimizer)
         """Losses by step, and the search for values that are NaN or infinite."""
-        self.probe = StageProbe(probe_every)
+        self.probe = probe or StageProbe()
         """Measurements of convergence."""
         self.mark: Callable[[str], None] | None = None
         """Optional callback after each phase of a step, with the name of the phase."""
@@ -226,12 +226,19 @@ class Stage:
         """
         self.watch.history.end_step(step)
         if self.probe.measures(step):
-            scale = 1.0 if self.scaler is None else self.scaler.get_scale()
-            self.probe.add_norm(self.squared_norm().sqrt() / scale)
+            self._measure_gradient()
         # A function of the step, so that a resumed run resets its optimizer at the same steps.
         if self._resets and step > 1 and self.learning_rate(step) < self.learning_rate(step - 1):
             self.optimizer.state.clear()
         self.apply(step, norm)
+
+    def _measure_gradient(self) -> None:
+        if all(one.grad is None for one in self._parameters):
+            return
+        norm = self.squared_norm().sqrt()
+        if self.scaler is not None:
+            norm = norm / self.scaler.scale(torch.ones_like(norm))
+        self.probe.add_norm(norm)
 
     def apply(self, step: int, norm: Tensor | None = None) -> None:
         """As `update`, for a further update within a step. Weights without a gradient stay."""

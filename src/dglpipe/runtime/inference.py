@@ -29,6 +29,8 @@ class TrainedNetwork(nn.Module):
 
     Attributes:
         stages: one `StageModule` per stage, in order, with segments and auxiliary modules.
+        channels_at: for each stage but the last, the dimension of a row of its output that holds
+            the channels.
 
     Example:
         >>> import dglpipe
@@ -46,6 +48,7 @@ class TrainedNetwork(nn.Module):
     def __init__(self, network: StagedNetwork) -> None:
         super().__init__()
         self.stages = nn.ModuleList(network.learner(j) for j in range(network.spec.stages))
+        self.channels_at = network.spec.channels_at
         self._precisions = [network.precision(j) for j in range(len(self.stages))]
 
     def forward(self, batch: Tensor, exit: int | None = None) -> Tensor:
@@ -80,7 +83,7 @@ class TrainedNetwork(nn.Module):
         return logits
 
     def outputs(self, batch: Tensor) -> list[Tensor]:
-        """Output (B, ...) of every stage, as the next stage receives it; the last are logits."""
+        """Output (B, ...) of every stage, in one pass; the last are logits."""
         outputs: list[Tensor] = []
         for j in range(len(self.stages)):
             stage = self._stage(j)

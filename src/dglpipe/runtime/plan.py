@@ -257,6 +257,9 @@ def _cut(
     method.learning(config.label_smoothing)
     schedule = build_batch_schedule(config, source, method.rounds(stages))
     method.check(config, layout, schedule)
+    if config.probe.every and not method.measures:
+        allowed = f"0 with method={method.name}"
+        raise ConfigError("probe.every", config.probe.every, allowed, "It passes no probe batch on")
     if config.method.reset_optimizer:
         _check_drops(config, stages)
     rows = schedule.largest_rows(Phase.TRAIN)

@@ -15,7 +15,7 @@ from dglpipe.runtime.run_dir import RunDir
 
 RESUMABLE = {
     *("run_dir", "resume", "timeout_s", "max_restarts", "on_failure", "on_nonfinite"),
-    *("log_every", "checkpoint.every", "checkpoint.keep"),
+    *("log_every", "checkpoint.every", "checkpoint.keep", "probe.every"),
     *("pipeline.processes", "pipeline.threads", "pipeline.depth", "pipeline.backend"),
     *("pipeline.checked", "pipeline.cost", "pipeline.memory_limit", "pipeline.times", "timeline"),
     *("link.delay_ms", "link.bandwidth_mbps"),

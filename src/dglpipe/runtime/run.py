@@ -19,6 +19,7 @@ from dglpipe.runtime.own_runs import record_own
 from dglpipe.runtime.plan import make_plan, plan_layout
 from dglpipe.runtime.resume import check_same, read_config, with_cut_of_resumed_run
 from dglpipe.runtime.run_dir import RunDir, default_path
+from dglpipe.runtime.signals import INTERRUPTION
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -43,6 +44,7 @@ def train(config: Config) -> dict[str, Any]:
     if finished is not None:
         return finished
     is_new = run_dir.status() is None
+    INTERRUPTION.check()
     with run_dir.claim(config.resume):
         plan = settle(plan, run_dir)
         try:

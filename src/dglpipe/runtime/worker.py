@@ -28,6 +28,7 @@ from dglpipe.monitoring.timers import Timer
 from dglpipe.monitoring.trace import TracingTimer
 from dglpipe.partition.own_stages import build_own_stages
 from dglpipe.pipeline.device import Device, select
+from dglpipe.pipeline.probe import StageProbe
 from dglpipe.pipeline.process_group import ProcessGroup
 from dglpipe.pipeline.stage import Copies, RunLength, Stage
 from dglpipe.pipeline.stores import Store
@@ -242,7 +243,7 @@ def _build_stages(
             length,
             config.seed,
             copies,
-            config.probe.every,
+            StageProbe(config.probe.every, plan.spec.channels_at[j - 1] if j else 0),
         )
         for j in topology.stages
     ]

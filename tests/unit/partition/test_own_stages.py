@@ -79,7 +79,7 @@ def scaled_network(channels, classes):
     return network
 
 
-LARGE = ("vgg11_bn", "vit_b_16", "mobilenet")
+LARGE = ("resnet20_cifar", "vgg11_bn", "vit_b_16", "mobilenet")
 NAMES = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in NETWORKS]
 """Networks whose whole build takes seconds are for `make test-all`."""
 

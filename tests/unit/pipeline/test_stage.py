@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from dglpipe.config import StageConfig
 from dglpipe.errors import ConfigError
 from dglpipe.pipeline.device import Device
+from dglpipe.pipeline.probe import StageProbe
 from dglpipe.pipeline.stage import Copies, Learning, RunLength, Stage
 from dglpipe.pipeline.stage_module import StageModule
 from dglpipe.seeds import derive
@@ -353,3 +354,55 @@ def test_a_wrong_loss_names_the_stage(how):
         learn(stage, 2)
     with pytest.raises(ConfigError, match=rf"^method\.loss: got '.* in stage {INDEX}'"):
         stage.loss(stage.module(batch_of(1)[0]), batch_of(1)[1])
+
+
+class TestGradientNorm:
+    """The measured norm is that of the gradient before scaling and clipping."""
+
+    def measured(self, *overrides, scale=None):
+        stage = make_stage("model.dropout=0", *overrides)
+        stage.probe = StageProbe(every=1)
+        if scale is not None:
+            stage.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        images, labels = batch_of(1)
+        stage.learn(images, labels, 1, None)
+        stage.probe.add_inputs(images)
+        return stage.probe.take()[0]
+
+    def test_it_is_the_norm_of_all_gradients_of_segments_and_head(self):
+        stage = make_stage()
+        images, labels = batch_of(1)
+        stage.seed(1)
+        cross_entropy(stage.module(images), labels).backward()
+        squares = [weight.grad.double().square().sum() for weight in stage.module.parameters()]
+        assert self.measured() == pytest.approx(float(sum(squares).sqrt()), rel=1e-5)
+
+    def test_clipping_and_loss_scaling_leave_it_alone(self):
+        assert self.measured("optimizer.clip=0.001") == self.measured()
+        assert self.measured(scale=1024.0) == pytest.approx(self.measured(), rel=1e-5)
+
+    def test_a_stage_that_learns_nothing_has_none(self):
+        stage = make_stage()
+        stage.probe = StageProbe(every=1)
+        stage.update(1)
+        stage.probe.add_inputs(batch_of(1)[0])
+        assert stage.probe.take() == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels_at"), [((5, 4, 4), 0), ((4, 4, 5), 2), ((7, 5), 1), ((5, 7), 0), ((5,), 0)]
+)
+def test_the_drift_compares_channels_wherever_they_are(shape, channels_at):
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(70, *shape, generator=generator) * (1 + n) for n in range(2))
+    probe = StageProbe(every=1, channels_at=channels_at)
+    drifts = []
+    for inputs in (first, second):
+        probe.add_inputs(inputs[:40])
+        probe.add_inputs(inputs[40:])
+        drifts.append(probe.take()[1])
+    flat = [one.double().movedim(channels_at + 1, 0).flatten(1) for one in (first, second)]
+    moments = [torch.stack([one.mean(1), one.std(1, correction=0)]) for one in flat]
+    assert moments[0].shape == (2, 5)
+    expected = (moments[1] - moments[0]).norm() / moments[0].norm()
+    assert drifts == [None, pytest.approx(float(expected), rel=1e-9)]

@@ -22,6 +22,7 @@ class DglAsync(Dgl):
     """Each stage learns from one of the last M batches of the stage below, without waiting."""
 
     settings: AsyncConfig
+    measures = False
     survives_alone = True
 
     def placement(self, pipeline: PipelineConfig, given: int | None) -> Placement:
@@ -43,10 +44,7 @@ class DglAsync(Dgl):
         return Placement(stages, wanted)
 
     def check(self, config: Config, layout: Layout, schedule: BatchSchedule) -> None:
-        """Raises ConfigError for test batches larger than training batches, and for `probe`."""
-        if config.probe.every:
-            hint = "Its stages have no common step at which a probe batch could pass them"
-            raise ConfigError("probe.every", config.probe.every, "0 with method=dgl_async", hint)
+        """Raises ConfigError for test batches larger than training batches."""
         rows = config.evaluate.batch_size
         if rows is not None and rows > config.batch_size and not self.settings.simulate:
             hint = "All messages of method=dgl_async have the size of the largest batch"
