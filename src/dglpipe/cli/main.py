@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     status = _end_output(words, run(words))
     # Interpreter shutdown takes half a second. After KeyboardInterrupt in code that `exec` has
-    # compiled, as dataclasses do, `python -m` ends itself by SIGINT, whatever the status.
+    # compiled, as dataclasses do, `python -m` ends itself by SIGINT and drops the status.
     if arguments is None and (status == INTERRUPTED or (words and words[0] in FAST_EXIT)):
         os._exit(status)
     gc.freeze()  # skips the collection at interpreter shutdown
