@@ -28,12 +28,11 @@ from dglpipe.cli.compose import compose
 RESULTS = Path(__file__).parent / "results" / "imagenet_steps.json"
 EXPERIMENTS = ("imagenet_vgg13", "imagenet_resnet152")
 WORDS = (
-    *("data=synthetic", "~data.transform", "data.samples=640", "data.classes=1000"),
+    *("data=synthetic", "~data.transform", "data.samples=640", "data.classes=10"),
     *("data.image_size=64", "batch_size=32", "precision=fp32", "pipeline.threads=1"),
     *("evaluate.every=0", "log_every=10", "optimizer.lr=0.0125"),
 )
-"""Every image is seen five times. The classes decide the size of the heads. The rate is the paper's
-0.1, divided by 8 as the batch is."""
+"""Every image is seen five times. The rate is the paper's 0.1, divided by 8 as the batch is."""
 
 
 def main() -> None:
