@@ -30,8 +30,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import common
 from benchmarks.accuracy_cifar10.studies import MEASURED, SEEDS, Run, next_runs, settings
 from benchmarks.common import interval, log
+from benchmarks.memory.crossings import MIB
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
+STEPS = RESULTS.with_name("imagenet_steps.json")
 PICTURE = RESULTS.with_name("stages.png")
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- measured -->\n", "<!-- /measured -->\n"
@@ -224,6 +226,8 @@ def tables(results: Results) -> str:
         if rows:
             head = [f"| {study} | seeds | work | exits | ensemble |", "|---|---|---|---|---|"]
             lines += [*head, *rows, ""]
+    if STEPS.exists():
+        lines += [*steps_table(json.loads(STEPS.read_text())["rows"]), ""]
     measured = results.runs.get(f"stages/{MEASURED}/{SEEDS[0]}", {}).get("convergence")
     if measured:
         lines += convergence_table(measured)
@@ -256,6 +260,20 @@ def draw(results: Results, picture: Path) -> None:
     axes.set_ylabel("test accuracy of the last exit, %")
     axes.legend()
     figure.savefig(picture, dpi=110)
+
+
+def steps_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A row for every experiment of `imagenet_steps.py`; values by stage."""
+    lines = ["| experiment, steps | loss, first ten | last ten | MiB, planned | measured |"]
+    lines.append("|---|---|---|---|---|")
+    for one in rows:
+        losses = (", ".join(f"{x:.2f}" for x in one[key]) for key in ("first_loss", "last_loss"))
+        sizes = (
+            ", ".join(f"{x / MIB:.0f}" for x in one[key])
+            for key in ("planned_bytes", "measured_bytes")
+        )
+        lines.append(f"| {one['experiment']}, {one['steps']} | {' | '.join((*losses, *sizes))} |")
+    return lines
 
 
 def convergence_table(measured: dict[str, dict[str, list[float]]]) -> list[str]:

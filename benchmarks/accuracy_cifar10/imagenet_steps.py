@@ -19,13 +19,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import common
+from benchmarks.accuracy_cifar10.accuracy import STEPS, steps_table
 from benchmarks.common import log
-from benchmarks.memory.crossings import MIB
 from benchmarks.memory.memory import measure
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
 
-RESULTS = Path(__file__).parent / "results" / "imagenet_steps.json"
 EXPERIMENTS = ("imagenet_vgg13", "imagenet_resnet152")
 WORDS = (
     *("data=synthetic", "~data.transform", "data.samples=640", "data.classes=10"),
@@ -37,7 +36,7 @@ WORDS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file of the results")
+    parser.add_argument("--output", type=Path, default=STEPS, help="JSON file of the results")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("experiments", nargs="*", default=EXPERIMENTS)
     given = parser.parse_args()
@@ -45,7 +44,7 @@ def main() -> None:
     rows = json.loads(given.output.read_text())["rows"] if given.output.exists() else []
     for name in given.experiments:
         found = row(name, [f"experiment={name}", *WORDS], given.steps)
-        log(*table([found]))
+        log(*steps_table([found]))
         rows = [*(one for one in rows if one["experiment"] != name), found]
         common.store(str(given.output), rows=rows)
 
@@ -75,21 +74,6 @@ def planned(words: list[str]) -> list[int]:
         output = Path(folder) / "plan.json"
         common.dglpipe_command("plan", *words, f"output={output}")
         return [stage["memory_bytes"] for stage in json.loads(output.read_text())["per_stage"]]
-
-
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    """A row for every experiment; values by stage."""
-    lines = ["| experiment, steps | loss, first ten | last ten | MiB, planned | measured |"]
-    lines.append("|---|---|---|---|---|")
-    for one in rows:
-        losses = (", ".join(f"{x:.2f}" for x in one[key]) for key in ("first_loss", "last_loss"))
-        sizes = (
-            ", ".join(f"{x / MIB:.0f}" for x in one[key])
-            for key in ("planned_bytes", "measured_bytes")
-        )
-        cells = " | ".join((*losses, *sizes))
-        lines.append(f"| {one['experiment']}, {one['steps']} | {cells} |")
-    return lines
 
 
 if __name__ == "__main__":

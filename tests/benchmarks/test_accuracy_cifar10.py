@@ -71,7 +71,8 @@ def finished(key, exits, ensemble):
     return {key: {**own, "seed": 0}}
 
 
-def test_tables(tmp_path):
+def test_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy, "STEPS", tmp_path / "none.json")
     results = accuracy.Results(tmp_path / "none.json")
     assert accuracy.tables(results) == "No run is stored yet.\n"
     results.runs |= finished("stages/backprop/0", [0.8], 0.8)
@@ -82,6 +83,14 @@ def test_tables(tmp_path):
     assert "| mlp_sr K=2 | 1 | 1.33 | 70.0, 75.0 | 76.0 |" in text
     assert "| backprop | 2 | 1.00 | 85.0 (80.0-90.0) | 85.0 (80.0-90.0) |" in text
     assert "| alternatives: DNI | 1 | - | 25.0 | 25.0 |" in text
+
+
+def test_the_table_of_steps():
+    mib = 2**20
+    row = {"experiment": "imagenet_vgg13", "steps": 100, "first_loss": [2.3, 2.4]}
+    row |= {"last_loss": [1.0, 0.5], "planned_bytes": [3 * mib] * 2, "measured_bytes": [mib] * 2}
+    (*_, line) = accuracy.steps_table([row])
+    assert line == "| imagenet_vgg13, 100 | 2.30, 2.40 | 1.00, 0.50 | 3, 3 | 1, 1 |"
 
 
 def test_the_picture_has_what_is_stored(tmp_path):
