@@ -11,17 +11,8 @@ from omegaconf import OmegaConf
 
 from dglpipe.config.build import build, choose, literal, refuse_unknown, unescaped
 from dglpipe.config.checks import require, require_plain
-from dglpipe.config.head import OUTPUT
 from dglpipe.config.schema import CHOICES, SINGLE, STAGE_GROUPS, Config
 from dglpipe.errors import ConfigError
-
-LATER: dict[str, Any] = {
-    "probe": {},
-    "on_nonfinite": "stop",
-    "on_failure": "stop",
-    "max_restarts": 0,
-}
-"""Keys that files of version 0.1 do not have, and what such a run did."""
 
 
 def parse(tree: Mapping[str, Any]) -> Config:
@@ -70,31 +61,7 @@ def from_yaml(text: str) -> Config:
         reason = " ".join(str(error).split())
         raise ConfigError("config.yaml", "malformed YAML", "YAML", reason) from error
     require(isinstance(tree, dict), "config.yaml", tree, "a mapping {key: value}")
-    return parse(_from_0_1(tree))
-
-
-def _from_0_1(tree: dict[str, Any]) -> dict[str, Any]:
-    """A file of version 0.1, which has no `head.reads`: its heads read the output of their stage.
-
-    Raises:
-        ConfigError: the network of the run computes other values today.
-    """
-    head, stages, model = tree.get("head"), tree.get("per_stage"), tree.get("model")
-    if not isinstance(head, Mapping) or "reads" in head:
-        return tree
-    if isinstance(model, Mapping) and model.get("family") == "resnet_cifar":
-        hint = "Its shortcuts put zeros on both sides of the channels. Use dglpipe 0.1.0"
-        require(
-            False, "model", f"{model.get('name')} of a run of 0.1.0", "runs of later versions", hint
-        )
-    own = [dict(one) if isinstance(one, Mapping) else one for one in stages or ()]
-    for one in own:
-        given = one.get("head") if isinstance(one, dict) else None
-        if isinstance(given, str):
-            one["head"] = {"name": given, "reads": OUTPUT}
-        elif isinstance(given, Mapping):
-            one["head"] = {"reads": OUTPUT, **given}
-    return {**LATER, **tree, "head": {**head, "reads": OUTPUT}, "per_stage": own}
+    return parse(tree)
 
 
 @dataclass(kw_only=True, slots=True)

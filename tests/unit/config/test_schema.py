@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import pytest
-from omegaconf import OmegaConf
 
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
@@ -19,8 +18,6 @@ from dglpipe.config import (
     to_yaml,
 )
 from dglpipe.errors import ConfigError, UserError
-
-LATER = [("model", "hidden_layers"), ("head", "init"), ("method", "reset_optimizer")]
 
 
 def config(*words):
@@ -48,35 +45,6 @@ def test_a_configuration_survives_its_file(words):
     one = config(*words)
     assert from_yaml(to_yaml(one)) == one
     assert parse(to_tree(one)) == one
-
-
-def test_heads_of_version_0_1_read_the_output_of_their_stage():
-    """Their files have no `head.reads`."""
-    one = config("head=mlp", "per_stage=[{head:linear},{head:{name:cnn}},{optimizer:adam},{}]")
-    tree = to_tree(one)
-    del tree["head"]["reads"]
-    earlier = from_yaml(OmegaConf.to_yaml(OmegaConf.create(tree)))
-    heads = [earlier.stage(j).head for j in range(4)]
-    assert [head.name for head in heads] == ["linear", "cnn", "mlp", "mlp"]
-    assert {head.reads for head in heads} == {"output"}
-    assert from_yaml(to_yaml(one)).stage(0).head.reads == "before_pool"
-
-
-def test_a_file_of_version_0_1_has_the_defaults_of_later_keys():
-    one = config("head=mlp")
-    tree = to_tree(one)
-    for group, key in LATER:
-        del tree[group][key]
-    assert from_yaml(OmegaConf.to_yaml(OmegaConf.create(tree))) == one
-
-
-def test_a_residual_network_of_version_0_1_is_refused():
-    """Its shortcuts pad on both sides."""
-    tree = to_tree(config("model=resnet20_cifar"))
-    assert from_yaml(OmegaConf.to_yaml(OmegaConf.create(tree))).model.name == "resnet20_cifar"
-    del tree["head"]["reads"]
-    with pytest.raises(ConfigError, match=r"resnet20_cifar of a run of 0\.1\.0"):
-        from_yaml(OmegaConf.to_yaml(OmegaConf.create(tree)))
 
 
 def test_a_stage_can_differ():
