@@ -25,25 +25,28 @@ from benchmarks.memory.memory import measure
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
 
-EXPERIMENTS = ("imagenet_vgg13", "imagenet_resnet152")
+RATES = {"imagenet_vgg13": 0.0125, "imagenet_resnet152": 0.002}
+"""The paper's 0.1 divided by 8, as the batch is. At that rate, the loss of a residual network that
+begins without warm-up jumps, with backprop too."""
 WORDS = (
     *("data=synthetic", "~data.transform", "data.samples=640", "data.classes=10"),
     *("data.image_size=64", "batch_size=32", "precision=fp32", "pipeline.threads=1"),
-    *("evaluate.every=0", "log_every=10", "optimizer.lr=0.0125"),
+    *("evaluate.every=0", "log_every=10"),
 )
-"""Every image is seen five times. The rate is the paper's 0.1, divided by 8 as the batch is."""
+"""Every image is seen five times."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=STEPS, help="JSON file of the results")
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("experiments", nargs="*", default=EXPERIMENTS)
+    parser.add_argument("experiments", nargs="*", choices=RATES, default=list(RATES))
     given = parser.parse_args()
     common.prepare(str(given.output))
     rows = json.loads(given.output.read_text())["rows"] if given.output.exists() else []
     for name in given.experiments:
-        found = row(name, [f"experiment={name}", *WORDS], given.steps)
+        words = [f"experiment={name}", *WORDS, f"optimizer.lr={RATES[name]}"]
+        found = row(name, words, given.steps)
         log(*steps_table([found]))
         rows = [*(one for one in rows if one["experiment"] != name), found]
         common.store(str(given.output), rows=rows)
