@@ -167,9 +167,11 @@ def precision() -> str:
 def main() -> None:
     arguments = parse()
     if arguments.tables or arguments.write:
-        text = tables(Results(arguments.output))
+        stored = Results(arguments.output)
+        text = tables(stored)
         if arguments.write:
-            draw(Results(arguments.output), PICTURE)
+            if stored.runs:
+                draw(stored, PICTURE)
             before, _, rest = README.read_text().partition(BEGIN)
             README.write_text(before + BEGIN + text + END + rest.partition(END)[2])
         log(text)

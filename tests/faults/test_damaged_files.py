@@ -34,6 +34,7 @@ def trials(topology, store, copies, only):
 
 
 @pytest.mark.parametrize("copies", [4, *map(in_test_all, (11, 120))])
+@pytest.mark.timeout(300)
 def test_no_damage_is_passed_over_in_silence(copies):
     only = {4: list(SOME)[:7:2], 11: list(SOME), 120: []}[copies]
     (found,) = run_world(layout(1), trials, copies, only, connected=False, deadline_s=1000)
