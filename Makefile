@@ -16,6 +16,8 @@ OTHER := $(filter-out $(CURDIR),$(shell cat $(VENV)/.dglpipe-checkout 2>/dev/nul
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
+# Processes of the tests import what earlier ones have compiled.
+test test-all: export PYTHONDONTWRITEBYTECODE :=
 .PHONY: quickstart test test-all lint lint-style lint-types lint-workflows wheel docs gpu-check install \
   clean help FORCE
 

@@ -120,6 +120,7 @@ def test_real_networks_run_in_low_precision(way):
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_resumed(tmp_path):
     words = WAYS["1f1b"].split()
     whole = train(*words).hashes

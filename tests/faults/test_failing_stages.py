@@ -161,6 +161,7 @@ def test_restarts_lead_to_the_same_weights(how, start, run_dir, tmp_path, whole)
     assert hashes(run_dir) == whole
 
 
+@pytest.mark.slow
 def test_a_stage_that_hangs_ends_the_run_after_timeout_s(start, run_dir, tmp_path):
     settings = small(trouble("hang", 1, tmp_path), f"run_dir={run_dir}", "timeout_s=3")
     run = start("train", *settings)
