@@ -228,12 +228,13 @@ def tables(results: Results) -> str:
         if rows:
             head = [f"| {study} | seeds | work | exits | ensemble |", "|---|---|---|---|---|"]
             lines += [*head, *rows, ""]
+    lines = lines or ["No accuracy is stored yet.", ""]
     if STEPS.exists():
         lines += [*steps_table(json.loads(STEPS.read_text())["rows"]), ""]
     measured = results.runs.get(f"stages/{MEASURED}/{SEEDS[0]}", {}).get("convergence")
     if measured:
         lines += convergence_table(measured)
-    return "\n".join(lines) if lines else "No run is stored yet.\n"
+    return "\n".join(lines)
 
 
 def draw(results: Results, picture: Path) -> None:

@@ -74,7 +74,7 @@ def finished(key, exits, ensemble):
 def test_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(accuracy, "STEPS", tmp_path / "none.json")
     results = accuracy.Results(tmp_path / "none.json")
-    assert accuracy.tables(results) == "No run is stored yet.\n"
+    assert accuracy.tables(results) == "No accuracy is stored yet.\n"
     results.runs |= finished("stages/backprop/0", [0.8], 0.8)
     results.runs |= finished("stages/backprop/1", [0.9], 0.9)
     results.runs |= finished("alternatives/alternatives: DNI/0", [None, None, 0.25], 0.25)

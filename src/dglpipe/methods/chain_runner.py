@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dglpipe.data.batch_schedule import BatchItem, Phase
-from dglpipe.methods.base import Evaluation, Event, Measurement, RunContext, Update
+from dglpipe.methods.base import RunContext
+from dglpipe.methods.events import Evaluation, Event, Measurement, Update
 from dglpipe.monitoring.timers import Kind, Timer
 from dglpipe.pipeline.exits import ExitEvaluator
 from dglpipe.pipeline.inputs import Arrival, Inputs

@@ -22,8 +22,9 @@ from torch import Tensor
 from dglpipe.config import Config
 from dglpipe.data.batch_schedule import BatchItem, BatchSchedule, Phase
 from dglpipe.errors import ConfigError
-from dglpipe.methods.base import Event, Method, RunContext
+from dglpipe.methods.base import Method, RunContext
 from dglpipe.methods.dgl import DglRunner
+from dglpipe.methods.events import Event
 from dglpipe.monitoring.timers import Kind
 from dglpipe.partition.pipeline_spec import PipelineSpec
 from dglpipe.pipeline.inputs import Arrival

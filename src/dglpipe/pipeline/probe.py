@@ -2,9 +2,9 @@
 
 Belilovsky et al. (ICML 2020) bound the gradient of a local loss by c_j^t, the total-variation
 distance between the law of the input of stage j at step t and its limit. Neither law is known. The
-drift compares moments of the input for one fixed probe batch with those of the last measurement. It
-is the 2-Wasserstein distance of two normal laws with independent channels, relative to the size of
-the input:
+drift compares two measurements of a fixed probe batch, by mean and standard deviation of each
+channel of the input. It is the 2-Wasserstein distance of two normal laws with independent channels,
+relative to the size of the input:
 
     drift = sqrt(sum_c ((m_c - m'_c)^2 + (s_c - s'_c)^2)) / sqrt(sum_c (m'_c^2 + s'_c^2))
 

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from dglpipe.errors import NonFiniteError, NonFinitePeerError
-from dglpipe.methods.base import Evaluation, RunContext, Update
+from dglpipe.methods.base import RunContext
+from dglpipe.methods.events import Evaluation, Update
 from dglpipe.pipeline.stage import Stage
 
 logger = logging.getLogger("dglpipe")

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from dglpipe.methods.base import Evaluation, Measurement, RunContext, Update
+from dglpipe.methods.base import RunContext
+from dglpipe.methods.events import Evaluation, Measurement, Update
 from dglpipe.monitoring import timers
 from dglpipe.monitoring.metrics import ENSEMBLE, PROBE, ProbeLine, Reporter, Sums
 from dglpipe.monitoring.timers import Kind

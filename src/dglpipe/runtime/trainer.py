@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dglpipe.methods.base import Evaluation, Measurement, RunContext, Runner, Update
+from dglpipe.methods.base import RunContext, Runner
+from dglpipe.methods.events import Evaluation, Measurement, Update
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.monitoring import timers
 from dglpipe.monitoring.metrics import Reporter

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch.nn.functional import cross_entropy
 
-from dglpipe.methods.base import Update
+from dglpipe.methods.events import Update
 from dglpipe.seeds import derive
 from harness.runners import feed, open_runner
 

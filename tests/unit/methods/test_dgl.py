@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dglpipe.data.batch_schedule import Phase
-from dglpipe.methods.base import Evaluation, Update
+from dglpipe.methods.events import Evaluation, Update
 from dglpipe.pipeline.message import ACTIVATIONS, ENSEMBLE, LABELS
 from harness.runners import (
     changed,

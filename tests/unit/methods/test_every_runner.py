@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dglpipe.methods.base import Evaluation
+from dglpipe.methods.events import Evaluation
 from harness.runners import changed, evaluated, fail_at, feed, open_runner, report_of, states
 
 METHODS = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dglpipe.data.batch_schedule import Phase
-from dglpipe.methods.base import Update
+from dglpipe.methods.events import Update
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS
 from harness.runners import (
     changed,

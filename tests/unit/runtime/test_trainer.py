@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dglpipe.methods import RunContext, build_method
-from dglpipe.methods.base import Evaluation, Update
+from dglpipe.methods.events import Evaluation, Update
 from dglpipe.monitoring.timers import Timer
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.process_group import ProcessGroup

@@ -20,7 +20,7 @@ from torch import Tensor
 from dglpipe.config import AsyncConfig
 from dglpipe.data.batch_schedule import BatchItem, Phase
 from dglpipe.errors import LinkError, RejoinError
-from dglpipe.methods.base import Event, RunContext, Update
+from dglpipe.methods.base import RunContext
 from dglpipe.methods.dgl_async.base import AsyncRunner
 from dglpipe.methods.dgl_async.progress_engine import (
     EventProgressEngine,
@@ -32,6 +32,7 @@ from dglpipe.methods.dgl_async.replay import InOrder, Replay
 from dglpipe.methods.dgl_async.sender import AsyncSender
 from dglpipe.methods.dgl_async.staleness import ages, summarize
 from dglpipe.methods.dgl_async.storage import Batch, StorageFormat
+from dglpipe.methods.events import Event, Update
 from dglpipe.monitoring.timers import Kind
 from dglpipe.pipeline.inputs import Arrival, arrival
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from dglpipe.config import AsyncConfig
 from dglpipe.data.batch_schedule import BatchItem
-from dglpipe.methods.base import Event, RunContext, Update
+from dglpipe.methods.base import RunContext
 from dglpipe.methods.dgl_async.base import AsyncRunner
 from dglpipe.methods.dgl_async.draw_order import Draw, DrawOrder
 from dglpipe.methods.dgl_async.staleness import summarize
 from dglpipe.methods.dgl_async.storage import Batch, BatchStore, StorageFormat
+from dglpipe.methods.events import Event, Update
 from dglpipe.monitoring.timers import Kind
 from dglpipe.pipeline.stage import Stage
 

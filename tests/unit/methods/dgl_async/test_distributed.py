@@ -15,7 +15,7 @@ import torch
 
 from dglpipe.data.batch_schedule import Phase
 from dglpipe.errors import LinkError
-from dglpipe.methods.base import Evaluation, Update
+from dglpipe.methods.events import Evaluation, Update
 from dglpipe.pipeline.message import ACTIVATIONS, ENSEMBLE, LABELS
 from dglpipe.pipeline.transport import Header, Slot
 from harness.runners import (

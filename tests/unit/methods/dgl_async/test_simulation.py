@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from dglpipe.data.batch_schedule import BatchItem, Phase
-from dglpipe.methods.base import Evaluation, Update
 from dglpipe.methods.dgl_async import simulation
 from dglpipe.methods.dgl_async.draw_order import Draw
+from dglpipe.methods.events import Evaluation, Update
 from harness.runners import changed, evaluated, feed, is_cut_off, open_runner, states, watch
 
 LEARNING = [
