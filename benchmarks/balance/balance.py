@@ -32,7 +32,7 @@ from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
 from dglpipe.config import Config
 from dglpipe.data import DataInfo
-from dglpipe.methods import build_method
+from dglpipe.methods import build_run_method
 from dglpipe.models import build_network
 from dglpipe.models.meta import building
 from dglpipe.partition.auto_split import measure_times, measured_costs, network_costs
@@ -84,7 +84,7 @@ def compare(name: str, stages: int, batch: int, rounds: int) -> list[dict[str, A
     """A row a cut."""
     config = settings(name, stages, batch)
     data = open_images(config).info
-    method = build_method(config.method)
+    method = build_run_method(config, stages, data)
     (measured,) = measure_times(config, method, data, CPU, 1, batch, 1)
     config.pipeline.times = asdict(measured)
     times = measured_costs(config.pipeline.times)
@@ -138,7 +138,7 @@ def flops(config: Config, data: DataInfo) -> SegmentCosts:
     """The costs of `pipeline.cost=flops`."""
     with building(True, 0):
         network = build_network(config.model, data.channels, len(data.classes), data.height)
-    problem = CutProblem(config, build_method(config.method), data, trace(network), 1)
+    problem = CutProblem(config, build_run_method(config, 1, data), data, trace(network), 1)
     return network_costs(problem)[0]
 
 
@@ -147,7 +147,7 @@ class Timed:
 
     def __init__(self, config: Config, stages: int) -> None:
         data = open_images(config).info
-        network = build_staged_network(config, build_method(config.method), data, stages)
+        network = build_staged_network(config, build_run_method(config, stages, data), data, stages)
         length = RunLength(1000, 1000)
         self._stages = [
             Stage(j, network.learner(j), config.stage(j), Learning(), CPU, length, 0)

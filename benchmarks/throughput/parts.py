@@ -30,7 +30,7 @@ from dglpipe.cli.compose import compose
 from dglpipe.config import BackpropConfig, Config
 from dglpipe.data import open_data
 from dglpipe.host import keep_freed_memory
-from dglpipe.methods import build_method
+from dglpipe.methods import build_run_method
 from dglpipe.partition.auto_split import measure_times
 from dglpipe.partition.staged_network import StagedNetwork, build_staged_network
 from dglpipe.pipeline.device import Device, choose_backend, select
@@ -51,7 +51,7 @@ def main() -> None:
     device = select_device(config)
     device.prepare(config.pipeline.threads or 1, config.deterministic)
     source = open_data(config.data, config.seed)
-    method = build_method(config.method)
+    method = build_run_method(config, config.pipeline.stages or 1, source.info)
     if what == "times":
         rows, threads = config.batch_size, config.pipeline.threads or 1
         (times,) = measure_times(config, method, source.info, device, threads, rows, 1)

@@ -106,6 +106,7 @@ def schema_classes() -> dict[str, tuple[type, ...]]:
     return {
         "model": (*schema.MODEL_FAMILIES.values(), schema.PluginConfig),
         "head": (schema.HeadConfig, schema.PluginConfig),
+        "local": (schema.LocalConfig,),
         "data": (*schema.DATA_SETS.values(), schema.PluginConfig),
         "optimizer": tuple(schema.OPTIMIZERS.values()),
         "schedule": tuple(schema.SCHEDULES.values()),

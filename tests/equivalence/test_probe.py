@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from dglpipe.data.dataset import Request
-from dglpipe.methods.registry import build_method
-from dglpipe.partition.staged_network import build_staged_network
 from dglpipe.pipeline.weights import load_tensors
 from dglpipe.runtime.open_data import open_images
-from harness.configs import in_test_all, layout, make_config
+from harness.configs import build_stages, in_test_all, layout, make_config
 from harness.training import hash_all, train_all, train_world
 
 PROBED = ("probe.every=2", "probe.batch_size=120", "evaluate.batch_size=50")
@@ -82,7 +80,7 @@ def test_the_gradient_norm_is_the_step_of_plain_gradient_descent():
 def moments(config, run):
     """Mean and standard deviation by channel of the inputs of every stage, for the probe batch."""
     source = open_images(config)
-    network = build_staged_network(config, build_method(config.method), source.info, 3)
+    network = build_stages(config, source.info, 3)
     indices = torch.arange(120) * source.info.test // 120
     ((batch, _),) = source.load().batches([Request(False, 1, indices)])
     found = []

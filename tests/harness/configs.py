@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from dglpipe.cli.compose import Arguments, compose
 from dglpipe.config import Config, parse, to_tree
 from dglpipe.data import DataInfo
-from dglpipe.methods import build_method
+from dglpipe.methods import build_run_method
 from dglpipe.partition.staged_network import StagedNetwork, build_staged_network
 from dglpipe.pipeline.topology import Layout
 
@@ -38,7 +38,7 @@ WORLDS = [
     *(in_test_all(*one) for one in ((2, 1), (3, 3), *((6, count) for count in range(1, 6)))),
 ]
 """Stages and processes whose weights are compared bit for bit."""
-GROUPS = ("model", "head", "data", "optimizer", "schedule", "method", "precision")
+GROUPS = ("model", "head", "local", "data", "optimizer", "schedule", "method", "precision")
 
 
 def make_config(*overrides: str) -> Config:
@@ -84,4 +84,5 @@ def build_stages(
     config: Config, data: DataInfo, stages: int, meta: bool = False, rows: int | None = None
 ) -> StagedNetwork:
     """The network of `config` in K stages; see `build_staged_network`."""
-    return build_staged_network(config, build_method(config.method), data, stages, meta, rows)
+    method = build_run_method(config, stages, data)
+    return build_staged_network(config, method, data, stages, meta, rows)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dglpipe.cli.config_groups import choices
 from dglpipe.errors import UserError
 
-GROUPS = ("head", "data", "optimizer", "schedule", "method", "precision", "experiment")
+GROUPS = ("head", "local", "data", "optimizer", "schedule", "method", "precision", "experiment")
 
 
 def models(arguments: Sequence[str]) -> int:

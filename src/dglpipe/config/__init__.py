@@ -26,6 +26,14 @@ from dglpipe.config.head import (
     HeadConfig,
 )
 from dglpipe.config.link import LinkConfig
+from dglpipe.config.local import (
+    LOCALS,
+    AuglocalConfig,
+    InfoproConfig,
+    LocalConfig,
+    PredsimConfig,
+    TrglConfig,
+)
 from dglpipe.config.method import (
     METHODS,
     PLACEMENTS,
@@ -70,6 +78,7 @@ from dglpipe.config.schema import Config, StageConfig
 __all__ = [
     "BEFORE_POOL",
     "DATA_SETS",
+    "LOCALS",
     "METHODS",
     "MODEL_FAMILIES",
     "OPTIMIZERS",
@@ -80,6 +89,7 @@ __all__ = [
     "AdamWConfig",
     "AnyHeadConfig",
     "AsyncConfig",
+    "AuglocalConfig",
     "BackpropConfig",
     "CheckpointConfig",
     "Cifar10Config",
@@ -100,7 +110,9 @@ __all__ = [
     "FeaturesReplayConfig",
     "HeadConfig",
     "ImageFolderConfig",
+    "InfoproConfig",
     "LinkConfig",
+    "LocalConfig",
     "MethodConfig",
     "ModelConfig",
     "MultistepConfig",
@@ -108,6 +120,7 @@ __all__ = [
     "PipelineConfig",
     "PluginConfig",
     "PrecisionConfig",
+    "PredsimConfig",
     "ProbeConfig",
     "ResnetCifarConfig",
     "ResnetConfig",
@@ -119,6 +132,7 @@ __all__ = [
     "SyntheticConfig",
     "TimmConfig",
     "TorchvisionConfig",
+    "TrglConfig",
     "VggConfig",
     "from_yaml",
     "parse",

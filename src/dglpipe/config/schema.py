@@ -14,6 +14,7 @@ from dglpipe.config.data import DATA_SETS, DataConfig
 from dglpipe.config.evaluate import EvaluateConfig
 from dglpipe.config.head import HEADS, AnyHeadConfig
 from dglpipe.config.link import LinkConfig
+from dglpipe.config.local import LOCALS, LocalConfig
 from dglpipe.config.method import METHODS, MethodConfig
 from dglpipe.config.model import MODEL_FAMILIES, ModelConfig
 from dglpipe.config.optim import OPTIMIZERS, OptimizerConfig
@@ -25,6 +26,7 @@ from dglpipe.config.schedule import SCHEDULES, ScheduleConfig
 CHOICES: dict[str, dict[str, type[Any]]] = {
     "model": MODEL_FAMILIES,
     "head": HEADS,
+    "local": LOCALS,
     "data": DATA_SETS,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
@@ -40,7 +42,7 @@ SINGLE: dict[str, type[Any]] = {
     "checkpoint": CheckpointConfig,
 }
 """Groups with a single schema: group -> schema."""
-STAGE_GROUPS = ("optimizer", "schedule", "head", "precision")
+STAGE_GROUPS = ("optimizer", "schedule", "head", "local", "precision")
 """Groups that can differ between stages (`per_stage`)."""
 
 
@@ -54,6 +56,8 @@ class StageConfig:
     """Learning rate schedule of the stage."""
     head: AnyHeadConfig
     """Auxiliary head of the stage; the last stage has none."""
+    local: LocalConfig
+    """Local objective of the stage."""
     precision: PrecisionConfig
     """Number format of the stage."""
 
@@ -66,6 +70,8 @@ class Config:
     """Network to train."""
     head: AnyHeadConfig
     """Auxiliary head of every stage but the last."""
+    local: LocalConfig
+    """Local objective of every stage."""
     data: DataConfig
     """Data set."""
     optimizer: OptimizerConfig
@@ -87,8 +93,8 @@ class Config:
     checkpoint: CheckpointConfig
     """Checkpoints."""
     per_stage: list[dict[str, Any]]
-    """Settings of single stages: K mappings, each with parts of `optimizer`, `schedule`, `head`
-    and `precision`; []: no stage differs."""
+    """Settings of single stages: K mappings, each with parts of `optimizer`, `schedule`, `head`,
+    `local` and `precision`; []: no stage differs."""
     epochs: int
     """Passes over the training split; 1 to 1000000."""
     max_steps: int | None

@@ -56,6 +56,7 @@ class Cifar10Source:
             height=side,
             width=side,
             fingerprint=fingerprint(self.config.name, side, CIFAR10.tgz_md5),
+            pixels=CIFAR,
         )
 
     def load(self) -> InMemory:

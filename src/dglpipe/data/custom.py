@@ -15,7 +15,7 @@ from dglpipe.config.instantiate import build_plug_in
 from dglpipe.data.custom_split import CustomSplit
 from dglpipe.data.in_memory import InMemory, Split
 from dglpipe.data.info import DataInfo, fingerprint, resolve_channels
-from dglpipe.data.transforms import with_channels
+from dglpipe.data.transforms import Normalisation, with_channels
 from dglpipe.errors import DataError
 
 _SPLITS = ("train", "test")
@@ -79,6 +79,7 @@ class CustomSource:
             height=train[2],
             width=train[3],
             fingerprint=fingerprint(self.config, self._classes, train, test),
+            pixels=Normalisation() if all(one.is_pixels for one in self._splits) else None,
         )
 
     def load(self) -> InMemory:

@@ -44,6 +44,12 @@ class CustomSplit:
         self._require(min(shape) > 0, f"is empty: its images are of shape {shape}")
         return shape[0], shape[1], shape[2], shape[3]
 
+    @property
+    def is_pixels(self) -> bool:
+        """Whether the images are uint8; reads at most the first image."""
+        image = self._pair[0] if self.is_pair else self._row(0)[0]
+        return image.dtype is torch.uint8
+
     @cached_property
     def tensors(self) -> Split:
         """All images as (n,H,W,C) uint8 or float32, and all labels as (n,) int64.

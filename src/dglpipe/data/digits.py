@@ -54,6 +54,7 @@ class DigitsSource:
             height=side,
             width=side,
             fingerprint=fingerprint(self.config.name, side, _FILE.read_bytes()),
+            pixels=_NORMALISATION,
         )
 
     def load(self) -> InMemory:

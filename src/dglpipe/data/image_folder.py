@@ -15,7 +15,7 @@ from dglpipe.data.image_index import ImageIndex, list_folder
 from dglpipe.data.in_memory import InMemory, Split
 from dglpipe.data.info import DataInfo, fingerprint, resolve_channels
 from dglpipe.data.streaming import Decoder, Streamed
-from dglpipe.data.transforms import CIFAR, IMAGENET
+from dglpipe.data.transforms import CIFAR, IMAGENET, Normalisation
 from dglpipe.host import cores
 
 _IMAGENET_SIDE = 224
@@ -55,7 +55,12 @@ class ImageFolderSource:
             height=height,
             width=width,
             fingerprint=fingerprint(index.fingerprint(), height, width),
+            pixels=self._normalisation,
         )
+
+    @property
+    def _normalisation(self) -> Normalisation:
+        return IMAGENET if self.config.transform == "imagenet" else CIFAR
 
     def load(self) -> DataSet:
         """Decodes all images into memory if they have the same size and fit.
@@ -69,7 +74,7 @@ class ImageFolderSource:
         if not reason:
             try:
                 train, test = (self._split(training) for training in (True, False))
-                return InMemory(train, test, CIFAR, self.seed, self.config.augment)
+                return InMemory(train, test, self._normalisation, self.seed, self.config.augment)
             except SizesDifferError as difference:
                 reason = f"the images differ in size: {difference}"
         return self._streamed(reason)
@@ -113,5 +118,4 @@ class ImageFolderSource:
         workers = share if config.workers is None else config.workers
         _log.info("%s: decoding in %d processes: %s", config.name, workers, reason)
         decoder = Decoder(self._index, config.transform, *self._target, self.seed, config.augment)
-        normalisation = IMAGENET if config.transform == "imagenet" else CIFAR
-        return Streamed(decoder, normalisation, workers, self.timeout_s)
+        return Streamed(decoder, self._normalisation, workers, self.timeout_s)

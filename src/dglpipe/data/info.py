@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from dglpipe.data.transforms import Normalisation
 from dglpipe.errors import DataError
 
 
@@ -28,6 +31,21 @@ class DataInfo:
     """W of the images in pixels."""
     fingerprint: str
     """Hash that differs between processes that see different files or settings."""
+    pixels: Normalisation | None = None
+    """How images in a batch were computed from pixels of 8 bits; None: the images of the data set
+    are no such pixels."""
+
+    @classmethod
+    def from_json(cls, known: Mapping[str, Any]) -> DataInfo:
+        """Restores the result of `dataclasses.asdict` after a round trip through JSON.
+
+        Raises:
+            KeyError, TypeError: keys or values are wrong.
+        """
+        pixels = known["pixels"]
+        if pixels is not None:
+            pixels = Normalisation(tuple(pixels["mean"]), tuple(pixels["std"]))
+        return cls(**{**known, "classes": tuple(known["classes"]), "pixels": pixels})
 
 
 def fingerprint(*parts: object) -> str:

@@ -44,6 +44,7 @@ class SyntheticSource:
             height=config.image_size,
             width=config.image_size,
             fingerprint=fingerprint(config, self.seed),
+            pixels=_NORMALISATION,
         )
 
     def load(self) -> InMemory:

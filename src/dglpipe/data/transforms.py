@@ -96,6 +96,13 @@ class Normalisation:
         normal = rows.mul_(scale).add_(offset)
         return normal.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
+    def inverse(self, images: Tensor) -> Tensor:
+        """The pixels (B,C,H,W) uint8 of normalised images (B,C,H,W)."""
+        mean, std = (
+            torch.tensor(one, device=images.device).view(-1, 1, 1) for one in (self.mean, self.std)
+        )
+        return ((images.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
 
 @lru_cache
 def _rows(

@@ -55,6 +55,7 @@ class Backprop(Method):
 
     flows_back = True
     measures = True
+    learns_locally = False
     settings: BackpropConfig
 
     def placement(self, pipeline: PipelineConfig, given: int | None) -> Placement:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, ClassVar, Protocol
 
@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from dglpipe.config import Config, MethodConfig, PipelineConfig
 from dglpipe.data import DataSource
 from dglpipe.data.batch_schedule import BatchItem, BatchSchedule, Phase
+from dglpipe.methods.emission import Emission
 from dglpipe.methods.events import Event
-from dglpipe.methods.run_plan import RunPlan
+from dglpipe.methods.local.base import LocalObjective
+from dglpipe.methods.run_plan import OWN_FIELDS, RunPlan
+from dglpipe.models.branches import branch_costs
 from dglpipe.models.features import Boundary
-from dglpipe.models.heads import head_on
 from dglpipe.models.losses import build_loss
 from dglpipe.monitoring.timers import Timer
 from dglpipe.partition.pipeline_spec import PipelineSpec
@@ -41,7 +43,7 @@ from dglpipe.pipeline.message import (
 )
 from dglpipe.pipeline.process_group import ProcessGroup
 from dglpipe.pipeline.stage import Learning, Stage
-from dglpipe.pipeline.stage_module import HEAD, Objective
+from dglpipe.pipeline.stage_module import Objective
 from dglpipe.pipeline.topology import Layout, Topology
 
 
@@ -58,25 +60,6 @@ class Placement:
     stages: int
     processes: int
     kind: str = "chain"
-
-
-@dataclass(frozen=True, slots=True)
-class Emission:
-    """The data of one training batch from which a stage fills the extra tensors of its message.
-
-    Attributes:
-        stage: index j of the stage.
-        inputs: inputs of the stage, (B, ...); the images in stage 0.
-        features: output of the stage, (B, ...), detached.
-        labels: (B,), int64.
-        extras: extra tensors of the received message by name; empty in stage 0.
-    """
-
-    stage: int
-    inputs: Tensor
-    features: Tensor
-    labels: Tensor
-    extras: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -180,7 +163,8 @@ class RunContext:
         fields = self.plan.extras(emission.stage)
         if not fields:
             return {}
-        filled = self.method.outgoing(emission)
+        names = tuple(field.name for field in fields)
+        filled = self.method.outgoing(replace(emission, names=names))
         return {field.name: field.normalise(filled[field.name]) for field in fields}
 
     def message(self, arrival: Arrival, stage: int, features: Tensor) -> dict[str, Tensor]:
@@ -259,9 +243,13 @@ class Method(ABC):
     """Whether the runner passes the probe batch through the stages (`probe.every`)."""
     survives_alone: ClassVar[bool] = False
     """Whether stages go on while a stage is started again (`on_failure=restart_stage`)."""
+    learns_locally: ClassVar[bool] = True
+    """Whether every stage has a local objective (`local`)."""
 
     def __init__(self, settings: MethodConfig) -> None:
         self.settings = settings
+        self.local: Sequence[LocalObjective] = ()
+        """The local objective of every stage. `build_method` sets it."""
 
     @property
     def name(self) -> str:
@@ -300,21 +288,36 @@ class Method(ABC):
         package seeds each module by (seed, name, boundary), so that its weights do not depend on
         K or P. The last stage has no auxiliary modules: it ends in the network's own classifier.
         """
-        head, features = boundary.head, boundary.features
-        return {HEAD: lambda: head_on(head, features, boundary.classes, boundary.width)}
+        return self.local[boundary.stage].auxiliary(boundary)
+
+    def auxiliary_kind(self, stage: int) -> str:
+        """Equal for stages whose auxiliary modules are equal at equal cuts, for equal heads."""
+        is_own = type(self).auxiliary is not Method.auxiliary
+        return str(stage) if is_own else self.local[stage].kind
+
+    @property
+    def watches_branches(self) -> bool:
+        """Whether a local objective reads the residual branches of its stage."""
+        return any(one.watches_branches for one in self.local)
+
+    def prepare(self, stage: int, segments: nn.Module) -> None:
+        """Switches the measurement of residual branches off in stages that do not read them."""
+        for branch in branch_costs(segments):
+            branch.is_active = self.local[stage].watches_branches
 
     @property
     def objective(self) -> Objective | None:
-        """The local objective of a stage; None: `method.loss` of the logits."""
+        """The local objective of every stage; None: the objective in `local`."""
         return None
 
-    def learning(self, label_smoothing: float) -> Learning:
-        """Loss and local objective of one stage.
+    def learning(self, stage: int, label_smoothing: float) -> Learning:
+        """Loss and local objective of `stage`.
 
         Raises:
             ConfigError: the loss cannot be built.
         """
-        return Learning(build_loss(self.settings.loss, label_smoothing), self.objective)
+        own = self.objective or (self.local[stage].objective if self.local else None)
+        return Learning(build_loss(self.settings.loss, label_smoothing), own)
 
     def messages(self, link: int, spec: PipelineSpec) -> tuple[Field, ...]:
         """The tensors of the messages between stage `link` and stage `link + 1`, in order.
@@ -324,12 +327,32 @@ class Method(ABC):
         """
         labels = contiguous_field(LABELS, torch.int64, ())
         exits = contiguous_field(ENSEMBLE, torch.float32, (spec.classes,), phases=[Phase.TEST])
-        return labels, exits, spec.fields[link]
+        read = {field.name: field for one in self.local[link + 1 :] for field in one.fields(spec)}
+        return labels, exits, spec.fields[link], *read.values()
 
     def outgoing(self, emission: Emission) -> Mapping[str, Tensor]:
         """The declared extra tensors of a training message, by name, each (B, ...)."""
-        del emission
-        return {}
+        fills = {name: fill for one in self.local for name, fill in one.fills.items()}
+        return {
+            name: emission.extras[name] if name in emission.extras else fills[name](emission)
+            for name in emission.names
+            if name in fills
+        }
+
+    def extra_bytes(self, link: int, spec: PipelineSpec) -> int:
+        """Bytes per row of the extra tensors that stage `link` sends up in training."""
+        fields = self.messages(link, spec)
+        return sum(
+            one.row_bytes
+            for one in fields
+            if one.name not in OWN_FIELDS
+            and one.direction is Direction.UP
+            and Phase.TRAIN in one.phases
+        )
+
+    def most_extra_bytes(self, link: int) -> int:
+        """Upper limit of `extra_bytes` for every cut, for the choice of a cut."""
+        return max((one.extra_bytes for one in self.local[link + 1 :]), default=0)
 
     def buffers(self, link: int, depth: int) -> LinkBuffers:
         """The memory of a link.

@@ -42,6 +42,7 @@ class TwoWay(Method):
 
     flows_back = True
     measures = True
+    learns_locally = False
     auxiliary_reads_output = True
 
     def messages(self, link: int, spec: PipelineSpec) -> tuple[Field, ...]:

@@ -62,6 +62,20 @@ class Features:
 
 
 @dataclass(frozen=True, slots=True)
+class Layer:
+    """The form of a segment.
+
+    Attributes:
+        channels: channels of its output.
+        kind: `plain`, or `basic` or `bottleneck` for a residual block. A bottleneck has a
+            convolution with fewer channels than its output.
+    """
+
+    channels: int
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
 class Boundary:
     """The cut above a stage, as the input of builders of auxiliary modules.
 
@@ -73,6 +87,10 @@ class Boundary:
         index: first segment above the cut.
         width: channels of the network's last map, which its classifier reads; None if it reads no
             map.
+        stage: j of the stage below the cut.
+        stages: K.
+        above: the segments above the cut, in order; the last one as its map, without the
+            classifier.
     """
 
     features: Features
@@ -81,6 +99,9 @@ class Boundary:
     head: AnyHeadConfig
     index: int
     width: int | None
+    stage: int
+    stages: int
+    above: tuple[Layer, ...]
 
 
 class ChannelsFirst(nn.Module):

@@ -115,11 +115,11 @@ def network_costs(
     known: dict[str, tuple[SegmentCosts, list[ConfigError]]] = {}
     result = []
     for j in range(problem.stages):
-        head, item_bytes = problem.head_of(j), problem.item_bytes(j)
-        kind = f"{head} {item_bytes}"
+        item_bytes = problem.item_bytes(j)
+        kind = f"{problem.auxiliary_kind(j)} {item_bytes}"
         if kind not in known:
             errors: list[ConfigError] = []
-            auxiliary_at = problem.auxiliary_at(head, refused=errors)
+            auxiliary_at = problem.auxiliary_at(j, refused=errors)
             costs = flop_costs(
                 problem.flops, auxiliary_at, item_bytes, problem.method.replays_forward
             )
@@ -203,17 +203,18 @@ def measure_times(
     keep_freed_memory()  # as in the processes of a run
     with building(False, derive(config.seed, "network")):
         network = build_network(config.model, data.channels, len(data.classes), data.height)
-    problem = CutProblem(config, method, data, trace(network), stages)
+    traced = trace(network, method.watches_branches)
+    problem = CutProblem(config, method, data, traced, stages)
     known: dict[str, Times] = {}
     result = []
     with cpu_threads(threads):
         for j in range(stages):
-            own, head = config.stage(j), problem.head_of(j)
+            own = config.stage(j)
             # The time of a step does not depend on the learning rate. Clipping is not measured.
             optimizer = dataclasses.replace(own.optimizer, lr=1.0, clip=None)
-            kind = f"{head} {optimizer} {own.precision}"
+            kind = f"{problem.auxiliary_kind(j)} {optimizer} {own.precision}"
             if kind not in known:
-                auxiliary_at = problem.auxiliary_at(head, meta=False)
+                auxiliary_at = problem.auxiliary_at(j, meta=False)
                 shape = problem.image_shape
                 known[kind] = measure(problem.traced, shape, auxiliary_at, own, device, rows)
             result.append(known[kind])

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dglpipe.config import BEFORE_POOL, AnyHeadConfig, Config
+from dglpipe.config import BEFORE_POOL, Config
 from dglpipe.data import DataInfo
 from dglpipe.errors import ConfigError
-from dglpipe.models.features import Boundary, Features
+from dglpipe.models.features import Boundary, Features, Layer
 from dglpipe.models.heads import check_output
 from dglpipe.models.meta import META, building
 from dglpipe.partition.channels import channels_at
 from dglpipe.partition.flops import Auxiliary, AuxiliaryAt, SegmentFlops, Shape, link_bytes
+from dglpipe.partition.layers import network_layers
 from dglpipe.partition.memory import (
     AuxiliaryMemory,
     MemoryNeeds,
@@ -70,35 +71,41 @@ class CutProblem:
         """FLOPs of the segments."""
         return SegmentFlops(self.traced, self.shapes)
 
-    def head_of(self, j: int) -> AnyHeadConfig:
-        """Head settings of stage `j`. For the last stage, which has no head: the head settings of
-        the stage below."""
-        return self.config.stage(min(j, max(self.stages - 2, 0))).head
+    def learner(self, j: int) -> int:
+        """The stage whose auxiliary modules stand for those of stage `j`: the stage itself. For the
+        last stage, which has none: the stage below."""
+        return min(j, max(self.stages - 2, 0))
+
+    def auxiliary_kind(self, j: int) -> str:
+        """Equal for stages whose auxiliary modules are equal at equal cuts."""
+        learner = self.learner(j)
+        return f"{self.config.stage(learner).head} {self.method.auxiliary_kind(learner)}"
 
     def item_bytes(self, j: int) -> int:
         """Bytes of one element of the activations of stage `j`."""
         return PRECISIONS[self.config.stage(j).precision.name].item_bytes
 
     def auxiliary_at(
-        self, head: AnyHeadConfig, meta: bool = True, refused: list[ConfigError] | None = None
+        self, j: int, meta: bool = True, refused: list[ConfigError] | None = None
     ) -> AuxiliaryAt:
-        """The auxiliary modules of every cut.
+        """The auxiliary modules of every cut, if stage `j` is below the cut.
 
         Args:
-            head: head settings of the stage below the cut.
             meta: build the modules on meta.
             refused: collects the errors of modules that cannot be built or do not run.
         """
-        known: dict[tuple[Features, bool, tuple[str, ...]], Auxiliary | None] = {}
+        stage = self.learner(j)
+        head = self.config.stage(stage).head
+        known: dict[tuple[object, ...], Auxiliary | None] = {}
 
         def modules_at(at: int) -> Auxiliary | None:
             output = self.shapes[at]
             reads_output = head.reads != BEFORE_POOL or self.method.auxiliary_reads_output
             before = None if reads_output else self.rows_before_pools[at]
             row = before or output
-            boundary = self._boundary(at, row, head)
+            boundary = self._boundary(at, row, stage)
             builders = self.method.auxiliary(boundary)
-            key = boundary.features, before is not None, tuple(builders)
+            key = boundary.features, before is not None, tuple(builders), boundary.above
             if key not in known:
                 hint = f"With head.reads=output it reads the pooled map {output}" if before else ""
                 try:
@@ -117,12 +124,27 @@ class CutProblem:
 
         return modules_at
 
-    def _boundary(self, at: int, row: Shape, head: AnyHeadConfig) -> Boundary:
-        """The cut before segment `at`; `row` is what the auxiliary modules read."""
+    def _boundary(self, at: int, row: Shape, stage: int) -> Boundary:
+        """The cut between `stage` and segment `at`; `row` is what the auxiliary modules read."""
         traced = self.traced
         features = Features(row, channels_at(traced.operations, traced.starts[at], row))
         classes = len(self.data.classes)
-        return Boundary(features, classes, self.image_shape, head, at, self.width)
+        return Boundary(
+            features,
+            classes,
+            self.image_shape,
+            self.config.stage(stage).head,
+            at,
+            self.width,
+            stage,
+            self.stages,
+            self.layers[at:],
+        )
+
+    @functools.cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The form of every segment."""
+        return network_layers(self.traced, self.shapes, self.width)
 
     @functools.cached_property
     def rows_before_pools(self) -> list[Shape | None]:
@@ -152,7 +174,7 @@ class CutProblem:
         for j in range(self.stages):
             own, depth = self.config.stage(j), self.config.pipeline.depth
             is_last = j == self.stages - 1
-            auxiliary = known.setdefault(repr(own.head), self._auxiliary_memory(own.head))
+            auxiliary = known.setdefault(self.auxiliary_kind(j), self._auxiliary_memory(j))
             below = (self.item_bytes(j - 1), self.method.buffers(j - 1, depth)) if j else None
             result.append(
                 MemoryNeeds(
@@ -164,6 +186,7 @@ class CutProblem:
                     item_bytes=self.item_bytes(j),
                     below=below,
                     above=None if is_last else self.method.buffers(j, depth),
+                    extras=(self._extras(j - 1), self._extras(j)),
                     share=self.method.activation_share(j, self.stages),
                     stash=self.method.stash(j, self.stages),
                     image_elements=math.prod(self.image_shape),
@@ -171,8 +194,12 @@ class CutProblem:
             )
         return result
 
-    def _auxiliary_memory(self, head: AnyHeadConfig) -> Callable[[int], AuxiliaryMemory]:
-        modules_at = self.auxiliary_at(head)
+    def _extras(self, link: int) -> int:
+        exists = 0 <= link < self.stages - 1
+        return self.method.most_extra_bytes(link) if exists else 0
+
+    def _auxiliary_memory(self, j: int) -> Callable[[int], AuxiliaryMemory]:
+        modules_at = self.auxiliary_at(j)
 
         @functools.cache
         def memory_at(at: int) -> AuxiliaryMemory:

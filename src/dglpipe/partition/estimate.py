@@ -80,6 +80,7 @@ def _estimate_stage(
     is_last = j == spec.stages - 1
     memory = needs.stage(*spec.span(j))
     auxiliary_flops = network.auxiliary_flops(j)
+    extras = 0 if is_last else network.method.extra_bytes(j, spec)
     below = network.method.delay(j - 1, spec.stages) if j else None
     return StageEstimate(
         stage=j,
@@ -89,7 +90,7 @@ def _estimate_stage(
         flops_per_sample=network.segment_flops(j) + auxiliary_flops,
         head_flops_per_sample=auxiliary_flops,
         output_shape=None if is_last else spec.fields[j].shape,
-        link_bytes_per_sample=spec.row_bytes(j),
+        link_bytes_per_sample=spec.row_bytes(j) + extras,
         down_bytes_per_sample=0 if below is None else spec.row_bytes(j - 1),
         delay=network.method.delay(j, spec.stages),
         seconds_per_step=seconds,

@@ -121,7 +121,7 @@ def _stage_bytes(problem: CutProblem, j: int, first: int, end: int) -> int:
     """Bytes of weights, gradients and optimizer state of a stage with its auxiliary modules."""
     count = sum(_parameters(problem, at) for at in range(first, end))
     if end < len(problem.shapes):
-        found = problem.auxiliary_at(problem.head_of(j))(end)
+        found = problem.auxiliary_at(j)(end)
         modules = found.modules if found else ()
         count += sum(one.numel() for module in modules for one in module.parameters())
     own = problem.config.stage(j)

@@ -98,6 +98,7 @@ class MemoryNeeds:
         item_bytes: bytes of one element of an activation, 4 in fp32.
         below: bytes per element and buffers of the link from stage j - 1; None for stage 0.
         above: buffers of the link to stage j + 1; None for the last stage.
+        extras: bytes per row of the extra tensors on these links.
         share: fraction of a batch whose activations the stage keeps at the same time.
         stash: what the stage keeps of earlier batches.
         image_elements: elements of one image.
@@ -111,6 +112,7 @@ class MemoryNeeds:
     item_bytes: int
     below: tuple[int, LinkBuffers] | None
     above: LinkBuffers | None
+    extras: tuple[int, int] = (0, 0)
     share: Fraction = Fraction(1)
     stash: Stash = field(default_factory=Stash)
     image_elements: int = 0
@@ -163,10 +165,11 @@ class MemoryNeeds:
         total = 0
         if first and self.below is not None:
             item_bytes, buffers = self.below
-            row_bytes = self.elements[first - 1] * item_bytes
+            row_bytes = self.elements[first - 1] * item_bytes + self.extras[0]
             total += buffers.receiver_bytes(row_bytes, item_bytes)
         if end < len(self.network.segments) and self.above is not None:
-            total += self.above.sender_bytes(self.elements[end - 1] * self.item_bytes)
+            row_bytes = self.elements[end - 1] * self.item_bytes + self.extras[1]
+            total += self.above.sender_bytes(row_bytes)
         return total
 
 

@@ -40,26 +40,27 @@ def build_own_stages(
     modules = None
     if len(own) < spec.stages:
         try:
-            modules = _build_in_part(config, data, spec, own)
+            modules = _build_in_part(config, method, data, spec, own)
         except Exception as error:  # a builder of the user may raise any exception
             logger.info("the whole network is built for stages %s: %s", list(own), error)
     if modules is None:
-        modules = _build_whole(config, data, spec, own)
+        modules = _build_whole(config, method, data, spec, own)
     own_stages = {}
     for j in own:
         auxiliary = build_auxiliary(config, method, spec, j)
+        method.prepare(j, modules[j])
         pools = split_read(modules[j], spec, j)
         own_stages[j] = stage_module(modules[j], auxiliary, j == spec.stages - 1, pools)
     return own_stages
 
 
 def _build_in_part(
-    config: Config, data: DataInfo, spec: PipelineSpec, own: Sequence[int]
+    config: Config, method: StageMethod, data: DataInfo, spec: PipelineSpec, own: Sequence[int]
 ) -> dict[int, fx.GraphModule]:
     seed = derive(config.seed, "network")
     with recording(seed) as found:
         network = _network(config, data)
-    expected = _cut(network, spec, own)
+    expected = _cut(network, method, spec, own)
     owned = {id(one) for module in expected.values() for one in module.parameters()}
     registered = {id(one) for one in found.parameters}
     if not owned <= registered:
@@ -67,7 +68,7 @@ def _build_in_part(
     stored = [id(one) in owned for one in found.parameters]
     with building_stored(seed, found.kinds, stored):
         network = _network(config, data)
-    modules = _cut(network, spec, own)
+    modules = _cut(network, method, spec, own)
     for j, module in modules.items():
         _check(module, expected[j])
     return modules
@@ -85,17 +86,20 @@ def _check(module: nn.Module, expected: nn.Module) -> None:
 
 
 def _build_whole(
-    config: Config, data: DataInfo, spec: PipelineSpec, own: Sequence[int]
+    config: Config, method: StageMethod, data: DataInfo, spec: PipelineSpec, own: Sequence[int]
 ) -> dict[int, fx.GraphModule]:
     with building(False, derive(config.seed, "network")):
         network = _network(config, data)
-    return _cut(network, spec, own)
+    return _cut(network, method, spec, own)
 
 
 def _network(config: Config, data: DataInfo) -> nn.Module:
     return build_network(config.model, data.channels, len(data.classes), data.height)
 
 
-def _cut(network: nn.Module, spec: PipelineSpec, own: Sequence[int]) -> dict[int, fx.GraphModule]:
-    modules = cut(trace(network.to(memory_format=torch.channels_last)), spec.bounds)
+def _cut(
+    network: nn.Module, method: StageMethod, spec: PipelineSpec, own: Sequence[int]
+) -> dict[int, fx.GraphModule]:
+    traced = trace(network.to(memory_format=torch.channels_last), method.watches_branches)
+    modules = cut(traced, spec.bounds)
     return {j: modules[j] for j in own}

@@ -8,7 +8,7 @@ import torch
 
 from dglpipe.config import AnyHeadConfig
 from dglpipe.data.batch_schedule import BatchSchedule, Phase
-from dglpipe.models.features import Boundary, Features
+from dglpipe.models.features import Boundary, Features, Layer
 from dglpipe.pipeline.message import (
     ACTIVATIONS,
     ENSEMBLE,
@@ -33,6 +33,7 @@ class PipelineSpec:
         image_shape: shape of one image, (C,H,W).
         classes: N.
         width: channels of the network's last map; see `Boundary`.
+        layers: the form of every segment; see `Boundary.above`.
     """
 
     bounds: tuple[int, ...]
@@ -43,6 +44,7 @@ class PipelineSpec:
     image_shape: tuple[int, int, int]
     classes: int
     width: int | None
+    layers: tuple[Layer, ...]
 
     @property
     def stages(self) -> int:
@@ -74,7 +76,17 @@ class PipelineSpec:
             head: head settings of stage `j`.
         """
         end = self.bounds[j + 1]
-        return Boundary(self.features(j), self.classes, self.image_shape, head, end, self.width)
+        return Boundary(
+            self.features(j),
+            self.classes,
+            self.image_shape,
+            head,
+            end,
+            self.width,
+            j,
+            self.stages,
+            self.layers[end:],
+        )
 
     def input_shape(self, j: int) -> tuple[int, ...]:
         """Shape of one input row of stage `j`."""

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Argument, map_arg
 
+from dglpipe.partition.fx.branches import watch_branches
 from dglpipe.partition.fx.graph import Operations
 from dglpipe.partition.fx.pooling import without_pools
 from dglpipe.partition.fx.signature import operations_signature
@@ -58,11 +59,13 @@ class TracedNetwork:
         network: the argument of `trace`; stages from `cut` share the modules of the network.
         operations: the operations of the network, in order.
         segments: the segments in order of execution; at least one.
+        watches_branches: whether the stages and pieces measure their residual branches.
     """
 
     network: nn.Module
     operations: Operations
     segments: tuple[Segment, ...]
+    watches_branches: bool = False
     outputs: dict[tuple[int, ...], list[tuple[int, ...]]] = field(default_factory=dict)
     """Shape of a batch -> result of `propagate_shapes`."""
     _pieces: dict[int, fx.GraphModule] = field(default_factory=dict)
@@ -135,10 +138,13 @@ class TracedNetwork:
         ]
 
 
-def trace(network: nn.Module) -> TracedNetwork:
+def trace(network: nn.Module, watches_branches: bool = False) -> TracedNetwork:
     """Finds the segments of `network` without running it, on any device, including meta.
 
     Only the first argument of the forward is an input; the other arguments keep their defaults.
+
+    Args:
+        watches_branches: see `TracedNetwork`.
 
     Raises:
         ConfigError: the network cannot be traced, its operations differ between training and
@@ -146,7 +152,7 @@ def trace(network: nn.Module) -> TracedNetwork:
     """
     validate_network(network)
     operations = Operations(network, symbolic_graph(network))
-    return TracedNetwork(network, operations, _segments(operations))
+    return TracedNetwork(network, operations, _segments(operations), watches_branches)
 
 
 def _segments(operations: Operations) -> tuple[Segment, ...]:
@@ -262,6 +268,8 @@ def _extract(
     _shorten_lookups(graph)
     stage = fx.GraphModule(traced.network, graph, class_name="Segments")
     _keep_out_of_state(stage, traced.keys)
+    if traced.watches_branches:
+        watch_branches(stage)
     return stage
 
 

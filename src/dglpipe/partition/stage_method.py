@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import nn
 
 from dglpipe.models.features import Boundary
+from dglpipe.partition.pipeline_spec import PipelineSpec
 from dglpipe.pipeline.link import LinkBuffers, Stash
 from dglpipe.pipeline.topology import Layout
 
@@ -28,6 +29,17 @@ class StageMethod(Protocol):
     def replays_forward(self) -> bool:
         """Whether a stage runs the forward of every batch twice."""
 
+    @property
+    def watches_branches(self) -> bool:
+        """Whether a stage measures its residual branches in training."""
+
+    def auxiliary_kind(self, stage: int) -> str:
+        """Equal for stages whose auxiliary modules are equal at equal cuts, for equal head
+        settings."""
+
+    def prepare(self, stage: int, segments: nn.Module) -> None:
+        """Called once with the segments of every stage that is built."""
+
     def auxiliary(self, boundary: Boundary) -> Mapping[str, Callable[[], nn.Module]]:
         """Builders of the auxiliary modules of the stage below `boundary`, by name.
 
@@ -44,6 +56,12 @@ class StageMethod(Protocol):
 
     def activation_share(self, stage: int, stages: int) -> Fraction:
         """Fraction of a batch whose activations `stage` keeps for backward at the same time."""
+
+    def extra_bytes(self, link: int, spec: PipelineSpec) -> int:
+        """Bytes per row of the extra tensors that stage `link` sends up in training."""
+
+    def most_extra_bytes(self, link: int) -> int:
+        """Upper limit of `extra_bytes` for every cut."""
 
     def buffers(self, link: int, depth: int) -> LinkBuffers:
         """Memory of the link from stage `link` to the next stage.

@@ -18,6 +18,7 @@ from dglpipe.models.meta import NeedsValuesError, building
 from dglpipe.partition.auto_split import choose_bounds
 from dglpipe.partition.channels import channels_at
 from dglpipe.partition.cut_problem import CutProblem, image_shape
+from dglpipe.partition.layers import network_layers
 from dglpipe.partition.machine_memory import MachineLoad, require_memory, require_one_segment
 from dglpipe.partition.pipeline_spec import PipelineSpec
 from dglpipe.partition.profiling import cpu_threads
@@ -60,6 +61,7 @@ class StagedNetwork:
     def learner(self, j: int) -> StageModule:
         """Stage `j` with new auxiliary modules."""
         is_last = j == self.spec.stages - 1
+        self.method.prepare(j, self.modules[j])
         return stage_module(self.modules[j], self.auxiliary(j), is_last, self.pools[j])
 
     def precision(self, j: int) -> str:
@@ -167,7 +169,7 @@ def _build_counted(
     Args:
         values: build with weights, for a network that reads values of tensors.
     """
-    traced = _trace_network(config, data, stages, meta=not values)
+    traced = _trace_network(config, method, data, stages, meta=not values)
     problem = CutProblem(config, method, data, traced, stages)
     problem.require_fit()
     bounds = choose_bounds(problem, rows)
@@ -178,7 +180,7 @@ def _build_counted(
 
 
 def _build(config: Config, method: StageMethod, data: DataInfo, stages: int) -> StagedNetwork:
-    traced = _trace_network(config, data, stages, meta=False)
+    traced = _trace_network(config, method, data, stages, meta=False)
     if config.pipeline.split == "auto":
         counted = build_staged_network(config, method, data, stages, meta=True)
         bounds = list(counted.spec.bounds)
@@ -188,10 +190,13 @@ def _build(config: Config, method: StageMethod, data: DataInfo, stages: int) -> 
     return _assemble(config, method, data, traced, bounds)
 
 
-def _trace_network(config: Config, data: DataInfo, stages: int, meta: bool) -> TracedNetwork:
+def _trace_network(
+    config: Config, method: StageMethod, data: DataInfo, stages: int, meta: bool
+) -> TracedNetwork:
     with building(meta, derive(config.seed, "network")):
         network = build_network(config.model, data.channels, len(data.classes), data.height)
-    traced = trace(network.to(memory_format=torch.channels_last))
+    network = network.to(memory_format=torch.channels_last)
+    traced = trace(network, method.watches_branches)
     check_stages(traced, stages)
     return traced
 
@@ -205,7 +210,7 @@ def _assemble(
     problem: CutProblem | None = None,
 ) -> StagedNetwork:
     modules = cut(traced, bounds)
-    fields = _fields(config, data, traced, bounds, modules)
+    fields = _fields(config, method, data, traced, bounds, modules)
     width, before = _before_pools(traced, bounds, data)
     names = [segment.name for segment in traced.segments]
     ends = [*bounds[1:], len(names)]
@@ -221,6 +226,7 @@ def _assemble(
         image_shape=image_shape(data),
         classes=len(data.classes),
         width=width,
+        layers=network_layers(traced, _rows(traced, data), width),
     )
     reads = [
         row if _reads_before_pool(config, method, whole, j) else None
@@ -237,13 +243,18 @@ def _before_pools(
 ) -> tuple[int | None, list[tuple[int, ...] | None]]:
     """Channels of the network's last map; and for every stage but the last, the shape of one row in
     front of the pools at its end, or None without pools."""
-    shape = image_shape(data)
     # One thread: a process that is forked later must not inherit a pool of threads.
     with cpu_threads(1), _evaluating(traced.network):
-        outputs = propagate_shapes(traced, (2, *shape))
-        inputs = [shape, *(output[1:] for output in outputs[:-1])]
+        inputs = _rows(traced, data)
         before = [row_before_pools(traced, bound - 1, inputs[bound - 1]) for bound in bounds[1:]]
         return last_channels(traced, inputs[-1]), before
+
+
+def _rows(traced: TracedNetwork, data: DataInfo) -> list[tuple[int, ...]]:
+    """Shape of one input row of every segment."""
+    shape = image_shape(data)
+    outputs = propagate_shapes(traced, (2, *shape))
+    return [shape, *(output[1:] for output in outputs[:-1])]
 
 
 def _reads_before_pool(config: Config, method: StageMethod, spec: PipelineSpec, j: int) -> bool:
@@ -268,6 +279,7 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 def _fields(
     config: Config,
+    method: StageMethod,
     data: DataInfo,
     traced: TracedNetwork,
     bounds: Sequence[int],
@@ -280,5 +292,5 @@ def _fields(
         try:
             return record_fields_on_meta(config, traced, bounds, shape)
         except Exception:  # the forward needs its real weights
-            real = _trace_network(config, data, len(bounds), meta=False)
+            real = _trace_network(config, method, data, len(bounds), meta=False)
             return record_fields(config, cut(real, bounds), shape)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from dglpipe.models.branches import branch_costs
 from dglpipe.models.losses import Loss, check_logits, check_loss
 
 Emit = Callable[[Tensor], None]
@@ -81,6 +82,8 @@ class LocalBatch:
         labels: (B,), int64.
         extras: extra tensors of the message, by their declared names.
         auxiliary: the auxiliary modules of the stage, by name.
+        branch_costs: mean square () of every residual branch of the stage that is measured
+            (`Method.watches_branches`).
         task_loss: logits and labels -> mean loss (`method.loss`).
     """
 
@@ -90,6 +93,7 @@ class LocalBatch:
     labels: Tensor
     extras: Mapping[str, Tensor]
     auxiliary: Mapping[str, nn.Module]
+    branch_costs: Sequence[Tensor]
     task_loss: Loss
 
 
@@ -120,6 +124,7 @@ class LocalStep(nn.Module):
         self._functions = loss, objective
         self._index = index
         self._classes = classes
+        self._branches = branch_costs(module.segments)
 
     def forward(
         self, inputs: Tensor, labels: Tensor, extras: Mapping[str, Tensor], emit: Emit | None
@@ -137,7 +142,9 @@ class LocalStep(nn.Module):
         features = self.module.features(inputs, emit)
         logits = self.module.logits(features)
         check_logits(logits, len(labels), self._classes, self._index)
-        batch = LocalBatch(inputs, features, logits, labels, extras, self.module.auxiliary, loss)
+        costs = [one.take() for one in self._branches]
+        auxiliary = self.module.auxiliary
+        batch = LocalBatch(inputs, features, logits, labels, extras, auxiliary, costs, loss)
         return check_loss(objective(batch), self._index, "method"), logits
 
 

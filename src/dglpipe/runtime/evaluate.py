@@ -11,7 +11,8 @@ import torch
 
 from dglpipe.data.batch_schedule import build_batch_schedule
 from dglpipe.files import write_json
-from dglpipe.methods.registry import build_method
+from dglpipe.methods.base import Method
+from dglpipe.methods.registry import build_run_method
 from dglpipe.partition.staged_network import StagedNetwork, build_staged_network
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.exits import ExitEvaluator
@@ -44,11 +45,12 @@ def evaluate_run(path: Path, trust: Words = ()) -> dict[str, Any]:
     config = run.config
     config = replace(config, pipeline=replace(config.pipeline, replicas=1))
     source = open_images(config)
-    method, count = build_method(config.method), config.pipeline.stages or 1
+    count = config.pipeline.stages or 1
+    method = build_run_method(config, count, source.info)
     schedule = build_batch_schedule(config, source, method.rounds(count))
     network = build_staged_network(config, method, source.info, count)
     length = RunLength(schedule.steps_per_round, schedule.steps_per_epoch)
-    stages = load_stages(network, run, length)
+    stages = load_stages(network, method, run, length)
     exits = ExitEvaluator(stages, dict(enumerate(network.spec.fields)), None, count)
     items = schedule.last_tests()
     inputs = DataInputs(source.load(), schedule, items, config.seed, CPU)
@@ -67,14 +69,15 @@ def evaluate_run(path: Path, trust: Words = ()) -> dict[str, Any]:
     return result
 
 
-def load_stages(network: StagedNetwork, run: FinishedRun, length: RunLength) -> list[Stage]:
+def load_stages(
+    network: StagedNetwork, method: Method, run: FinishedRun, length: RunLength
+) -> list[Stage]:
     """All stages of a run with their final weights."""
     config = network.config
-    method = build_method(config.method)
     stages = []
     for j in range(network.spec.stages):
         module = network.learner(j)
         load_tensors(module, run.weights(j, module))
-        learning = method.learning(config.label_smoothing)
+        learning = method.learning(j, config.label_smoothing)
         stages.append(Stage(j, module, config.stage(j), learning, CPU, length, config.seed))
     return stages

@@ -54,7 +54,7 @@ class FinishedRun:
                 _name_damage(run_dir, content)
             stages = tuple(content["stages"])
             known = content["data"]
-            data = DataInfo(**{**known, "classes": tuple(known["classes"])})
+            data = DataInfo.from_json(known)
             _check_config(run_dir, content[CONFIG_SHA256])
         except DamageError as error:
             raise RunDirError.damaged(error.path, error.reason) from error

@@ -14,7 +14,7 @@ from dglpipe.config.checks import whole
 from dglpipe.errors import ConfigError, StorageError, UserError
 from dglpipe.files import writing
 from dglpipe.manifest import beside, write_manifest
-from dglpipe.methods.registry import build_method
+from dglpipe.methods.registry import build_run_method
 from dglpipe.partition.staged_network import StagedNetwork, build_staged_network
 from dglpipe.pipeline.stage_module import HEAD, StageModule, cast_input
 from dglpipe.pipeline.weights import load_tensors, save, split_auxiliary, without_prefix
@@ -173,5 +173,6 @@ def _refuse_exits(keys: Iterable[str]) -> None:
 
 def _build(run: FinishedRun, meta: bool = False) -> StagedNetwork:
     config = run.config
-    method, stages = build_method(config.method), config.pipeline.stages or 1
+    stages = config.pipeline.stages or 1
+    method = build_run_method(config, stages, run.data)
     return build_staged_network(config, method, run.data, stages, meta=meta)

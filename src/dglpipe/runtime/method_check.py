@@ -10,7 +10,8 @@ from torch import Tensor
 from dglpipe.config import PluginConfig
 from dglpipe.data.batch_schedule import Phase
 from dglpipe.errors import ConfigError
-from dglpipe.methods.base import Emission, Method
+from dglpipe.methods.base import Method
+from dglpipe.methods.emission import Emission
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.models.losses import check_plug_in
 from dglpipe.partition.own_stages import build_own_stages
@@ -37,7 +38,7 @@ def check_messages(method: Method, plan: RunPlan) -> None:
         _check_declared(method, plan, link)
     loss = method.settings.loss
     if isinstance(loss, PluginConfig):
-        built = method.learning(plan.config.label_smoothing).loss
+        built = method.learning(0, plan.config.label_smoothing).loss
         check_plug_in(
             built, loss.target, plan.schedule.largest_rows(Phase.TRAIN), plan.spec.classes
         )
@@ -86,7 +87,7 @@ def _check_stage(
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Checks stage `j`; returns the inputs and the extra tensors of the next stage."""
     emitted: list[Tensor] = []
-    learning = method.learning(plan.config.label_smoothing)
+    learning = method.learning(j, plan.config.label_smoothing)
     step = LocalStep(module, learning.loss, learning.objective, j, plan.spec.classes)
     cast = cast_input(inputs.float(), plan.config.stage(j).precision.name)
     try:
@@ -102,7 +103,8 @@ def _check_stage(
     if j >= len(plan.messages):
         return inputs, extras
     features = plan.spec.fields[j].normalise(emitted[0])
-    filled = method.outgoing(Emission(j, inputs, features, labels, extras))
+    names = tuple(field.name for field in plan.extras(j))
+    filled = method.outgoing(Emission(j, inputs, features, labels, extras, names))
     declared = {field.name: field for field in plan.extras(j)}
     _check_filled(method, j, declared, filled)
     return features, {name: field.normalise(filled[name]) for name, field in declared.items()}

@@ -21,7 +21,7 @@ from dglpipe.data.footprint import data_bytes
 from dglpipe.errors import ConfigError
 from dglpipe.host import cores
 from dglpipe.methods.base import Method
-from dglpipe.methods.registry import build_method
+from dglpipe.methods.registry import build_method, build_run_method
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.partition.auto_split import measure_times, timed_costs
 from dglpipe.partition.balance import stage_costs
@@ -98,8 +98,10 @@ def make_plan(
     got = layout.replicas if layout.replicas > 1 else layout.stages
     require_processes(local, key, got)
     source = source or open_images(config)
-    method = build_method(config.method)
+    method = _method(config, layout, source)
     network, config, schedule = _cut(config, method, source, layout, local, _is_auto(config), True)
+    for one in method.local:
+        one.check_cut(network.spec)
     messages = tuple(
         method.messages(link, network.spec) for link in range(len(network.spec.fields))
     )
@@ -213,11 +215,11 @@ def plan_run(config: Config) -> Plan:
     Raises:
         UserError: as `make_plan`.
     """
-    method = build_method(config.method)
     layout = plan_layout(config.pipeline, config.method, cores())
     timed = config.pipeline.cost == "time"
     _warn_of_oversubscription(layout, layout.world_size)
     source = open_images(config, layout.replicas)
+    method = _method(config, layout, source)
     local = layout.world_size
     network, config, schedule = _cut(config, method, source, layout, local, True, timed)
     rows = schedule.largest_rows(Phase.TRAIN)
@@ -237,6 +239,26 @@ def plan_run(config: Config) -> Plan:
     return predict(stages, rows, layout, method, loader, Node(cores(), computes))
 
 
+def _method(config: Config, layout: Layout, source: DataSource) -> Method:
+    """The method of the run, with its local objectives.
+
+    Raises:
+        ConfigError: `per_stage` has another number of entries than K; an objective fits neither the
+            method nor the data set.
+    """
+    check_per_stage(config, layout.stages)
+    method = build_run_method(config, layout.stages, source.info)
+    for one in method.local:
+        if one.settings.name != "task" and not method.learns_locally:
+            hint = f"With method={method.name} the stages have no local loss"
+            raise ConfigError("local", one.settings.name, f"task with method={method.name}", hint)
+        if one.settings.name != "task" and method.objective is not None:
+            hint = "This method has a local objective of its own"
+            raise ConfigError("local", one.settings.name, f"task with method={method.name}", hint)
+        one.check()
+    return method
+
+
 def _cut(
     config: Config,
     method: Method,
@@ -253,8 +275,7 @@ def _cut(
         runs: whether the network and the data must fit into the memory of this machine.
     """
     stages = layout.stages
-    check_per_stage(config, stages)
-    method.learning(config.label_smoothing)
+    method.learning(0, config.label_smoothing)
     schedule = build_batch_schedule(config, source, method.rounds(stages))
     method.check(config, layout, schedule)
     if config.probe.every and not method.measures:

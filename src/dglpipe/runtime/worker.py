@@ -21,7 +21,7 @@ from dglpipe.errors import DamagedError, PreemptedError, RejoinError, RunFailedE
 from dglpipe.files import write_json
 from dglpipe.host import keep_freed_memory
 from dglpipe.methods.base import Method, RunContext
-from dglpipe.methods.registry import build_method
+from dglpipe.methods.registry import build_run_method
 from dglpipe.methods.run_plan import RunPlan
 from dglpipe.monitoring.cuda_timers import CudaTimer
 from dglpipe.monitoring.timers import Timer
@@ -191,7 +191,7 @@ def open_trainer(
         start: the checkpoint of a stage that can be started again alone; None: the newest that is
             complete.
     """
-    method = build_method(plan.config.method)
+    method = build_run_method(plan.config, plan.layout.stages, plan.data)
     stages = _build_stages(plan, method, device, group)
     checkpoints, done, parts = None, 0, dict[str, dict[int, Any]]()
     if run_dir is not None:
@@ -228,17 +228,16 @@ def _build_stages(
     modules = build_own_stages(config, method, plan.data, plan.spec, topology.stages)
     length = RunLength(plan.schedule.steps_per_round, plan.schedule.steps_per_epoch)
     copies = Copies(topology.replica, config.pipeline.replicas, group.replicate)
-    learning = replace(
-        method.learning(config.label_smoothing),
-        classes=plan.spec.classes,
-        resets=config.method.reset_optimizer,
-    )
     return [
         Stage(
             j,
             modules[j],
             config.stage(j),
-            learning,
+            replace(
+                method.learning(j, config.label_smoothing),
+                classes=plan.spec.classes,
+                resets=config.method.reset_optimizer,
+            ),
             device,
             length,
             config.seed,

@@ -14,7 +14,7 @@ from torch import nn
 
 from dglpipe.config import CustomHeadConfig
 from dglpipe.errors import ConfigError
-from dglpipe.methods import build_method
+from dglpipe.methods import build_run_method
 from dglpipe.models import build_network
 from dglpipe.models.meta import building
 from dglpipe.partition import auto_split, profiling
@@ -66,11 +66,11 @@ def on_paper(*overrides):
 
 
 def problem_of(config, data, traced, stages):
-    return CutProblem(config, build_method(config.method), data, traced, stages)
+    return CutProblem(config, build_run_method(config, stages, data), data, traced, stages)
 
 
 def measured(config, data, rows):
-    return measure_times(config, build_method(config.method), data, CPU, 1, rows, 1)
+    return measure_times(config, build_run_method(config, 1, data), data, CPU, 1, rows, 1)
 
 
 class Whole(nn.Module):

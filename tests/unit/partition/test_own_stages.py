@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from dglpipe.methods import build_method
+from dglpipe.methods import build_run_method
 from dglpipe.models.meta import building
 from dglpipe.models.partial import PartialBuildError, building_stored, recording
 from dglpipe.partition import own_stages, staged_network
@@ -90,7 +90,8 @@ def stages_of(words, count):
     data = open_images(config).info
     spec = build_stages(config, data, count, meta=True).spec
     config.pipeline.split = list(spec.bounds[1:])
-    return config, data, build_method(config.method), spec, build_stages(config, data, count)
+    method = build_run_method(config, count, data)
+    return config, data, method, spec, build_stages(config, data, count)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -218,7 +219,7 @@ import torch, torchvision.models
 from harness.configs import build_stages, make_config
 from dglpipe.host import peak_resident_bytes
 from dglpipe.partition.own_stages import build_own_stages
-from dglpipe.methods import build_method
+from dglpipe.methods import build_run_method
 from dglpipe.runtime.open_data import open_images
 
 config = make_config("model=resnet152", "data.image_size=32", "head=linear", "pipeline.split=even")
@@ -226,7 +227,7 @@ data = open_images(config).info
 spec = build_stages(config, data, 4, meta=True).spec
 before = peak_resident_bytes()
 own = range(4) if sys.argv[1] == "all" else [int(sys.argv[1])]
-stages = build_own_stages(config, build_method(config.method), data, spec, own)
+stages = build_own_stages(config, build_run_method(config, 4, data), data, spec, own)
 weights = sum(one.nbytes for stage in stages.values() for one in stage.parameters())
 print(json.dumps([peak_resident_bytes() - before, weights]))
 """

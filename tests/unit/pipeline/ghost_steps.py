@@ -17,7 +17,7 @@ from torch import Tensor
 from dglpipe.config import PrecisionConfig
 from dglpipe.data import open_data
 from dglpipe.data.batch_schedule import Phase
-from dglpipe.methods import RunContext, build_method
+from dglpipe.methods import RunContext, build_run_method
 from dglpipe.methods.dgl import DglRunner
 from dglpipe.models.losses import build_loss
 from dglpipe.monitoring.timers import Timer
@@ -105,7 +105,7 @@ class GhostProcess:
         # fp16 is refused on a CPU: the plan is made in fp32.
         full = replace(self.config, precision=PrecisionConfig())
         plan = make_plan(full, Layout(STAGES, 3, 1, 1), source=self.source)
-        method = build_method(self.config.method)
+        method = build_run_method(self.config, STAGES, self.source.info)
         messages = tuple(method.messages(link, network.spec) for link in range(STAGES - 1))
         self.plan = replace(plan, config=self.config, spec=network.spec, messages=messages)
         first, _, _, uneven, test = islice(self.plan.schedule.items(), 5)
@@ -123,7 +123,8 @@ class GhostProcess:
         self.below, self.above = NoPeer(), NoPeer()
         group = ProcessGroup.alone(self.plan.layout.at(1))
         group.previous, group.following = self.below, self.above
-        method, device = build_method(self.config.method), Device(where, "gloo")
+        method = build_run_method(self.config, STAGES, self.source.info)
+        device = Device(where, "gloo")
         parts = (self.plan, method, self.source, device, group, Timer(), self.stages)
         self.runner = DglRunner(RunContext(*parts, done=0, restored={}))
         formats, name = self.plan.formats(OWN[0] - 1), f"link {OWN[0] - 1} -> {OWN[0]}"

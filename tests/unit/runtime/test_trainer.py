@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dglpipe.methods import RunContext, build_method
+from dglpipe.methods import RunContext, build_run_method
 from dglpipe.methods.events import Evaluation, Update
 from dglpipe.monitoring.timers import Timer
 from dglpipe.pipeline.device import Device
@@ -81,7 +81,8 @@ def build(monkeypatch):
             for j in range(2)
         ]
         group = ProcessGroup.alone(plan.layout.at(0))
-        parts = (plan, build_method(config.method), source, CPU, group, Timer(), stages)
+        method = build_run_method(config, 2, source.info)
+        parts = (plan, method, source, CPU, group, Timer(), stages)
         context = RunContext(*parts, done=done, restored={})
         runner, saved = Script(stages, events_of(stages), done_by_stage), Saved()
         trainer = Trainer(context, runner, None, saved)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from dglpipe.config import AsyncConfig
 from dglpipe.data.batch_schedule import BatchItem
-from dglpipe.methods.base import Emission, RunContext
+from dglpipe.methods.base import RunContext
 from dglpipe.methods.chain_runner import EvaluationPass, InputsRunner, mark_phases
 from dglpipe.methods.dgl_async.storage import Batch
 from dglpipe.methods.dgl_async.updates import StageUpdates
+from dglpipe.methods.emission import Emission
 from dglpipe.methods.events import Evaluation, Update
 from dglpipe.pipeline.exits import ExitEvaluator, Sending
 from dglpipe.pipeline.stage import Stage

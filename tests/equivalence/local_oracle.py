@@ -1,0 +1,240 @@
+"""Local objectives as plain loops over the stages, written from the formulas of the papers.
+
+The loops use the network, the data and the seeds of the trainer, but neither its loop nor its
+objectives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from oracle import _batches, _optimizer, _with_rate
+from torch import nn
+from torch.nn.functional import (
+    adaptive_avg_pool2d,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    interpolate,
+    mse_loss,
+    one_hot,
+)
+
+from dglpipe.data import Request, open_data
+from dglpipe.models.meta import building
+from dglpipe.seeds import derive
+from harness.configs import build_stages
+
+MEAN, STD = 0.3054, 0.3760
+"""Of the digits."""
+
+
+def train(config, stages, objective):
+    """weights_sha256 of every stage.
+
+    Args:
+        config: with `local=task`.
+        objective: see `Infopro`.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [sha256(*stage) for stage in _train(config, stages, objective)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(config, stages, objective):
+    source = open_data(config.data, config.seed, objective.wanted_channels)
+    data = source.load()
+    network = build_stages(config, source.info, stages)
+    learners = [network.learner(j).to(memory_format=torch.channels_last) for j in range(stages)]
+    more = []
+    for j, learner in enumerate(learners):
+        modules = nn.ModuleDict()
+        for name, build in objective.modules(j, stages).items():
+            with building(False, derive(config.seed, name, network.spec.bounds[j + 1])):
+                modules[name] = build()
+        more.append(modules.to(memory_format=torch.channels_last))
+        if "head" in modules:
+            learner.head = modules["head"]
+    everything = [nn.ModuleList(pair) for pair in zip(learners, more, strict=True)]
+    optimizers = [_optimizer(one, config.stage(j)) for j, one in enumerate(everything)]
+    batches = _batches(config, source)
+    low = config.precision.name == "bf16"
+    for step, (epoch, rows) in enumerate(batches, 1):
+        ((image, y),) = data.batches([Request(True, epoch, rows)])
+        x = image
+        for j, learner in enumerate(learners):
+            optimizers[j] = optimizer = _with_rate(
+                optimizers[j], everything[j], config, j, step, batches
+            )
+            torch.default_generator.manual_seed(derive(config.seed, "step", j, 0, step))
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                objective.starts(learner)
+                features = learner.segments(x)
+                logits = learner.logits(features)
+                task = cross_entropy(logits, y)
+                is_last = j == stages - 1
+                loss = objective.loss(j, stages, more[j], features, image, y, task, is_last)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            x = features.detach()
+            if learner.pools is not None:
+                x = learner.pools(x)
+            x = x.to(torch.bfloat16 if low else torch.float32)
+    return list(zip(learners, more, strict=True))
+
+
+def sha256(learner, modules):
+    tensors = {**learner.segments.state_dict()}
+    named = {**learner.auxiliary, **modules}
+    for name, module in named.items():
+        tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+    digest = hashlib.sha256()
+    for key, tensor in sorted(tensors.items()):
+        digest.update(key.encode("utf-8") + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Infopro:
+    """a BCE + b CE; a from 5 to 1, b from 0.5 to 1, in K - 1 stages.
+
+    Args:
+        channels: of what the heads read, by stage.
+        size: height and width of the reconstructed image.
+    """
+
+    wanted_channels = None
+
+    def __init__(self, channels, size):
+        self.channels, self.size = channels, size
+
+    def modules(self, j, stages):
+        if j == stages - 1:
+            return {}
+
+        def decoder():
+            layers = nn.Sequential(
+                nn.Conv2d(self.channels[j], 12, 3, padding=1, bias=False),
+                nn.BatchNorm2d(12),
+                nn.ReLU(),
+                nn.Conv2d(12, 1, 3, padding=1),
+            )
+            return nn.ModuleDict({"layers": layers})
+
+        return {"decoder": decoder}
+
+    def starts(self, learner):
+        pass
+
+    def loss(self, j, stages, modules, features, image, y, task, is_last):
+        if is_last:
+            return task
+        if features.shape[2] != self.size:
+            features = interpolate(
+                features, (self.size, self.size), mode="bilinear", align_corners=True
+            )
+        decoded = modules["decoder"]["layers"](features)
+        pixels = ((image * STD + MEAN) * 255).round().clamp(0, 255).to(torch.uint8)
+        wanted = adaptive_avg_pool2d(pixels.float() / 255, (self.size, self.size))
+        error = binary_cross_entropy_with_logits(decoded.float(), wanted)
+        share = j / max(1, stages - 2)
+        return (5 - 4 * share) * error + (0.5 + 0.5 * share) * task
+
+
+class Predsim:
+    """0.9 |S(g(h)) - S(Y)|^2 + 0.1 CE."""
+
+    wanted_channels = None
+
+    def __init__(self, channels):
+        self.channels = channels
+
+    def modules(self, j, stages):
+        if j == stages - 1:
+            return {}
+        count = self.channels[j]
+        return {"similarity": lambda: nn.Conv2d(count, count, 3, padding=1, bias=False)}
+
+    def starts(self, learner):
+        pass
+
+    def loss(self, j, stages, modules, features, image, y, task, is_last):
+        if is_last:
+            return task
+        maps = modules["similarity"](features).float()
+        deviations = maps.flatten(2).std(dim=2)
+        classes = one_hot(y, 10).float()
+        with torch.autocast("cpu", enabled=False):
+            matching = mse_loss(cosines(deviations), cosines(classes))
+        return 0.9 * matching + (1 - 0.9) * task
+
+
+def cosines(rows):
+    rows = rows - rows.mean(dim=1, keepdim=True)
+    rows = nn.functional.normalize(rows, dim=1, eps=1e-8)
+    return rows @ rows.T
+
+
+class Auglocal:
+    """Heads of cnn6 of width 2, K = 3 and d = 2, with layers 4, 4, 8, 8, 8 above layer 0."""
+
+    wanted_channels = None
+
+    def modules(self, j, stages):
+        def layer(channels, width, stride):
+            return nn.Sequential(
+                nn.Conv2d(channels, width, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            )
+
+        def first():  # of the layers 4, 8, 8, 8 above stage 0, the second and the fourth
+            return nn.Sequential(layer(4, 8, 2), layer(8, 8, 1), *end())
+
+        def second():  # of the layers 8, 8 above stage 1, both
+            return nn.Sequential(layer(8, 8, 1), layer(8, 8, 1), *end())
+
+        def end():
+            return nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+
+        assert stages == 3
+        return {} if j == 2 else {"head": (first, second)[j]}
+
+    def starts(self, learner):
+        pass
+
+    def loss(self, j, stages, modules, features, image, y, task, is_last):
+        return task
+
+
+class Trgl:
+    """CE + 1 / (2 tau) sum of mean(r^2), r the output of the second norm of a residual block; tau
+    is 0.5, halved in the first half of the stages."""
+
+    wanted_channels = 3
+
+    def __init__(self):
+        self.costs = []
+        self.known = set()
+
+    def modules(self, j, stages):
+        return {}
+
+    def starts(self, learner):
+        self.costs.clear()
+        if id(learner) in self.known:
+            return
+        self.known.add(id(learner))
+        for name, module in learner.segments.named_modules():
+            if name.endswith("norm2"):
+                # Measured at once: the order of operations decides the order of sums in backward.
+                module.register_forward_hook(
+                    lambda _, __, out: self.costs.append(out.float().square().mean())
+                )
+
+    def loss(self, j, stages, modules, features, image, y, task, is_last):
+        tau = 0.25 if j < stages // 2 else 0.5
+        return task + sum(self.costs) / (2 * tau)

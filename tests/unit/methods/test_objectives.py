@@ -1,0 +1,239 @@
+"""Local objectives: modules, tensors, losses and costs, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from dglpipe.data import DataInfo, open_data
+from dglpipe.errors import ConfigError
+from dglpipe.methods.local.infopro import Decoder
+from dglpipe.methods.local.predsim import similarities
+from dglpipe.models.branches import branch_costs
+from dglpipe.partition.estimate import estimate
+from dglpipe.pipeline.stage_module import LocalStep
+from dglpipe.runtime.plan import make_plan
+from harness.configs import build_stages, in_test_all, layout, make_config
+
+
+def staged(stages, *overrides, meta=False, rows=None):
+    config = make_config(*overrides)
+    info = open_data(config.data, config.seed, 3).info
+    return build_stages(config, info, stages, meta, rows)
+
+
+def planned(stages, *overrides):
+    return make_plan(make_config(*overrides), layout(stages, 1))
+
+
+class TestInfopro:
+    def test_weights_go_linearly_over_the_stages_with_a_head(self):
+        network = staged(4, "local=infopro", "local.reconstruction=[3.0,1.0]")
+        assert [one.reconstruction for one in network.method.local] == [3.0, 2.0, 1.0, 0.0]
+
+    @pytest.mark.parametrize(
+        ("ends", "readers"), [("[5.0,1.0]", [True] * 2), ("[5.0,0.0]", [True, False])]
+    )
+    def test_the_image_goes_as_far_as_a_stage_needs_it(self, ends, readers):
+        plan = planned(4, "local=infopro", f"local.reconstruction={ends}", "pipeline.split=[1,2,3]")
+        images = [[field.name for field in plan.extras(link)] for link in range(3)]
+        assert images == [["image"], ["image"] if all(readers) else [], []]
+        assert plan.row_bytes(0) == plan.spec.row_bytes(0) + 8 * 8
+
+    def test_a_stage_of_weight_zero_has_no_decoder(self):
+        network = staged(3, "local=infopro")
+        assert [sorted(network.auxiliary(j)) for j in range(3)] == [
+            ["decoder", "head"],
+            ["head"],
+            [],
+        ]
+
+    def test_bytes_are_the_pixels(self):
+        network = staged(2, "local=infopro")
+        pixels = torch.arange(256, dtype=torch.uint8).view(4, 8, 8, 1)
+        images = network.method.local[0].data.pixels(pixels)
+        assert torch.equal(network.method.local[0]._bytes(images), pixels.permute(0, 3, 1, 2))
+
+    def test_a_smaller_decoder_has_fewer_flops_and_the_plan_counts_them(self):
+        found = []
+        for words in ((), ("local=infopro",), ("local=infopro", "local.decoder_size=4")):
+            network = staged(2, *words, "data.image_size=16", meta=True)
+            found.append(estimate(network, rows=8)[0])
+        task, whole, small = found
+        assert task.head_flops_per_sample < small.head_flops_per_sample
+        assert small.head_flops_per_sample < whole.head_flops_per_sample
+        assert task.activation_bytes < small.activation_bytes < whole.activation_bytes
+
+    def test_the_plan_counts_the_image_on_the_links(self):
+        words = ("local=infopro", "local.reconstruction=[5.0,1.0]")
+        task, infopro = (estimate(staged(3, *own, meta=True), 8) for own in ((), words))
+        more = [
+            b.link_bytes_per_sample - a.link_bytes_per_sample
+            for a, b in zip(task, infopro, strict=True)
+        ]
+        assert more == [3 * 8 * 8, 0, 0]
+        assert infopro[1].buffer_bytes > task[1].buffer_bytes
+
+    def test_tokens_reconstruct_the_input_of_their_stage(self):
+        model = ("model=torchvision", "model.name=vit_b_16", "data.image_size=32")
+        network = staged(
+            3, *model, "model.args={image_size:32}", "local=infopro",
+            "local.reconstruction=[5.0,1.0]", "pipeline.split=[1,2]", meta=True,
+        )  # fmt: skip
+        assert "decoder" not in network.auxiliary(0)
+        assert isinstance(network.auxiliary(1)["decoder"], nn.Linear)
+        for link in range(2):
+            assert network.method.extra_bytes(link, network.spec) == 0
+
+    def test_maps_that_are_channels_last_are_decoded(self):
+        features = torch.randn(2, 4, 4, 6)
+        decoder = Decoder(6, 12, 3, [8, 8])
+        assert decoder(features.movedim(3, 1)).shape == (2, 3, 8, 8)
+
+    def test_images_that_are_not_pixels_are_refused(self):
+        words = ("data=custom", "data.target=harness.plug_ins:float_images")
+        with pytest.raises(ConfigError, match=r"local\.name: got 'infopro'.*not pixels of 8 bits"):
+            planned(2, *words, "local=infopro")
+
+
+class TestPredsim:
+    def test_similarities_are_cosines_of_deviations(self):
+        maps = torch.randn(5, 3, 4, 4)
+        rows = maps.flatten(2).std(dim=2)
+        rows = rows - rows.mean(dim=1, keepdim=True)
+        for a in range(5):
+            for b in range(5):
+                cosine = torch.cosine_similarity(rows[a], rows[b], dim=0)
+                assert similarities(maps)[a, b] == pytest.approx(float(cosine), abs=1e-5)
+
+    def test_equal_classes_have_similarity_one(self):
+        found = similarities(torch.eye(4)[torch.tensor([0, 1, 0])])
+        assert found[0, 2] == pytest.approx(1) and found[0, 1] < 0
+
+    def test_rows_of_zeros_have_finite_gradients(self):
+        maps = torch.zeros(3, 2, 4, 4, requires_grad=True)
+        similarities(maps).square().sum().backward()
+        assert maps.grad.isfinite().all()
+
+
+class TestAuglocal:
+    def test_heads_become_smaller_up_the_chain(self):
+        network = staged(6, "local=auglocal", "local.depth=4")
+        assert [one.depth for one in network.method.local[:5]] == [4, 4, 3, 3, 2]
+        convolutions = [
+            sum(isinstance(one, nn.Conv2d) for one in network.auxiliary(j)["head"].modules())
+            for j in range(5)
+        ]
+        assert convolutions == [4, 4, 3, 2, 1]  # no more than segments above the stage
+
+    def test_a_residual_network_has_residual_heads(self):
+        words = ("model=resnet50", "data.image_size=32", "local=auglocal")
+        head = staged(2, *words, "pipeline.split=[2]", meta=True).auxiliary(0)["head"]
+        assert [type(one).__name__ for one in head[:2]] == ["Bottleneck", "Bottleneck"]
+        assert [one.conv3.out_channels for one in head[:2]] == [1024, 2048]
+        assert [one.conv2.stride for one in head[:2]] == [(2, 2), (2, 2)]
+
+    def test_tokens_have_linear_layers(self):
+        model = ("model=torchvision", "model.name=vit_b_16", "data.image_size=32")
+        words = (*model, "model.args={image_size:32}", "local=auglocal", "pipeline.split=[4]")
+        head = staged(2, *words, meta=True).auxiliary(0)["head"]
+        assert sum(isinstance(one, nn.Linear) for one in head.modules()) == 3
+
+    @pytest.mark.parametrize("depth", [5, 1000])
+    def test_a_depth_without_segments_is_refused(self, depth):
+        with pytest.raises(
+            ConfigError, match=r"local\.depth: got .*; allowed: 1 to 4, the segments"
+        ):
+            planned(2, "local=auglocal", f"local.depth={depth}", "pipeline.split=[2]")
+
+
+class TestTrgl:
+    @pytest.mark.parametrize("model", ["resnet18", in_test_all("resnet50")])
+    def test_branches_are_those_of_the_blocks_and_outputs_are_equal(self, model):
+        words = (f"model={model}", "data.image_size=32", "batch_size=2")
+        plain, watched = (staged(2, *words, *own).learner(0) for own in ((), ("local=trgl",)))
+        kept = []
+        last = "bn2" if model == "resnet18" else "bn3"
+        for name, module in watched.segments.named_modules():
+            if name.endswith(last):
+                module.register_forward_hook(
+                    lambda _, __, out: kept.append(out.detach().square().mean())
+                )
+        batch = torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)
+        assert torch.equal(plain.segments(batch), watched.segments(batch))
+        costs = [one.take() for one in branch_costs(watched.segments)]
+        assert len(costs) == len(kept) > 3
+        assert [float(one.detach()) for one in costs] == [float(one) for one in kept]
+
+    def test_nothing_is_measured_in_evaluation_or_without_gradients(self):
+        learner = staged(2, "model=resnet20_cifar", "local=trgl").learner(0)
+        batch = torch.randn(2, 3, 8, 8)
+        with torch.no_grad():
+            learner.segments(batch)
+        learner.eval()
+        learner.segments(batch)
+        assert all(one._cost is None for one in branch_costs(learner.segments))
+
+    def test_the_memory_of_the_branches_is_planned(self):
+        words = ("model=resnet20_cifar", "batch_size=4")
+        task, trgl = (
+            estimate(staged(2, *words, *own, meta=True), 4)[0] for own in ((), ("local=trgl",))
+        )
+        branches = 4 * (3 * 16 * 8 * 8 + 32 * 4 * 4) * 4  # rows, maps of 4 blocks, bytes
+        assert trgl.activation_bytes - task.activation_bytes == branches
+        assert trgl.flops_per_sample == task.flops_per_sample
+
+    def test_only_its_stages_measure(self):
+        network = staged(2, "model=resnet20_cifar", "per_stage=[{},{local:trgl}]")
+        assert [len(branch_costs(network.learner(j).segments)) for j in range(2)] == [0, 5]
+
+    def test_a_network_without_branches_is_refused(self):
+        with pytest.raises(ConfigError, match=r"local\.name: got 'trgl'; .* residual branches"):
+            planned(2, "local=trgl")
+
+
+def test_the_weight_scales_the_loss_of_the_head():
+    network = staged(2, "per_stage=[{local:{weight:0.25}},{}]")
+    learner = network.learner(0)
+    batch, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
+    learning = network.method.learning(0, 0.0)
+    loss, logits = LocalStep(learner, learning.loss, learning.objective)(batch, labels, {}, None)
+    assert loss == 0.25 * cross_entropy(logits, labels)
+    assert network.method.learning(1, 0.0).objective is None
+
+
+@pytest.mark.parametrize(
+    "method", ["backprop", "dni", in_test_all("ddg"), in_test_all("features_replay")]
+)
+def test_methods_without_a_local_loss_refuse_objectives(method):
+    with pytest.raises(
+        ConfigError, match=f"local: got 'predsim'; allowed: task with method={method}"
+    ):
+        planned(1 if method == "backprop" else 2, f"method={method}", "local=predsim")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("local=infopro local.reconstruction=[1.0]", r"local\.reconstruction: got \[1\.0\]"),
+        ("local=infopro local.task=[1.0,-1.0]", r"local\.task: got -1\.0"),
+        ("local=infopro local.decoder_size=0", r"local\.decoder_size: got 0"),
+        ("local=predsim local.similarity=1.1", r"local\.similarity: got 1\.1"),
+        ("local=trgl local.tau=0.0", r"local\.tau: got 0\.0"),
+        ("local=auglocal local.depth=0", r"local\.depth: got 0"),
+        ("local.weight=-1.0", r"local\.weight: got -1\.0"),
+    ],
+)
+def test_values_out_of_range_are_refused(words, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(*words.split())
+
+
+def test_data_info_survives_json():
+    info = open_data(make_config().data, 0).info
+    assert DataInfo.from_json(json.loads(json.dumps(asdict(info)))) == info
