@@ -60,6 +60,8 @@ def _train(config, stages, objective):
             learner.head = modules["head"]
     everything = [nn.ModuleList(pair) for pair in zip(learners, more, strict=True)]
     optimizers = [_optimizer(one, config.stage(j)) for j, one in enumerate(everything)]
+    for learner, optimizer in zip(learners, optimizers, strict=True):
+        objective.divide(learner, optimizer)
     batches = _batches(config, source)
     low = config.precision.name == "bf16"
     for step, (epoch, rows) in enumerate(batches, 1):
@@ -74,11 +76,12 @@ def _train(config, stages, objective):
                 objective.starts(learner)
                 features = learner.segments(x)
                 logits = learner.logits(features)
-                task = cross_entropy(logits, y)
+                task = cross_entropy(logits, y, label_smoothing=objective.smoothing(j))
                 is_last = j == stages - 1
                 loss = objective.loss(j, stages, more[j], features, image, y, task, is_last)
             optimizer.zero_grad()
             loss.backward()
+            objective.before_step(j, learner, optimizer, step)
             optimizer.step()
             x = features.detach()
             if learner.pools is not None:
@@ -98,15 +101,65 @@ def sha256(learner, modules):
     return digest.hexdigest()
 
 
-class Infopro:
+class Task:
+    """The loss of the head."""
+
+    wanted_channels = None
+
+    def modules(self, j, stages):
+        return {}
+
+    def starts(self, learner):
+        """Called before the forward of a stage."""
+
+    def smoothing(self, j):
+        return 0.0
+
+    def divide(self, learner, optimizer):
+        """Divides the parameters into groups."""
+
+    def before_step(self, j, learner, optimizer, step):
+        """Called after the backward of a stage."""
+
+    def loss(self, j, stages, modules, features, image, y, task, is_last):
+        return task
+
+
+class Settings(Task):
+    """Heads learn at half of the rate, with a weight decay of 0.01, and alone in the first two
+    steps; the labels of stage 1 are smoothed."""
+
+    def smoothing(self, j):
+        return 0.1 if j == 1 else 0.0
+
+    def divide(self, learner, optimizer):
+        head = learner.auxiliary.get("head")
+        if head is None:
+            return
+        own = {id(one) for one in head.parameters()}
+        (group,) = optimizer.param_groups
+        both = group["params"]
+        group["params"] = [one for one in both if id(one) not in own]
+        heads = {**group, "params": [one for one in both if id(one) in own]}
+        optimizer.param_groups.append({**heads, "weight_decay": 0.01})
+
+    def before_step(self, j, learner, optimizer, step):
+        if len(optimizer.param_groups) == 1:
+            return
+        body, heads = optimizer.param_groups
+        heads["lr"] = body["lr"] * 0.5
+        if step <= 2:
+            for one in body["params"]:
+                one.grad = None
+
+
+class Infopro(Task):
     """a BCE + b CE; a from 5 to 1, b from 0.5 to 1, in K - 1 stages.
 
     Args:
         channels: of what the heads read, by stage.
         size: height and width of the reconstructed image.
     """
-
-    wanted_channels = None
 
     def __init__(self, channels, size):
         self.channels, self.size = channels, size
@@ -126,9 +179,6 @@ class Infopro:
 
         return {"decoder": decoder}
 
-    def starts(self, learner):
-        pass
-
     def loss(self, j, stages, modules, features, image, y, task, is_last):
         if is_last:
             return task
@@ -144,10 +194,8 @@ class Infopro:
         return (5 - 4 * share) * error + (0.5 + 0.5 * share) * task
 
 
-class Predsim:
+class Predsim(Task):
     """0.9 |S(g(h)) - S(Y)|^2 + 0.1 CE."""
-
-    wanted_channels = None
 
     def __init__(self, channels):
         self.channels = channels
@@ -157,9 +205,6 @@ class Predsim:
             return {}
         count = self.channels[j]
         return {"similarity": lambda: nn.Conv2d(count, count, 3, padding=1, bias=False)}
-
-    def starts(self, learner):
-        pass
 
     def loss(self, j, stages, modules, features, image, y, task, is_last):
         if is_last:
@@ -178,10 +223,8 @@ def cosines(rows):
     return rows @ rows.T
 
 
-class Auglocal:
+class Auglocal(Task):
     """Heads of cnn6 of width 2, K = 3 and d = 2, with layers 4, 4, 8, 8, 8 above layer 0."""
-
-    wanted_channels = None
 
     def modules(self, j, stages):
         def layer(channels, width, stride):
@@ -203,14 +246,8 @@ class Auglocal:
         assert stages == 3
         return {} if j == 2 else {"head": (first, second)[j]}
 
-    def starts(self, learner):
-        pass
 
-    def loss(self, j, stages, modules, features, image, y, task, is_last):
-        return task
-
-
-class Trgl:
+class Trgl(Task):
     """CE + 1 / (2 tau) sum of mean(r^2), r the output of the second norm of a residual block; tau
     is 0.5, halved in the first half of the stages."""
 
@@ -219,9 +256,6 @@ class Trgl:
     def __init__(self):
         self.costs = []
         self.known = set()
-
-    def modules(self, j, stages):
-        return {}
 
     def starts(self, learner):
         self.costs.clear()

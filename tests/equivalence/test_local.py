@@ -29,8 +29,12 @@ OBJECTIVES = {
     "predsim": ("local.similarity=0.9",),
     "auglocal": (),
     "trgl": ("local.tau=0.5",),
+    "task": (
+        *("optimizer.head_lr_factor=0.5", "optimizer.head_weight_decay=0.01", "head.dropout=0.3"),
+        *("local.head_warmup=2", "per_stage=[{},{local:{label_smoothing:0.1}},{}]"),
+    ),
 }
-QUICK = ("infopro", "trgl")
+QUICK = ("infopro", "trgl", "task")
 WORLDS = [(3, 2), *(in_test_all(*one) for one in ((2, 1), (2, 2), (3, 1), (3, 3), (6, 3), (6, 6)))]
 
 
@@ -47,13 +51,15 @@ def settings(name, precision):
 
 @functools.cache
 def by_oracle(name, stages):
-    plain = [make_config(*network(name), f"precision={one}") for one in ("fp32", "bf16")]
+    own = ("head.dropout=0.3",) if name == "task" else ()
+    plain = [make_config(*network(name), *own, f"precision={one}") for one in ("fp32", "bf16")]
     objective = {
         "infopro": lambda: local_oracle.Infopro(CHANNELS[stages], 8),
         "infopro, small": lambda: local_oracle.Infopro(CHANNELS[stages], 4),
         "predsim": lambda: local_oracle.Predsim(CHANNELS[stages]),
         "auglocal": local_oracle.Auglocal,
         "trgl": local_oracle.Trgl,
+        "task": local_oracle.Settings,
     }[name]
     return [local_oracle.train(config, stages, objective()) for config in plain]
 
@@ -61,8 +67,8 @@ def by_oracle(name, stages):
 @pytest.mark.parametrize(("stages", "processes"), WORLDS)
 @pytest.mark.parametrize("name", [one if one in QUICK else in_test_all(one) for one in OBJECTIVES])
 def test_weights_equal_a_plain_loop_on_any_number_of_processes(name, stages, processes):
-    if name == "auglocal" and stages != 3:
-        pytest.skip("the oracle has the heads of three stages")
+    if name in ("auglocal", "task") and stages != 3:
+        pytest.skip("settings for three stages")
     configs = [make_config(*settings(name, precision)) for precision in ("fp32", "bf16")]
     assert hash_all(configs, layout(stages, processes)) == by_oracle(name, stages)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dglpipe.config.checks import require_name, require_number
+from dglpipe.config.checks import require, require_name, require_number
 from dglpipe.config.plugin import PluginConfig
 
 BEFORE_POOL, OUTPUT = "before_pool", "output"
@@ -27,11 +27,15 @@ class HeadConfig:
     init: str = "default"
     """Initial weights: `default`, the distributions of torch, or `kaiming`: convolutions from the
     normal distribution of He et al. with fan-out, linear layers from N(0, 0.01^2), biases 0."""
+    dropout: float = 0.0
+    """Probability that an input of the last linear layer is dropped in training; 0 to below 1."""
 
     def __post_init__(self) -> None:
         require_name("head.name", self.name, tuple(HEADS))
         require_name("head.reads", self.reads, READS)
         require_name("head.init", self.init, INITS)
+        fits = 0 <= self.dropout < 1
+        require(fits, "head.dropout", self.dropout, "a number from 0 to below 1")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -17,9 +17,17 @@ class LocalConfig:
     weight: float = 1.0
     """Factor of the local loss of a stage; 0 to 1000. With `per_stage`, a stage learns more slowly
     than others."""
+    label_smoothing: float | None = None
+    """Label smoothing of the loss of the head; 0 to 0.99; null: `label_smoothing`."""
+    head_warmup: int = 0
+    """Steps at the start in which only the auxiliary modules of a stage learn; from 0. The last
+    stage, which has none, learns in every step."""
 
     def __post_init__(self) -> None:
         require_number("local.weight", self.weight, 0, 1000)
+        if self.label_smoothing is not None:
+            require_number("local.label_smoothing", self.label_smoothing, 0, 0.99)
+        require_number("local.head_warmup", self.head_warmup, 0)
 
 
 @dataclass(kw_only=True, slots=True)

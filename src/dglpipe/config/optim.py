@@ -24,9 +24,13 @@ class SgdConfig:
     """L2 penalty; 0 to 1000."""
     clip: float | None = None
     """Maximum norm of the gradient of a stage; above 0, at most 1e9; null: no clipping."""
+    head_lr_factor: float = 1.0
+    """Factor of the learning rate of heads and other auxiliary modules; above 0, at most 1e9."""
+    head_weight_decay: float | None = None
+    """Weight decay of heads and other auxiliary modules; 0 to 1000; null: `weight_decay`."""
 
     def __post_init__(self) -> None:
-        _check_common(self.lr, self.weight_decay, self.clip)
+        _check_common(self)
         require_number("optimizer.momentum", self.momentum, 0, 1)
         fits = not self.nesterov or self.momentum > 0
         allowed = "false with optimizer.momentum=0"
@@ -50,9 +54,13 @@ class AdamConfig:
     """L2 penalty; 0 to 1000."""
     clip: float | None = None
     """Maximum norm of the gradient of a stage; above 0, at most 1e9; null: no clipping."""
+    head_lr_factor: float = 1.0
+    """Factor of the learning rate of heads and other auxiliary modules; above 0, at most 1e9."""
+    head_weight_decay: float | None = None
+    """Weight decay of heads and other auxiliary modules; 0 to 1000; null: `weight_decay`."""
 
     def __post_init__(self) -> None:
-        _check_common(self.lr, self.weight_decay, self.clip)
+        _check_common(self)
         fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         require(fits, "optimizer.betas", self.betas, "two numbers from 0 to below 1")
         require_positive("optimizer.eps", self.eps, 1000)
@@ -68,11 +76,14 @@ class AdamWConfig(AdamConfig):
     """Decoupled weight decay; 0 to 1000."""
 
 
-def _check_common(lr: float, weight_decay: float, clip: float | None) -> None:
-    require_positive("optimizer.lr", lr)
-    require_number("optimizer.weight_decay", weight_decay, 0, 1000)
-    if clip is not None:
-        require_positive("optimizer.clip", clip)
+def _check_common(config: SgdConfig | AdamConfig) -> None:
+    require_positive("optimizer.lr", config.lr)
+    require_number("optimizer.weight_decay", config.weight_decay, 0, 1000)
+    if config.clip is not None:
+        require_positive("optimizer.clip", config.clip)
+    require_positive("optimizer.head_lr_factor", config.head_lr_factor)
+    if config.head_weight_decay is not None:
+        require_number("optimizer.head_weight_decay", config.head_weight_decay, 0, 1000)
 
 
 OptimizerConfig = SgdConfig | AdamConfig

@@ -316,8 +316,10 @@ class Method(ABC):
         Raises:
             ConfigError: the loss cannot be built.
         """
-        own = self.objective or (self.local[stage].objective if self.local else None)
-        return Learning(build_loss(self.settings.loss, label_smoothing), own)
+        local = self.local[stage]
+        smoothing = local.settings.label_smoothing
+        loss = build_loss(self.settings.loss, label_smoothing if smoothing is None else smoothing)
+        return Learning(loss, self.objective or local.objective)
 
     def messages(self, link: int, spec: PipelineSpec) -> tuple[Field, ...]:
         """The tensors of the messages between stage `link` and stage `link + 1`, in order.

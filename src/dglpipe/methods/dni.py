@@ -121,7 +121,7 @@ class DniRunner(TwoWayRunner):
         guess = self._predict(stage, output, labels).float()
         loss = F.mse_loss(guess, target.float(), reduction="sum") / len(labels)
         loss.backward()  # type: ignore[no-untyped-call]
-        stage.watch.history.add(loss)
+        stage.count_loss(loss, len(labels))
         stage.watch.history.end_step(step)
         stage.apply(step)
 

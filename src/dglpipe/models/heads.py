@@ -132,6 +132,9 @@ def build_head(
         head = _ON_MAPS[config.name](channels, side, classes)
     if config.init == "kaiming":
         _init_kaiming(head)
+    if config.dropout:
+        *others, last = head if isinstance(head, nn.Sequential) else [head]
+        head = nn.Sequential(*others, nn.Dropout(config.dropout), last)
     return head
 
 

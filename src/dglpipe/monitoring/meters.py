@@ -11,11 +11,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums over the rows of a number of batches."""
+    """Sums over the rows of a number of batches.
+
+    Attributes:
+        loss: of all rows. Losses of `ExitMeter.add_loss`, which may be of fewer rows, are scaled.
+        has_loss: whether any loss was added.
+    """
 
     loss: float
     correct: int
     rows: int
+    has_loss: bool = True
 
 
 class ExitMeter:
@@ -32,6 +38,8 @@ class ExitMeter:
         self._hits: list[Tensor] = []
         self._sums: list[Tensor] = []
         self._rows = 0
+        self._alone: list[Tensor] = []
+        self._alone_rows = 0
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Adds a batch: mean loss (), logits (B, N) and labels (B,)."""
@@ -44,25 +52,37 @@ class ExitMeter:
         """Adds rows without a loss."""
         self._rows += rows
 
+    def add_loss(self, loss: Tensor, rows: int) -> None:
+        """Adds the mean loss () of `rows` rows that `add_rows` counts at another time."""
+        self._alone.append(loss.detach().to(torch.float64) * rows)
+        self._alone_rows += rows
+        if len(self._alone) == self.CAPACITY:
+            self._alone = [torch.stack(self._alone).sum()]
+
     def take(self) -> Totals:
         """Returns the sums since the last call; synchronizes with the device."""
         self._fold()
         loss, correct = torch.stack(self._sums).sum(dim=0).tolist() if self._sums else (0.0, 0)
-        totals = Totals(loss, int(correct), self._rows)
-        self._sums, self._rows = [], 0
+        has_loss = bool(self._sums or self._alone)
+        if self._alone:
+            loss = torch.stack(self._alone).sum().item() * self._rows / self._alone_rows
+        totals = Totals(loss, int(correct), self._rows, has_loss)
+        self._sums, self._rows, self._alone, self._alone_rows = [], 0, [], 0
         return totals
 
     def state(self) -> dict[str, Any]:
         """The sums since the last `take`, for a checkpoint."""
         self._fold()
         sums = torch.stack(self._sums) if self._sums else None
-        return {"sums": sums, "rows": self._rows}
+        alone = torch.stack(self._alone) if self._alone else None
+        return {"sums": sums, "rows": self._rows, "alone": alone, "alone_rows": self._alone_rows}
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
         """Continues with the sums of a result of `state`."""
-        sums = state["sums"]
+        sums, alone = state["sums"], state["alone"]
         self._sums = [] if sums is None else list(sums.to(device).unbind())
-        self._rows = state["rows"]
+        self._alone = [] if alone is None else list(alone.to(device).unbind())
+        self._rows, self._alone_rows = state["rows"], state["alone_rows"]
 
     def _fold(self) -> None:
         """Replaces the stored tensors by one tensor of sums, without synchronizing."""

@@ -25,7 +25,7 @@ from dglpipe.monitoring.meters import ExitMeter, Totals
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.finite import StageWatch
 from dglpipe.pipeline.lr_schedule import rate_factor
-from dglpipe.pipeline.optim import build_optimizer, start_momentum
+from dglpipe.pipeline.optim import LR_FACTOR, build_optimizer, start_momentum
 from dglpipe.pipeline.probe import StageProbe
 from dglpipe.pipeline.stage_module import Emit, LocalStep, Objective, StageModule, cast_input
 from dglpipe.seeds import Seeds
@@ -110,7 +110,10 @@ class Stage:
         self.index = index
         self.settings = settings
         self.module = module.to(device.torch_device).to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(settings.optimizer, self.module.parameters())
+        self._body = list(self.module.segments.parameters())
+        auxiliary = [one for part in module.auxiliary.values() for one in part.parameters()]
+        self.optimizer = build_optimizer(settings.optimizer, self.module.parameters(), auxiliary)
+        self._head_warmup = settings.local.head_warmup if auxiliary else 0
         self.scaler = device.scaler(settings.precision.name)
         self._loss = learning.loss
         self._device = device
@@ -182,6 +185,11 @@ class Stage:
         """Counts training rows of a stage without an exit."""
         self._trained.add_rows(rows)
 
+    def count_loss(self, loss: Tensor, rows: int) -> None:
+        """Counts the mean loss () of `rows` training rows of a stage without an exit."""
+        self._trained.add_loss(loss, rows)
+        self.watch.history.add(loss)
+
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss of logits (B, N) and labels (B,), counted as a training batch."""
         check_logits(logits, len(labels), self._classes, self.index)
@@ -227,6 +235,9 @@ class Stage:
         self.watch.history.end_step(step)
         if self.probe.measures(step):
             self._measure_gradient()
+        if step <= self._head_warmup:
+            for one in self._body:
+                one.grad = None
         # A function of the step, so that a resumed run resets its optimizer at the same steps.
         if self._resets and step > 1 and self.learning_rate(step) < self.learning_rate(step - 1):
             self.optimizer.state.clear()
@@ -244,7 +255,7 @@ class Stage:
         """As `update`, for a further update within a step. Weights without a gradient stay."""
         rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group[LR_FACTOR]
         clip = self.settings.optimizer.clip
         if self.scaler is not None and clip is not None:
             self.scaler.unscale_(self.optimizer)

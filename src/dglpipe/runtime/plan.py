@@ -275,8 +275,13 @@ def _cut(
         runs: whether the network and the data must fit into the memory of this machine.
     """
     stages = layout.stages
-    method.learning(0, config.label_smoothing)
     schedule = build_batch_schedule(config, source, method.rounds(stages))
+    for j, own in enumerate(method.local):
+        method.learning(j, config.label_smoothing)
+        warmup, steps = own.settings.head_warmup, schedule.steps_per_round
+        if warmup >= steps:
+            hint = "The networks of the stages would not learn"
+            raise ConfigError("local.head_warmup", warmup, f"0 to {steps - 1}", hint)
     method.check(config, layout, schedule)
     if config.probe.every and not method.measures:
         allowed = f"0 with method={method.name}"

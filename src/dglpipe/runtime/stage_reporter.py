@@ -84,15 +84,14 @@ class StageReporter:
         now = timers.seconds(self._timer.snapshot())
         for stage in update.stages:
             totals = stage.totals()
-            has_exit = stage.module.is_exit
             sums = Sums(
                 kind="train",
                 epoch=update.epoch,
                 step=update.step,
                 stage=stage.index,
                 rows=totals.rows,
-                loss=totals.loss if has_exit else None,
-                correct=totals.correct if has_exit else None,
+                loss=totals.loss if totals.has_loss else None,
+                correct=totals.correct if stage.module.is_exit else None,
                 learning_rate=stage.learning_rate(update.schedule_step),
                 seconds=now - self._logged[stage.index],
             )

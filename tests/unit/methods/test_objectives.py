@@ -227,11 +227,32 @@ def test_methods_without_a_local_loss_refuse_objectives(method):
         ("local=trgl local.tau=0.0", r"local\.tau: got 0\.0"),
         ("local=auglocal local.depth=0", r"local\.depth: got 0"),
         ("local.weight=-1.0", r"local\.weight: got -1\.0"),
+        ("local.label_smoothing=1.0", r"local\.label_smoothing: got 1\.0"),
+        ("local.head_warmup=-1", r"local\.head_warmup: got -1"),
+        ("head.dropout=1.0", r"head\.dropout: got 1\.0; allowed: a number from 0 to below 1"),
+        ("optimizer.head_lr_factor=0.0", r"optimizer\.head_lr_factor: got 0\.0"),
+        ("optimizer.head_weight_decay=-1.0", r"optimizer\.head_weight_decay: got -1\.0"),
     ],
 )
 def test_values_out_of_range_are_refused(words, message):
     with pytest.raises(ConfigError, match=message):
         make_config(*words.split())
+
+
+def test_heads_that_learn_alone_in_every_step_are_refused():
+    with pytest.raises(ConfigError, match=r"local\.head_warmup: got 8; allowed: 0 to 7"):
+        planned(2, "local.head_warmup=8")
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp", "cnn_sr"])
+def test_dropout_is_in_front_of_the_last_layer(head):
+    plain, dropped = (
+        staged(2, f"head={head}", *own).auxiliary(0)["head"] for own in ((), ("head.dropout=0.5",))
+    )
+    *_, dropout, last = dropped
+    assert isinstance(dropout, nn.Dropout) and isinstance(last, nn.Linear)
+    for one, other in zip(plain.parameters(), dropped.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_data_info_survives_json():

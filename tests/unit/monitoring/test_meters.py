@@ -28,10 +28,24 @@ def test_sums_cover_all_rows(batches):
 
 def test_take_resets_the_sums():
     counter = ExitMeter()
-    assert counter.take() == Totals(0.0, 0, 0)
+    assert counter.take() == Totals(0.0, 0, 0, has_loss=False)
     counter.add(torch.tensor(2.0), torch.eye(3), torch.arange(3))
     assert counter.take() == Totals(6.0, 3, 3)
-    assert counter.take() == Totals(0.0, 0, 0)
+    assert counter.take() == Totals(0.0, 0, 0, has_loss=False)
+
+
+def test_losses_of_other_rows_count_for_all_rows():
+    """The loss of a synthesiser comes some batches after the rows of its stage."""
+    counter, resumed = ExitMeter(), ExitMeter()
+    for _ in range(ExitMeter.CAPACITY + 1):
+        counter.add_rows(2)
+        counter.add_loss(torch.tensor(3.0), 2)
+    counter.add_rows(4)
+    rows = 2 * ExitMeter.CAPACITY + 6
+    resumed.restore(counter.state(), torch.device("cpu"))
+    for one in (counter, resumed):
+        assert one.take() == Totals(3.0 * rows, 0, rows)
+        assert one.take() == Totals(0.0, 0, 0, has_loss=False)
 
 
 def test_it_does_not_keep_the_graph():
@@ -59,4 +73,4 @@ def test_sums_continue_from_a_state(before):
         resumed._losses.append(loss)
         resumed._hits.append(hits)
     assert resumed.take() == whole.take()
-    assert resumed.state() == {"sums": None, "rows": 0}
+    assert resumed.state() == ExitMeter().state()
