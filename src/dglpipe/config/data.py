@@ -8,6 +8,8 @@ from typing import Any
 from dglpipe.config.checks import require, require_name, require_number, require_path
 from dglpipe.config.plugin import PluginConfig
 
+FLIPS = ("random", "alternating")
+
 
 @dataclass(kw_only=True, slots=True)
 class DigitsConfig:
@@ -36,10 +38,14 @@ class Cifar10Config:
     """Height and width of the images in pixels; 1 to 16384; images are interpolated if not 32."""
     augment: bool = True
     """Augment training images: random crop with padding 4, random horizontal flip."""
+    flip: str = "random"
+    """Horizontal flips of augmented training images: `random`, or `alternating`: every image is
+    flipped in every second epoch, beginning with the first or the second at random."""
 
     def __post_init__(self) -> None:
         require_path("data.root", self.root)
         _check_image_size(self.image_size)
+        _check_flip(self.flip, self.augment)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -59,6 +65,9 @@ class ImageFolderConfig:
     image, 224 if `transform=imagenet`."""
     augment: bool = True
     """Apply the random crop and flip of `transform` to training images."""
+    flip: str = "random"
+    """Horizontal flips of augmented training images: `random`, or `alternating`: every image is
+    flipped in every second epoch, beginning with the first or the second at random."""
     workers: int | None = None
     """Loading processes per replica, for images that are not kept in memory; from 0; 0: decode
     in the training process; null: one per core, divided among the replicas of a machine."""
@@ -69,6 +78,7 @@ class ImageFolderConfig:
         require(bool(self.root), "data.root", self.root, "a folder with train/ and val/ or test/")
         require_path("data.root", self.root)
         require_name("data.transform", self.transform, ("cifar", "imagenet"))
+        _check_flip(self.flip, self.augment)
         if self.image_size is not None:
             _check_image_size(self.image_size)
         if self.workers is not None:
@@ -99,6 +109,15 @@ class SyntheticConfig:
         require_number("data.channels", self.channels, 1, 65536)
         _check_image_size(self.image_size)
         require_number("data.noise", self.noise, 0, 1_000_000)
+
+
+def _check_flip(flip: str, augment: bool) -> None:
+    require_name("data.flip", flip, FLIPS)
+    allowed, hint = (
+        "random with data.augment=false",
+        "Images that are not augmented are not flipped",
+    )
+    require(augment or flip == "random", "data.flip", flip, allowed, hint)
 
 
 def _check_image_size(side: int) -> None:

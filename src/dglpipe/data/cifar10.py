@@ -69,7 +69,8 @@ class Cifar10Source:
             self._require_files()
         with _download_lock(self._root, self.config.download):
             train, test = self._split(train=True), self._split(train=False)
-        return InMemory(train, test, CIFAR, self.seed, self.config.augment)
+        config = self.config
+        return InMemory(train, test, CIFAR, self.seed, config.augment, config.flip)
 
     @property
     def _root(self) -> Path:

@@ -74,7 +74,8 @@ class ImageFolderSource:
         if not reason:
             try:
                 train, test = (self._split(training) for training in (True, False))
-                return InMemory(train, test, self._normalisation, self.seed, self.config.augment)
+                own = self.config.augment, self.config.flip
+                return InMemory(train, test, self._normalisation, self.seed, *own)
             except SizesDifferError as difference:
                 reason = f"the images differ in size: {difference}"
         return self._streamed(reason)
@@ -117,5 +118,7 @@ class ImageFolderSource:
         share = max(1, cores() // self.loaders)
         workers = share if config.workers is None else config.workers
         _log.info("%s: decoding in %d processes: %s", config.name, workers, reason)
-        decoder = Decoder(self._index, config.transform, *self._target, self.seed, config.augment)
+        height, width = self._target
+        own = config.augment, config.flip
+        decoder = Decoder(self._index, config.transform, height, width, self.seed, *own)
         return Streamed(decoder, self._normalisation, workers, self.timeout_s)

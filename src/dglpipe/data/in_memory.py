@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from dglpipe.data.dataset import Request
-from dglpipe.data.sampler import uniform
+from dglpipe.data.sampler import augmentation_draws
 from dglpipe.data.transforms import CROP_DRAWS, Normalisation, crop_and_flip
 
 
@@ -39,6 +39,8 @@ class InMemory:
     """Seed of the augmentation."""
     augment: bool = False
     """Augment training images: random crop with padding 4, random horizontal flip."""
+    flip: str = "random"
+    """`random` or `alternating`; see `augmentation_draws`."""
 
     def batches(self, requests: Iterable[Request]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields images (B,C,H,W) float32, channels last, and labels (B,) int64 per request."""
@@ -51,6 +53,7 @@ class InMemory:
         split = self.train if request.training else self.test
         images = split.images.index_select(0, request.indices)
         if request.training and self.augment:
-            draws = uniform(self.seed, request.epoch, request.indices, CROP_DRAWS)
+            place = self.seed, request.epoch, request.indices
+            draws = augmentation_draws(*place, CROP_DRAWS, self.flip)
             images = crop_and_flip(images, draws)
         return self.normalisation(images), split.labels.index_select(0, request.indices)

@@ -49,6 +49,23 @@ def uniform(seed: int, epoch: int, indices: Tensor, draws: int) -> Tensor:
     return _shift_right(bits, 11).to(torch.float64).mul_(2.0**-53)
 
 
+def augmentation_draws(
+    seed: int, epoch: int, indices: Tensor, draws: int, flip: str = "random"
+) -> Tensor:
+    """The random numbers (B, draws) of `uniform`, the last of which flips an image if it is below
+    1/2.
+
+    Args:
+        flip: `random`, or `alternating`: an image is flipped in every second epoch, beginning with
+            the first or the second at random.
+    """
+    found = uniform(seed, epoch, indices, draws)
+    if flip == "alternating":
+        first = uniform(seed, 1, indices, draws)[:, -1]
+        found[:, -1] = first if epoch % 2 else (first + 0.5) % 1
+    return found
+
+
 def _shift_right(bits: Tensor, by: int) -> Tensor:
     # A logical shift: int64 shifts copy the sign bit, which is masked out.
     return (bits >> by) & ((1 << (64 - by)) - 1)

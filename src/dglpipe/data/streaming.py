@@ -13,7 +13,7 @@ from dglpipe.data.dataset import Request
 from dglpipe.data.decode import decode
 from dglpipe.data.image_index import ImageIndex
 from dglpipe.data.loading_processes import LoadingProcesses
-from dglpipe.data.sampler import uniform
+from dglpipe.data.sampler import augmentation_draws
 from dglpipe.data.transforms import (
     BOX_DRAWS,
     CROP_DRAWS,
@@ -48,6 +48,8 @@ class Decoder:
     """Seed of the augmentation."""
     augment: bool
     """Whether training images are augmented."""
+    flip: str = "random"
+    """`random` or `alternating`; see `augmentation_draws`."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -70,10 +72,13 @@ class Decoder:
         if not (training and self.augment):
             return torch.stack([self._plain(training, index) for index in indices])
         if self.transform == "imagenet":
-            draws = uniform(self.seed, epoch, positions, BOX_DRAWS + 1).tolist()
+            draws = self._draws(epoch, positions, BOX_DRAWS + 1).tolist()
             return torch.stack(list(map(self._random_crop, indices, draws)))
         images = torch.stack([self._plain(training, index) for index in indices])
-        return crop_and_flip(images, uniform(self.seed, epoch, positions, CROP_DRAWS))
+        return crop_and_flip(images, self._draws(epoch, positions, CROP_DRAWS))
+
+    def _draws(self, epoch: int, positions: Tensor, count: int) -> Tensor:
+        return augmentation_draws(self.seed, epoch, positions, count, self.flip)
 
     def _plain(self, training: bool, index: int) -> Tensor:
         """(H,W,3) without augmentation: resized, or for `imagenet` the centre crop."""

@@ -71,6 +71,21 @@ def test_augmentation_depends_on_epoch_and_seed(data):
     assert not torch.equal(first, _ask(other, True, 1, *range(20))[0])
 
 
+def test_alternating_flips_reach_the_images():
+    columns = torch.arange(32, dtype=torch.uint8).view(1, 1, 32, 1).expand(20, 32, 32, 1)
+    split = Split(columns.contiguous(), torch.zeros(20, dtype=torch.int64))
+    flipped = {}
+    for flip in ("random", "alternating"):
+        data = InMemory(split, split, seed=3, augment=True, flip=flip)
+        for epoch in (1, 2, 3):
+            images, _ = _ask(data, True, epoch, *range(20))
+            flipped[flip, epoch] = images[:, 0, 16, 15] > images[:, 0, 16, 16]
+    assert torch.equal(flipped["alternating", 1], ~flipped["alternating", 2])
+    assert torch.equal(flipped["alternating", 1], flipped["alternating", 3])
+    assert not torch.equal(flipped["random", 1], ~flipped["random", 2])
+    assert torch.equal(flipped["random", 1], flipped["alternating", 1])
+
+
 def test_without_augmentation_training_images_are_plain(data):
     plain = InMemory(data.train, data.test, CIFAR, seed=3)
     assert torch.equal(_ask(plain, True, 1, 5)[0], CIFAR(data.train.images[5:6]))

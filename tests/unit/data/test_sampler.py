@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dglpipe.data.sampler import epoch_order, uniform
+from dglpipe.data.sampler import augmentation_draws, epoch_order, uniform
 from dglpipe.seeds import derive
 
 _WORD = 2**64
@@ -83,3 +83,17 @@ def test_uniform_is_uniform_and_independent():
 def test_uniform_refuses_more_numbers_than_an_image_has():
     with pytest.raises(AssertionError, match="overlap"):
         uniform(0, 1, torch.arange(2), 65)
+
+
+def test_alternating_flips_change_with_every_epoch():
+    indices = torch.arange(1000)
+    by_epoch = {
+        epoch: augmentation_draws(7, epoch, indices, 3, "alternating") for epoch in (1, 2, 3, 4)
+    }
+    flipped = {epoch: draws[:, -1] < 0.5 for epoch, draws in by_epoch.items()}
+    assert torch.equal(flipped[1], flipped[3]) and torch.equal(flipped[2], flipped[4])
+    assert torch.equal(flipped[1], ~flipped[2])
+    assert 400 < int(flipped[1].sum()) < 600
+    for epoch, draws in by_epoch.items():  # the crops stay random
+        assert torch.equal(draws[:, :2], uniform(7, epoch, indices, 3)[:, :2])
+    assert torch.equal(augmentation_draws(7, 2, indices, 3), uniform(7, 2, indices, 3))
