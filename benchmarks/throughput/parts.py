@@ -130,7 +130,7 @@ def backprop_step(
     method = config.method
     assert isinstance(method, BackpropConfig)
     learner = stage_module(device, network, j)
-    optimizer = build_optimizer(config.stage(j).optimizer, learner.parameters())
+    optimizer = build_optimizer(config.stage(j).optimizer, learner)
     precision = config.precision.name
     dtype = PRECISIONS[precision].dtype if j else torch.float32
     images, _ = batch_of(config, network.spec.input_shape(j), dtype, device)
@@ -161,9 +161,7 @@ def loop_step(config: Config, network: StagedNetwork, device: Device) -> Callabl
     """Algorithm 1 in a plain loop, with the same modules and optimizer."""
     count = network.spec.stages
     learners = [stage_module(device, network, j) for j in range(count)]
-    optimizers = [
-        build_optimizer(config.stage(j).optimizer, learners[j].parameters()) for j in range(count)
-    ]
+    optimizers = [build_optimizer(config.stage(j).optimizer, learners[j]) for j in range(count)]
     loss_of = nn.CrossEntropyLoss()
     low = config.precision.name == "bf16"
     images, labels = batch_of(config, network.spec.input_shape(0), torch.float32, device)

@@ -73,6 +73,8 @@ VARIANTS = {
     "adam": "optimizer=adam schedule.warmup_steps=2",
     "adamw_step": "optimizer=adamw optimizer.clip=0.1 schedule=step schedule.every=1",
     "constant": "schedule=constant optimizer.nesterov=true",
+    "recipe": "schedule=triangle optimizer.nesterov=true optimizer.decoupled=true "
+    "optimizer.norm_bias_lr_factor=4.0 optimizer.lookahead=2",
     "multistep": "schedule=multistep schedule.milestones=[1]",
     "heads": "label_smoothing=0.1 per_stage=[{head:cnn},{head:linear},{}]",
     "optimizers": "per_stage=[{},{optimizer:{name:adam,lr:0.001}},{schedule:constant}]",

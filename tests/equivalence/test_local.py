@@ -97,7 +97,8 @@ def test_other_methods_have_the_same_objectives(method, same):
 
 @pytest.mark.slow
 def test_a_killed_run_resumes(run_dir):
-    config = make_config(*TINY, *EVERYWHERE, "checkpoint.every=3", "checkpoint.keep=1")
+    more = ("optimizer.lookahead=2", "checkpoint.every=3", "checkpoint.keep=1")
+    config = make_config(*TINY, *EVERYWHERE, *more)
     with pytest.raises(WorldError, match="exit code -9"):
         run_planned(layout(3, 3), train_and_die, config, run_dir, {2: 5}, [3])
     config.resume = "auto"

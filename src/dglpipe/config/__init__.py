@@ -72,6 +72,7 @@ from dglpipe.config.schedule import (
     MultistepConfig,
     ScheduleConfig,
     StepConfig,
+    TriangleConfig,
 )
 from dglpipe.config.schema import Config, StageConfig
 
@@ -133,6 +134,7 @@ __all__ = [
     "TimmConfig",
     "TorchvisionConfig",
     "TrglConfig",
+    "TriangleConfig",
     "VggConfig",
     "from_yaml",
     "parse",

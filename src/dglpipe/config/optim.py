@@ -22,12 +22,23 @@ class SgdConfig:
     """Use Nesterov momentum; requires `momentum` above 0."""
     weight_decay: float = 5e-4
     """L2 penalty; 0 to 1000."""
+    decoupled: bool = False
+    """Whether `weight_decay` is divided by the learning rate, so that a weight loses this fraction
+    in a step at the full rate, whatever the rate is."""
     clip: float | None = None
     """Maximum norm of the gradient of a stage; above 0, at most 1e9; null: no clipping."""
     head_lr_factor: float = 1.0
     """Factor of the learning rate of heads and other auxiliary modules; above 0, at most 1e9."""
     head_weight_decay: float | None = None
     """Weight decay of heads and other auxiliary modules; 0 to 1000; null: `weight_decay`."""
+    norm_bias_lr_factor: float = 1.0
+    """Factor of the learning rate of the biases of norms; above 0, at most 1e9."""
+    lookahead: int = 0
+    """Steps between two moves of the weights and of the statistics of batch norm to their running
+    average, and at the end of the run; 0: never."""
+    lookahead_decay: float = 0.95
+    """Decay of the average per step at the end of the run, 0 to 1. At step t of T, the average
+    keeps `lookahead_decay ** lookahead * (t / T) ** 3` of itself."""
 
     def __post_init__(self) -> None:
         _check_common(self)
@@ -58,6 +69,14 @@ class AdamConfig:
     """Factor of the learning rate of heads and other auxiliary modules; above 0, at most 1e9."""
     head_weight_decay: float | None = None
     """Weight decay of heads and other auxiliary modules; 0 to 1000; null: `weight_decay`."""
+    norm_bias_lr_factor: float = 1.0
+    """Factor of the learning rate of the biases of norms; above 0, at most 1e9."""
+    lookahead: int = 0
+    """Steps between two moves of the weights and of the statistics of batch norm to their running
+    average, and at the end of the run; 0: never."""
+    lookahead_decay: float = 0.95
+    """Decay of the average per step at the end of the run, 0 to 1. At step t of T, the average
+    keeps `lookahead_decay ** lookahead * (t / T) ** 3` of itself."""
 
     def __post_init__(self) -> None:
         _check_common(self)
@@ -82,6 +101,9 @@ def _check_common(config: SgdConfig | AdamConfig) -> None:
     if config.clip is not None:
         require_positive("optimizer.clip", config.clip)
     require_positive("optimizer.head_lr_factor", config.head_lr_factor)
+    require_positive("optimizer.norm_bias_lr_factor", config.norm_bias_lr_factor)
+    require_number("optimizer.lookahead", config.lookahead, 0)
+    require_number("optimizer.lookahead_decay", config.lookahead_decay, 0, 1)
     if config.head_weight_decay is not None:
         require_number("optimizer.head_weight_decay", config.head_weight_decay, 0, 1000)
 

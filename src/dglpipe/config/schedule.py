@@ -82,15 +82,35 @@ class CosineConfig:
         require_number("schedule.final", self.final, 0, 1)
 
 
+@dataclass(kw_only=True, slots=True)
+class TriangleConfig:
+    """A learning rate that rises linearly to its full value and then falls linearly."""
+
+    name: str = "triangle"
+    """Always `triangle`."""
+    start: float = 0.2
+    """Fraction of the full rate at the first step; 0 to 1."""
+    peak: float = 0.23
+    """Fraction of the run after which the rate has its full value; 0 to 1."""
+    final: float = 0.07
+    """Fraction of the full rate at the end of the run; 0 to 1."""
+
+    def __post_init__(self) -> None:
+        require_number("schedule.start", self.start, 0, 1)
+        require_number("schedule.peak", self.peak, 0, 1)
+        require_number("schedule.final", self.final, 0, 1)
+
+
 def _check_warmup(steps: int) -> None:
     require_number("schedule.warmup_steps", steps, 0)
 
 
-ScheduleConfig = ConstantConfig | StepConfig | MultistepConfig | CosineConfig
+ScheduleConfig = ConstantConfig | StepConfig | MultistepConfig | CosineConfig | TriangleConfig
 SCHEDULES: dict[str, type[Any]] = {
     "constant": ConstantConfig,
     "step": StepConfig,
     "multistep": MultistepConfig,
     "cosine": CosineConfig,
+    "triangle": TriangleConfig,
 }
 """Learning rate schedules: name -> schema."""

@@ -281,9 +281,10 @@ def auxiliary_memory(modules: Sequence[nn.Module], shape: Sequence[int]) -> Piec
 
 def optimizer_state(config: OptimizerConfig) -> int:
     """Elements of optimizer state per weight."""
+    average = int(config.lookahead > 0)
     if isinstance(config, SgdConfig):
-        return int(config.momentum > 0)
-    return 2
+        return int(config.momentum > 0) + average
+    return 2 + average
 
 
 def format_bytes(count: int) -> str:

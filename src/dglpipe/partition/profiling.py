@@ -130,9 +130,8 @@ class _Task:
         self._precision = settings.precision.name
         self._device = device
         self._optimizer = None
-        weights = list(module.parameters())
-        if weights:
-            self._optimizer = build_optimizer(settings.optimizer, weights)
+        if next(module.parameters(), None) is not None:
+            self._optimizer = build_optimizer(settings.optimizer, module)
             for group in self._optimizer.param_groups:
                 group["lr"] = 0.0
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import math
 
-from dglpipe.config import CosineConfig, MultistepConfig, ScheduleConfig, StepConfig
+from dglpipe.config import (
+    CosineConfig,
+    MultistepConfig,
+    ScheduleConfig,
+    StepConfig,
+    TriangleConfig,
+)
 
 
 def rate_factor(config: ScheduleConfig, step: int, steps: int, steps_per_epoch: int) -> float:
@@ -14,6 +20,11 @@ def rate_factor(config: ScheduleConfig, step: int, steps: int, steps_per_epoch: 
         steps: number of steps of the run.
         steps_per_epoch: steps per epoch; `every` and `milestones` are in epochs.
     """
+    if isinstance(config, TriangleConfig):
+        share = (step - 1) / steps
+        if share < config.peak:
+            return config.start + (1 - config.start) * share / config.peak
+        return 1 + (config.final - 1) * (share - config.peak) / (1 - config.peak)
     if step <= config.warmup_steps:
         return step / (config.warmup_steps + 1)
     if isinstance(config, CosineConfig):

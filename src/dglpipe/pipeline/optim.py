@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,25 +14,25 @@ LR_FACTOR = "lr_factor"
 """Key of a parameter group: factor of its learning rate."""
 
 
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
 def build_optimizer(
-    config: OptimizerConfig,
-    parameters: Iterable[nn.Parameter],
-    auxiliary: Iterable[nn.Parameter] = (),
+    config: OptimizerConfig, module: nn.Module, auxiliary: Iterable[nn.Module] = ()
 ) -> torch.optim.Optimizer:
     """Builds the optimizer of one stage.
 
     Args:
-        parameters: all parameters of the stage.
-        auxiliary: those of its auxiliary modules.
+        module: the whole stage.
+        auxiliary: its auxiliary modules.
     """
-    groups = _groups(config, list(parameters), {id(one) for one in auxiliary})
+    groups = _groups(config, module, auxiliary)
     if isinstance(config, SgdConfig):
         return torch.optim.SGD(
             groups,
             lr=config.lr,
             momentum=config.momentum,
             nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
             fused=True,
         )
     adam = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
@@ -41,27 +41,31 @@ def build_optimizer(
         lr=config.lr,
         betas=(config.betas[0], config.betas[1]),
         eps=config.eps,
-        weight_decay=config.weight_decay,
         fused=True,
     )
 
 
 def _groups(
-    config: OptimizerConfig, parameters: Sequence[nn.Parameter], auxiliary: Set[int]
+    config: OptimizerConfig, module: nn.Module, auxiliary: Iterable[nn.Module]
 ) -> list[dict[str, Any]]:
-    """One group, or one for the segments and one for the auxiliary modules if they differ."""
-    decay = config.head_weight_decay
-    if not auxiliary or (config.head_lr_factor == 1 and decay is None):
-        return [{"params": parameters, LR_FACTOR: 1.0}]
-    own = [one for one in parameters if id(one) not in auxiliary]
-    heads = [one for one in parameters if id(one) in auxiliary]
+    """The parameters, grouped by the factor of the learning rate and the weight decay."""
+    heads = {id(one) for part in auxiliary for one in part.parameters()}
+    norms = [part for part in module.modules() if isinstance(part, _NORMS)]
+    biases = {id(part.bias) for part in norms if part.bias is not None}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for one in module.parameters():
+        factor, decay = 1.0, config.weight_decay
+        if id(one) in heads:
+            factor *= config.head_lr_factor
+            decay = decay if config.head_weight_decay is None else config.head_weight_decay
+        if id(one) in biases:
+            factor *= config.norm_bias_lr_factor
+        if isinstance(config, SgdConfig) and config.decoupled:
+            decay /= config.lr * factor
+        groups.setdefault((factor, decay), []).append(one)
     return [
-        {"params": own, LR_FACTOR: 1.0},
-        {
-            "params": heads,
-            LR_FACTOR: config.head_lr_factor,
-            "weight_decay": config.weight_decay if decay is None else decay,
-        },
+        {"params": params, LR_FACTOR: factor, "weight_decay": decay}
+        for (factor, decay), params in groups.items()
     ]
 
 

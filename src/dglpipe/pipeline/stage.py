@@ -24,6 +24,7 @@ from dglpipe.models.losses import Loss, check_logits, check_loss
 from dglpipe.monitoring.meters import ExitMeter, Totals
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.finite import StageWatch
+from dglpipe.pipeline.lookahead import build_lookahead
 from dglpipe.pipeline.lr_schedule import rate_factor
 from dglpipe.pipeline.optim import LR_FACTOR, build_optimizer, start_momentum
 from dglpipe.pipeline.probe import StageProbe
@@ -111,8 +112,9 @@ class Stage:
         self.settings = settings
         self.module = module.to(device.torch_device).to(memory_format=torch.channels_last)
         self._body = list(self.module.segments.parameters())
-        auxiliary = [one for part in module.auxiliary.values() for one in part.parameters()]
-        self.optimizer = build_optimizer(settings.optimizer, self.module.parameters(), auxiliary)
+        auxiliary = module.auxiliary.values()
+        self.optimizer = build_optimizer(settings.optimizer, self.module, auxiliary)
+        self.lookahead = build_lookahead(settings.optimizer, self.module, length.steps)
         self._head_warmup = settings.local.head_warmup if auxiliary else 0
         self.scaler = device.scaler(settings.precision.name)
         self._loss = learning.loss
@@ -241,7 +243,12 @@ class Stage:
         # A function of the step, so that a resumed run resets its optimizer at the same steps.
         if self._resets and step > 1 and self.learning_rate(step) < self.learning_rate(step - 1):
             self.optimizer.state.clear()
+        if self.lookahead is None:
+            self.apply(step, norm)
+            return
+        self.lookahead.begin()
         self.apply(step, norm)
+        self.lookahead.after_step(step)
 
     def _measure_gradient(self) -> None:
         if all(one.grad is None for one in self._parameters):

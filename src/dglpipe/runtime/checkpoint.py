@@ -143,6 +143,8 @@ class Checkpoints:
             stage.optimizer.load_state_dict(state["optimizer"])
             if stage.scaler is not None:
                 stage.scaler.load_state_dict(state["scaler"])
+            if stage.lookahead is not None:
+                stage.lookahead.restore(state["lookahead"])
             for name, value in state["parts"].items():
                 parts.setdefault(name, {})[stage.index] = value
         return parts
@@ -153,5 +155,6 @@ def _state(stage: Stage, parts: Parts) -> dict[str, Any]:
         "learner": stage.module.state_dict(),
         "optimizer": stage.optimizer.state_dict(),
         "scaler": stage.scaler.state_dict() if stage.scaler is not None else None,
+        "lookahead": stage.lookahead.state() if stage.lookahead is not None else None,
         "parts": {name: by_stage.get(stage.index) for name, by_stage in parts.items()},
     }

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from dglpipe.config import SCHEDULES
+from dglpipe.config import SCHEDULES, TriangleConfig
 from dglpipe.pipeline.lr_schedule import rate_factor
 
 
@@ -36,3 +36,9 @@ def test_cosine_starts_at_one_and_nears_its_end():
 def test_warm_up_rises_in_even_steps_to_the_full_rate(name):
     values = factors(SCHEDULES[name](warmup_steps=4))
     assert values[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_triangle_rises_and_falls_linearly():
+    found = factors(TriangleConfig(start=0.2, peak=0.25, final=0.1), 8)
+    assert found == pytest.approx([0.2, 0.6, 1.0, 0.85, 0.7, 0.55, 0.4, 0.25])
+    assert factors(TriangleConfig(peak=0.0, final=0.0), 4) == [1.0, 0.75, 0.5, 0.25]
