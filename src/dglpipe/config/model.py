@@ -76,6 +76,26 @@ class DniCnnConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class FastCnnConfig:
+    """A network that learns CIFAR-10 in a few epochs, for images of 25 pixels or more."""
+
+    family: str = "fastcnn"
+    """Always `fastcnn`."""
+    name: str = "fastcnn"
+    """Always `fastcnn`."""
+    width: int = 64
+    """Channels of the first group of layers; 1 to 16384; the other groups have four times as
+    many."""
+    weights: str | None = None
+    """Initial weights, as in `CnnConfig`; null: initialised from `seed`, and the first layer from
+    training images."""
+
+    def __post_init__(self) -> None:
+        require_number("model.width", self.width, 1, WIDEST // 4)
+        _check_weights(self.weights)
+
+
+@dataclass(kw_only=True, slots=True)
 class VggConfig:
     """VGG networks with batch norm of torchvision."""
 
@@ -194,6 +214,7 @@ def _check_weights(weights: str | None) -> None:
 ModelConfig = (
     CnnConfig
     | DniCnnConfig
+    | FastCnnConfig
     | VggConfig
     | ResnetConfig
     | ResnetCifarConfig
@@ -204,6 +225,7 @@ ModelConfig = (
 MODEL_FAMILIES: dict[str, type[Any]] = {
     "cnn": CnnConfig,
     "dni_cnn": DniCnnConfig,
+    "fastcnn": FastCnnConfig,
     "vgg": VggConfig,
     "resnet": ResnetConfig,
     "resnet_cifar": ResnetCifarConfig,

@@ -23,6 +23,7 @@ from dglpipe.data import DataSource
 from dglpipe.data.batch_schedule import BatchItem, BatchSchedule, Phase
 from dglpipe.methods.emission import Emission
 from dglpipe.methods.events import Event
+from dglpipe.methods.first_layer import fit_first_layer
 from dglpipe.methods.local.base import LocalObjective
 from dglpipe.methods.run_plan import OWN_FIELDS, RunPlan
 from dglpipe.models.branches import branch_costs
@@ -109,9 +110,15 @@ class RunContext:
         return not self.topology.layout.is_pipelined
 
     def open_data(self, items: Iterable[BatchItem]) -> DataInputs:
-        """Loads the data set and returns an iterator over the batches `items`."""
+        """Loads the data set and returns an iterator over the batches `items`.
+
+        In a new run, also computes the weights that are a function of training images.
+        """
         schedule, seed = self.plan.schedule, self.plan.config.seed
-        return DataInputs(self.source.load(), schedule, items, seed, self.device)
+        data = self.source.load()
+        if not self.done:
+            fit_first_layer(self.plan, data, self.stages[0])
+        return DataInputs(data, schedule, items, seed, self.device)
 
     def open_inputs(self, items: Iterator[BatchItem]) -> Inputs:
         """The batches `items`: from the data set in stage 0, otherwise from the process below."""

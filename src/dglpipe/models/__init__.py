@@ -1,10 +1,10 @@
 """Networks by name, heads, losses and initial weights.
 
-Imports only `config` and `errors`. Begin with `build_network`, in this file. `cnn`, `resnet_cifar`
-and `library` (torchvision and timm) have the networks, `heads` builds the auxiliary heads, `losses`
-the loss function. Builders draw weights from the global random state of torch, which the caller
-seeds (`meta.building`). `meta` builds networks whose weights take no memory, `partial` networks of
-which only some weights are stored.
+Imports only `config` and `errors`. Begin with `build_network`, in this file. `cnn`, `fastcnn`,
+`resnet_cifar` and `library` (torchvision and timm) have the networks, `heads` builds the auxiliary
+heads, `losses` the loss function. Builders draw weights from the global random state of torch,
+which the caller seeds (`meta.building`). `meta` builds networks whose weights take no memory,
+`partial` networks that store some of their weights.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import nn
 from dglpipe.config import (
     CnnConfig,
     DniCnnConfig,
+    FastCnnConfig,
     ModelConfig,
     ResnetCifarConfig,
     ResnetConfig,
@@ -26,7 +27,7 @@ from dglpipe.config import (
 from dglpipe.config.builder_kind import Kind
 from dglpipe.config.instantiate import build_plug_in
 from dglpipe.errors import ConfigError
-from dglpipe.models import cnn, library, resnet_cifar
+from dglpipe.models import cnn, fastcnn, library, resnet_cifar
 from dglpipe.models.pretrained import initialise
 
 __all__ = ["Entry", "build_network", "catalogue", "wanted_channels"]
@@ -45,7 +46,8 @@ class Entry(NamedTuple):
 
 def catalogue() -> list[Entry]:
     """All networks, by family."""
-    networks = cnn.NETWORKS | library.NETWORKS | resnet_cifar.NETWORKS | library.ANY_NETWORK
+    own = cnn.NETWORKS | fastcnn.NETWORKS
+    networks = own | library.NETWORKS | resnet_cifar.NETWORKS | library.ANY_NETWORK
     known = [Entry(*item) for item in networks.items()]
     return [*known, Entry("custom", "your own: model.target=package.module:builder, model.args")]
 
@@ -94,6 +96,8 @@ def _build(config: ModelConfig, channels: int, classes: int, image_size: int) ->
         return cnn.build(config, channels, classes, image_size)
     if isinstance(config, DniCnnConfig):
         return cnn.build_dni(config, channels, classes, image_size)
+    if isinstance(config, FastCnnConfig):
+        return fastcnn.build(config, channels, classes, image_size)
     if isinstance(config, VggConfig):
         return library.build_vgg(config, classes)
     if isinstance(config, ResnetConfig):
