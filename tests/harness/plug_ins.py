@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from dglpipe.methods import Dgl
+
 
 def plain_network(channels, classes, width=4, depth=2):
     """Some convolutions and a classifier without batch norm: rows do not meet."""
@@ -226,3 +228,18 @@ def float_images():
     """A data set of images that are not pixels."""
     split = torch.rand(8, 1, 8, 8), torch.arange(8) % 4
     return SimpleNamespace(train=split, test=split)
+
+
+class OwnMethod(Dgl):
+    """A method with a local objective of its own."""
+
+    @property
+    def objective(self):
+        return lambda batch: batch.task_loss(batch.logits, batch.labels)
+
+
+class HeadsMethod(Dgl):
+    """A method with heads of its own."""
+
+    def auxiliary(self, boundary):
+        return {"head": super().auxiliary(boundary)["head"]}

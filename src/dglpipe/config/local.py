@@ -15,10 +15,10 @@ class LocalConfig:
 
     name: str = "task"
     weight: float = 1.0
-    """Factor of the local loss of a stage; 0 to 1000. With `per_stage`, a stage learns more slowly
-    than others."""
+    """Factor of the local loss of a stage; 0 to 1000. With `per_stage` and SGD, a stage learns more
+    slowly than others."""
     label_smoothing: float | None = None
-    """Label smoothing of the loss of the head; 0 to 0.99; null: `label_smoothing`."""
+    """Label smoothing of the loss of the stage; 0 to 0.99; null: `label_smoothing`."""
     head_warmup: int = 0
     """Steps at the start in which only the auxiliary modules of a stage learn; from 0. The last
     stage, which has none, learns in every step."""

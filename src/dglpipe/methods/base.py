@@ -324,8 +324,10 @@ class Method(ABC):
             ConfigError: the loss cannot be built.
         """
         local = self.local[stage]
-        smoothing = local.settings.label_smoothing
-        loss = build_loss(self.settings.loss, label_smoothing if smoothing is None else smoothing)
+        smoothing, key = local.settings.label_smoothing, "local.label_smoothing"
+        if smoothing is None:
+            smoothing, key = label_smoothing, "label_smoothing"
+        loss = build_loss(self.settings.loss, smoothing, key)
         return Learning(loss, self.objective or local.objective)
 
     def messages(self, link: int, spec: PipelineSpec) -> tuple[Field, ...]:
@@ -360,7 +362,7 @@ class Method(ABC):
         )
 
     def most_extra_bytes(self, link: int) -> int:
-        """Upper limit of `extra_bytes` for every cut, for the choice of a cut."""
+        """Upper limit of the part of `extra_bytes` that local objectives need, for every cut."""
         return max((one.extra_bytes for one in self.local[link + 1 :]), default=0)
 
     def buffers(self, link: int, depth: int) -> LinkBuffers:

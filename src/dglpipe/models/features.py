@@ -68,7 +68,7 @@ class Layer:
     Attributes:
         channels: channels of its output.
         kind: `plain`, or `basic` or `bottleneck` for a residual block. A bottleneck has a
-            convolution with fewer channels than its output.
+            convolution with a quarter of the channels of its output.
     """
 
     channels: int

@@ -8,7 +8,7 @@ from torch import fx
 
 from dglpipe.models.features import Layer
 from dglpipe.partition.channels import channels_at
-from dglpipe.partition.fx.branches import has_narrow_convolution, residual_sums
+from dglpipe.partition.fx.branches import is_bottleneck, residual_sums
 from dglpipe.partition.segments import TracedNetwork
 
 
@@ -34,4 +34,4 @@ def network_layers(
 def _kind(piece: fx.GraphModule, channels: int) -> str:
     if not residual_sums(piece):
         return "plain"
-    return "bottleneck" if has_narrow_convolution(piece, channels) else "basic"
+    return "bottleneck" if is_bottleneck(piece, channels) else "basic"

@@ -61,7 +61,7 @@ class StageMethod(Protocol):
         """Bytes per row of the extra tensors that stage `link` sends up in training."""
 
     def most_extra_bytes(self, link: int) -> int:
-        """Upper limit of `extra_bytes` for every cut."""
+        """Upper limit of the part of `extra_bytes` that local objectives need, for every cut."""
 
     def buffers(self, link: int, depth: int) -> LinkBuffers:
         """Memory of the link from stage `link` to the next stage.

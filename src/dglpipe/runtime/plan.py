@@ -38,6 +38,7 @@ from dglpipe.partition.throughput_model import LoaderEstimate, Node, Plan, predi
 from dglpipe.pipeline.device import check_precision, choose_backend, select
 from dglpipe.pipeline.launcher_env import world_of_launcher
 from dglpipe.pipeline.topology import Layout
+from dglpipe.runtime.local_check import check_cut_objectives, check_objectives
 from dglpipe.runtime.method_check import check_messages
 from dglpipe.runtime.open_data import open_images
 
@@ -100,8 +101,6 @@ def make_plan(
     source = source or open_images(config)
     method = _method(config, layout, source)
     network, config, schedule = _cut(config, method, source, layout, local, _is_auto(config), True)
-    for one in method.local:
-        one.check_cut(network.spec)
     messages = tuple(
         method.messages(link, network.spec) for link in range(len(network.spec.fields))
     )
@@ -243,19 +242,11 @@ def _method(config: Config, layout: Layout, source: DataSource) -> Method:
     """The method of the run, with its local objectives.
 
     Raises:
-        ConfigError: `per_stage` has another number of entries than K; an objective fits neither the
-            method nor the data set.
+        ConfigError: `per_stage` has another number of entries than K; as `check_objectives`.
     """
     check_per_stage(config, layout.stages)
     method = build_run_method(config, layout.stages, source.info)
-    for one in method.local:
-        if one.settings.name != "task" and not method.learns_locally:
-            hint = f"With method={method.name} the stages have no local loss"
-            raise ConfigError("local", one.settings.name, f"task with method={method.name}", hint)
-        if one.settings.name != "task" and method.objective is not None:
-            hint = "This method has a local objective of its own"
-            raise ConfigError("local", one.settings.name, f"task with method={method.name}", hint)
-        one.check()
+    check_objectives(config, method)
     return method
 
 
@@ -294,6 +285,7 @@ def _cut(
         config = _with_times(config, method, source, layout, local, rows, load)
     network = build_staged_network(config, method, source.info, stages, True, rows, load)
     network.check_outputs()
+    check_cut_objectives(method, network)
     return network, config, schedule
 
 

@@ -17,7 +17,7 @@ from dglpipe.methods.local.predsim import similarities
 from dglpipe.models.branches import branch_costs
 from dglpipe.partition.estimate import estimate
 from dglpipe.pipeline.stage_module import LocalStep
-from dglpipe.runtime.plan import make_plan
+from dglpipe.runtime.plan import make_plan, plan_run
 from harness.configs import build_stages, in_test_all, layout, make_config
 
 
@@ -90,6 +90,10 @@ class TestInfopro:
         for link in range(2):
             assert network.method.extra_bytes(link, network.spec) == 0
 
+    def test_a_decoder_larger_than_the_images_is_refused(self):
+        with pytest.raises(ConfigError, match=r"local\.decoder_size: got 9; allowed: 1 to 8"):
+            planned(2, "local=infopro", "local.decoder_size=9")
+
     def test_maps_that_are_channels_last_are_decoded(self):
         features = torch.randn(2, 4, 4, 6)
         decoder = Decoder(6, 12, 3, [8, 8])
@@ -144,12 +148,25 @@ class TestAuglocal:
         head = staged(2, *words, meta=True).auxiliary(0)["head"]
         assert sum(isinstance(one, nn.Linear) for one in head.modules()) == 3
 
-    @pytest.mark.parametrize("depth", [5, 1000])
-    def test_a_depth_without_segments_is_refused(self, depth):
+    @pytest.mark.parametrize("words", ["local.depth=5", "local.depth=1000"])
+    def test_a_depth_without_segments_is_refused(self, words):
         with pytest.raises(
             ConfigError, match=r"local\.depth: got .*; allowed: 1 to 4, the segments"
         ):
-            planned(2, "local=auglocal", f"local.depth={depth}", "pipeline.split=[2]")
+            planned(2, "local=auglocal", words, "pipeline.split=[2]")
+
+    def test_a_depth_of_one_stage_is_refused_too(self):
+        own = "per_stage=[{},{local:{name:auglocal,depth:50}},{}]"
+        with pytest.raises(ConfigError, match=r"local\.depth: got 50"):
+            planned(3, own)
+
+    def test_the_kinds_of_blocks_do_not_depend_on_the_objective(self):
+        words = ("model=resnet18", "data.image_size=32", "batch_size=2")
+        plain, watched = (
+            staged(2, *words, *own, meta=True).spec.layers for own in ((), ("local=trgl",))
+        )
+        assert plain == watched
+        assert [layer.kind for layer in plain] == ["plain", *["basic"] * 8]
 
 
 class TestTrgl:
@@ -192,6 +209,9 @@ class TestTrgl:
         network = staged(2, "model=resnet20_cifar", "per_stage=[{},{local:trgl}]")
         assert [len(branch_costs(network.learner(j).segments)) for j in range(2)] == [0, 5]
 
+    def test_networks_of_torchvision_are_accepted(self):
+        planned(2, "model=resnet18", "data.image_size=32", "batch_size=2", "local=trgl")
+
     def test_a_network_without_branches_is_refused(self):
         with pytest.raises(ConfigError, match=r"local\.name: got 'trgl'; .* residual branches"):
             planned(2, "local=trgl")
@@ -212,9 +232,53 @@ def test_the_weight_scales_the_loss_of_the_head():
 )
 def test_methods_without_a_local_loss_refuse_objectives(method):
     with pytest.raises(
-        ConfigError, match=f"local: got 'predsim'; allowed: task with method={method}"
+        ConfigError, match=f"local.name: got 'predsim'; allowed: task with method={method}"
     ):
         planned(1 if method == "backprop" else 2, f"method={method}", "local=predsim")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("local.weight=0.5", r"local\.weight: got 0\.5; allowed: 1\.0 with method=backprop"),
+        ("local.label_smoothing=0.5", r"local\.label_smoothing: got 0\.5; allowed: null"),
+        ("local.head_warmup=1", r"local\.head_warmup: got 1; allowed: 0"),
+    ],
+)
+def test_backprop_ignores_no_setting(words, message):
+    with pytest.raises(ConfigError, match=message):
+        planned(1, "method=backprop", words)
+
+
+def test_an_objective_of_the_last_stage_alone_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"per_stage\[1\]\.local: got 'predsim'; allowed: task or"
+    ):
+        planned(2, "per_stage=[{},{local:predsim}]")
+    planned(2, "local=predsim", "per_stage=[{},{local:{weight:0.5}}]")
+
+
+@pytest.mark.parametrize(
+    ("target", "words", "message"),
+    [
+        ("Own", "local.weight=0.5", r"local\.weight: got 0\.5; allowed: 1\.0 with method=custom"),
+        ("Own", "local=predsim", r"local\.name: got 'predsim'; allowed: task with method=custom"),
+        (
+            "Heads",
+            "local=predsim",
+            r"local\.name: got \"predsim, which needs 'similarity' in stage 0\"",
+        ),
+    ],
+)
+def test_methods_from_outside_ignore_no_setting(target, words, message):
+    method = ("method=custom", f"method.target=harness.plug_ins:{target}Method")
+    with pytest.raises(ConfigError, match=message):
+        planned(2, *method, words)
+
+
+def test_a_plan_refuses_what_a_run_refuses():
+    with pytest.raises(ConfigError, match=r"local\.name: got 'trgl'"):
+        plan_run(make_config("local=trgl"))
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,11 @@ class Auglocal(LocalObjective):
 
     def check_cut(self, spec: PipelineSpec) -> None:
         """Refuses a depth that stage 0 cannot have."""
-        above = len(spec.layers) - spec.bounds[1] if spec.stages > 1 else 0
-        if self.stage == 0 and self.depth > max(1, above):
-            allowed = f"1 to {max(1, above)}, the segments above stage 0"
+        if spec.stages == 1:
+            return
+        above = max(1, len(spec.layers) - spec.bounds[1])
+        if self.settings.depth > above:
+            allowed = f"1 to {above}, the segments above stage 0"
             raise ConfigError("local.depth", self.settings.depth, allowed)
 
     def auxiliary(self, boundary: Boundary) -> Mapping[str, Callable[[], nn.Module]]:

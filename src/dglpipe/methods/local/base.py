@@ -31,6 +31,8 @@ class LocalObjective:
     """
 
     settings: LocalConfig
+    acts_in_last_stage: ClassVar[bool] = False
+    """Whether the objective changes the loss of the last stage, which has no head."""
     watches_branches: ClassVar[bool] = False
     """Whether `loss` reads the residual branches of the stage."""
 

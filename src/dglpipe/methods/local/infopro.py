@@ -8,7 +8,7 @@ a_j and b_j go linearly from the first to the last stage with a local loss; the 
 the loss of its classifier. The image travels up the chain as a tensor of bytes, and stage 0
 computes the same bytes from its input. Stages whose output is tokens or vectors reconstruct their
 own input instead, with the squared error (arXiv 2212.14215), and nothing travels; stage 0, whose
-input is an image, then minimises the loss of its head alone.
+input is an image, then minimises the weighted loss of its head alone.
 """
 
 from __future__ import annotations
@@ -57,6 +57,9 @@ class Infopro(LocalObjective):
             allowed = f"objectives other than infopro with data={self.data.name}"
             hint = "Its images are not pixels of 8 bits, so that they cannot be reconstructed"
             raise ConfigError("local.name", self.settings.name, allowed, hint)
+        size, side = self.settings.decoder_size, min(self.data.height, self.data.width)
+        if size is not None and size > side:
+            raise ConfigError("local.decoder_size", size, f"1 to {side}, the side of the images")
 
     def check_cut(self, spec: PipelineSpec) -> None:
         """Refuses stages of tokens or vectors whose input and output differ in shape."""
@@ -77,7 +80,7 @@ class Infopro(LocalObjective):
         if self.reconstruction and features.side is not None:
 
             def decoder() -> nn.Module:
-                size = [min(settings.decoder_size or one, one) for one in side]
+                size = [settings.decoder_size or one for one in side]
                 own = Decoder(features.channels, settings.channels, colours, size)
                 adapter = features.adapter()
                 return own if adapter is None else nn.Sequential(adapter, own)

@@ -23,6 +23,7 @@ class Trgl(LocalObjective):
     """The loss of the head, and the transport cost of the residual branches."""
 
     settings: TrglConfig
+    acts_in_last_stage = True
     watches_branches = True
 
     @property

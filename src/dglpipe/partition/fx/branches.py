@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from dglpipe.models.branches import BranchCost
 from dglpipe.partition.fx.signature import name_of
 
-_SUMS = ("add", "iadd", "add_")
+_SUMS = ("add", "iadd", "add_", "sum_like_first")
 
 
 class ResidualSum(NamedTuple):
@@ -64,17 +64,24 @@ def watch_branches(module: fx.GraphModule) -> None:
         node.replace_input_with(branch, passed)
         if name_of(node) != "add":
             # The gradient of the measurement needs the branch, which the sum would overwrite.
-            node.op, node.target = "call_function", _sum_like_first
+            node.op, node.target = "call_function", sum_like_first
     module.recompile()
 
 
-def _sum_like_first(first: Tensor, second: Tensor) -> Tensor:
+def sum_like_first(first: Tensor, second: Tensor) -> Tensor:
     """The values of `first += second`, as a new tensor."""
     return (first + second).to(first.dtype)
 
 
-def has_narrow_convolution(module: fx.GraphModule, channels: int) -> bool:
-    """Whether a convolution of `module` has fewer than `channels` output channels."""
+def is_bottleneck(module: fx.GraphModule, channels: int) -> bool:
+    """Whether a convolution of several pixels has a quarter of `channels`, as in a ResNet-50.
+
+    Args:
+        channels: channels of the output of `module`.
+    """
     return any(
-        isinstance(one, nn.Conv2d) and one.out_channels < channels for one in module.modules()
+        isinstance(one, nn.Conv2d)
+        and one.kernel_size != (1, 1)
+        and 4 * one.out_channels == channels
+        for one in module.modules()
     )
