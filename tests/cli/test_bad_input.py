@@ -181,7 +181,7 @@ VALUES = [
     ),
     ("per_stage=[{},{optimizer:{lr:0}}]", "per_stage[1].optimizer.lr", "0.0", "above 0"),
     ("per_stage=[{},{head:foo}]", "per_stage[1].head.name", "'foo'", "mlp_sr"),
-    ("per_stage=[{},{batch_size:4}]", "per_stage[1].batch_size", "4", "head, optimizer"),
+    ("per_stage=[{},{batch_size:4}]", "per_stage[1].batch_size", "4", "head, local, optimizer"),
 ]
 
 

@@ -42,6 +42,8 @@ class DataInfo:
         Raises:
             KeyError, TypeError: keys or values are wrong.
         """
+        if not isinstance(known, Mapping):
+            raise TypeError(f"data: {known!r} is not a mapping")
         pixels = known["pixels"]
         if pixels is not None:
             pixels = Normalisation(tuple(pixels["mean"]), tuple(pixels["std"]))

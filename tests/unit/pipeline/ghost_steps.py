@@ -24,6 +24,7 @@ from dglpipe.monitoring.timers import Timer
 from dglpipe.pipeline.device import Device
 from dglpipe.pipeline.inputs import Arrival, LinkInputs
 from dglpipe.pipeline.link import Receiver
+from dglpipe.pipeline.optim import LR_FACTOR
 from dglpipe.pipeline.p2p import PairTransport
 from dglpipe.pipeline.process_group import ProcessGroup
 from dglpipe.pipeline.stage import Learning, Loss, RunLength, Stage
@@ -141,7 +142,8 @@ class GhostProcess:
         device, settings = Device(where, "gloo"), config.stage(OWN[at])
         stage = Stage(OWN[at], module, settings, Learning(loss), device, length, config.seed)
         if foreach:
-            stage.optimizer = torch.optim.SGD(module.parameters(), momentum=0.9, foreach=True)
+            group = {"params": module.parameters(), LR_FACTOR: 1.0}
+            stage.optimizer = torch.optim.SGD([group], momentum=0.9, foreach=True)
         return stage
 
     def run(self) -> None:
