@@ -235,13 +235,13 @@ class Auglocal(Task):
             )
 
         def first():  # of the layers 4, 8, 8, 8 above stage 0, the second and the fourth
-            return nn.Sequential(layer(4, 8, 2), layer(8, 8, 1), *end())
+            return nn.Sequential(layer(4, 8, 2), layer(8, 8, 1), *end(2))
 
         def second():  # of the layers 8, 8 above stage 1, both
-            return nn.Sequential(layer(8, 8, 1), layer(8, 8, 1), *end())
+            return nn.Sequential(layer(8, 8, 1), layer(8, 8, 1), *end(2))
 
-        def end():
-            return nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+        def end(side):
+            return nn.AvgPool2d(side), nn.Flatten(), nn.Linear(8, 10)
 
         assert stages == 3
         return {} if j == 2 else {"head": (first, second)[j]}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dglpipe.config.checks import require, require_number
+from dglpipe.config.checks import require, require_number, require_positive
 
 
 @dataclass(kw_only=True, slots=True)
@@ -92,8 +92,7 @@ class TrglConfig(LocalConfig):
 
     def __post_init__(self) -> None:
         LocalConfig.__post_init__(self)
-        require_number("local.tau", self.tau, 0, 1e9)
-        require(self.tau > 0, "local.tau", self.tau, "more than 0")
+        require_positive("local.tau", self.tau)
 
 
 def _require_ends(key: str, values: Sequence[float]) -> None:

@@ -24,7 +24,7 @@ class SgdConfig:
     """L2 penalty; 0 to 1000."""
     decoupled: bool = False
     """Whether `weight_decay` is divided by the learning rate, so that a weight loses this fraction
-    in a step at the full rate, whatever the rate is."""
+    in a step at the full rate."""
     clip: float | None = None
     """Maximum norm of the gradient of a stage; above 0, at most 1e9; null: no clipping."""
     head_lr_factor: float = 1.0

@@ -19,6 +19,7 @@ from torch import nn
 from dglpipe.config import AuglocalConfig
 from dglpipe.errors import ConfigError
 from dglpipe.methods.local.base import LocalObjective
+from dglpipe.models.blocks import average_pool
 from dglpipe.models.features import Boundary, Layer
 from dglpipe.models.heads import HEAD
 from dglpipe.partition.pipeline_spec import PipelineSpec
@@ -57,13 +58,15 @@ class Auglocal(LocalObjective):
         def head() -> nn.Module:
             adapter = features.adapter()
             parts: list[nn.Module] = [] if adapter is None else [adapter]
-            channels = features.channels
+            channels, side = features.channels, features.side
             for layer in layers:
-                build = _on_vectors if features.side is None else _BLOCKS[layer.kind]
+                build = _on_vectors if side is None else _BLOCKS[layer.kind]
                 parts.append(build(channels, layer))
+                if side is not None and _stride(channels, layer) == 2:
+                    side = (side[0] + 1) // 2, (side[1] + 1) // 2
                 channels = layer.channels
-            if features.side is not None:
-                parts += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+            if side is not None:
+                parts += [average_pool(side, (1, 1)), nn.Flatten()]
             return nn.Sequential(*parts, nn.Linear(channels, boundary.classes))
 
         return {HEAD: head}
