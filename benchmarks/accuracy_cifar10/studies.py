@@ -104,7 +104,33 @@ def settings() -> list[Setting]:
     ]
     found += [_dni(name, words) for name, words in ALTERNATIVES.items()]
     found += _asynchronous()
+    found += [
+        Setting("objectives", name, (*BASE, *dgl("cnn_sr", 6), *words), "cnn_sr K=6", seeds=1)
+        for name, words in OBJECTIVES.items()
+    ]
     return found
+
+
+OBJECTIVES: Mapping[str, tuple[str, ...]] = {
+    "side 8": ("head.side=8",),
+    "depth 2": ("head.depth=2",),
+    "infopro": (
+        *("local=infopro", "local.decoder_size=16"),
+        *("local.reconstruction=[1.0,0.0]", "local.task=[1.0,1.0]"),
+    ),
+    "auglocal, depth 1": ("local=auglocal", "local.depth=1"),
+    "auglocal, depth 2": ("local=auglocal",),
+    "predsim": ("local=predsim", "local.similarity=0.5"),
+    "label smoothing": ("label_smoothing=0.1",),
+    "heads at twice the rate": ("optimizer.head_lr_factor=2.0",),
+    "heads without decay": ("optimizer.head_weight_decay=0.0",),
+    "dropout in heads": ("head.dropout=0.2",),
+    "heads alone for an epoch": ("local.head_warmup=391",),
+    "early stages slower": (
+        "per_stage=[{local:{weight:0.3}},{local:{weight:0.5}},{local:{weight:0.7}},{},{},{}]",
+    ),
+}
+"""Objectives and settings of heads at K = 6, with heads `cnn_sr`."""
 
 
 ALTERNATIVES: Mapping[str, tuple[str, ...]] = {
