@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import time
 from dataclasses import asdict
 
 import pytest
@@ -166,9 +167,18 @@ def test_a_bad_weight_is_found_by_the_loss_of_the_next_step():
 )
 def test_bad_state_is_found_before_it_is_saved(run_dir, change, name):
     expected = rf"stage 1, step 4: {name} is NaN or infinite \(learning rate .* at step 4\)"
+    checkpoints = RunDir(run_dir).checkpoints
+
+    def change_later(stage):
+        """Checkpoints are written beside the training, the first by now."""
+        deadline = time.monotonic() + 30
+        while not (checkpoints / "step_00000002").is_dir() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        change(stage)
+
     with pytest.raises(NonFiniteError, match=expected):
-        train("checkpoint.every=2", run_dir=run_dir, poison=after_step(1, 4, change))
-    assert [path.name for path in RunDir(run_dir).checkpoints.iterdir()] == ["step_00000002"]
+        train("checkpoint.every=2", run_dir=run_dir, poison=after_step(1, 4, change_later))
+    assert [path.name for path in checkpoints.iterdir()] == ["step_00000002"]
 
 
 def test_bad_state_is_found_at_the_end():
