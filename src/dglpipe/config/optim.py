@@ -9,7 +9,27 @@ from dglpipe.config.checks import require, require_number, require_positive
 
 
 @dataclass(kw_only=True, slots=True)
-class SgdConfig:
+class CommonConfig:
+    """Settings of every optimizer."""
+
+    clip: float | None = None
+    """Maximum norm of the gradient of a stage; above 0, at most 1e9; null: no clipping."""
+    head_lr_factor: float = 1.0
+    """Factor of the learning rate of heads and other auxiliary modules; above 0, at most 1e9."""
+    head_weight_decay: float | None = None
+    """Weight decay of heads and other auxiliary modules; 0 to 1000; null: `weight_decay`."""
+    norm_bias_lr_factor: float = 1.0
+    """Factor of the learning rate of the biases of norms; above 0, at most 1e9."""
+    lookahead: int = 0
+    """Steps between two moves of the weights and of the statistics of batch norm to their running
+    average, and at the end of the run; 0: never."""
+    lookahead_decay: float = 0.95
+    """Decay of the average per step at the end of the run, 0 to 1. At step t of T, the average
+    keeps `lookahead_decay ** lookahead * (t / T) ** 3` of itself."""
+
+
+@dataclass(kw_only=True, slots=True)
+class SgdConfig(CommonConfig):
     """`torch.optim.SGD` with momentum."""
 
     name: str = "sgd"
@@ -25,20 +45,6 @@ class SgdConfig:
     decoupled: bool = False
     """Whether `weight_decay` is divided by the learning rate, so that a weight loses this fraction
     in a step at the full rate."""
-    clip: float | None = None
-    """Maximum norm of the gradient of a stage; above 0, at most 1e9; null: no clipping."""
-    head_lr_factor: float = 1.0
-    """Factor of the learning rate of heads and other auxiliary modules; above 0, at most 1e9."""
-    head_weight_decay: float | None = None
-    """Weight decay of heads and other auxiliary modules; 0 to 1000; null: `weight_decay`."""
-    norm_bias_lr_factor: float = 1.0
-    """Factor of the learning rate of the biases of norms; above 0, at most 1e9."""
-    lookahead: int = 0
-    """Steps between two moves of the weights and of the statistics of batch norm to their running
-    average, and at the end of the run; 0: never."""
-    lookahead_decay: float = 0.95
-    """Decay of the average per step at the end of the run, 0 to 1. At step t of T, the average
-    keeps `lookahead_decay ** lookahead * (t / T) ** 3` of itself."""
 
     def __post_init__(self) -> None:
         _check_common(self)
@@ -50,7 +56,7 @@ class SgdConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class AdamConfig:
+class AdamConfig(CommonConfig):
     """`torch.optim.Adam`: weight decay is an L2 penalty."""
 
     name: str = "adam"
@@ -63,20 +69,6 @@ class AdamConfig:
     """Term added to the denominator for numerical stability; above 0, at most 1000."""
     weight_decay: float = 0.0
     """L2 penalty; 0 to 1000."""
-    clip: float | None = None
-    """Maximum norm of the gradient of a stage; above 0, at most 1e9; null: no clipping."""
-    head_lr_factor: float = 1.0
-    """Factor of the learning rate of heads and other auxiliary modules; above 0, at most 1e9."""
-    head_weight_decay: float | None = None
-    """Weight decay of heads and other auxiliary modules; 0 to 1000; null: `weight_decay`."""
-    norm_bias_lr_factor: float = 1.0
-    """Factor of the learning rate of the biases of norms; above 0, at most 1e9."""
-    lookahead: int = 0
-    """Steps between two moves of the weights and of the statistics of batch norm to their running
-    average, and at the end of the run; 0: never."""
-    lookahead_decay: float = 0.95
-    """Decay of the average per step at the end of the run, 0 to 1. At step t of T, the average
-    keeps `lookahead_decay ** lookahead * (t / T) ** 3` of itself."""
 
     def __post_init__(self) -> None:
         _check_common(self)

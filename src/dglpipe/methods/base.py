@@ -25,7 +25,7 @@ from dglpipe.methods.emission import Emission
 from dglpipe.methods.events import Event
 from dglpipe.methods.first_layer import fit_first_layer
 from dglpipe.methods.local.base import LocalObjective
-from dglpipe.methods.run_plan import OWN_FIELDS, RunPlan
+from dglpipe.methods.run_plan import RunPlan, extra_row_bytes
 from dglpipe.models.branches import branch_costs
 from dglpipe.models.features import Boundary
 from dglpipe.models.losses import build_loss
@@ -352,14 +352,7 @@ class Method(ABC):
 
     def extra_bytes(self, link: int, spec: PipelineSpec) -> int:
         """Bytes per row of the extra tensors that stage `link` sends up in training."""
-        fields = self.messages(link, spec)
-        return sum(
-            one.row_bytes
-            for one in fields
-            if one.name not in OWN_FIELDS
-            and one.direction is Direction.UP
-            and Phase.TRAIN in one.phases
-        )
+        return extra_row_bytes(self.messages(link, spec))
 
     def most_extra_bytes(self, link: int) -> int:
         """Upper limit of the part of `extra_bytes` that local objectives need, for every cut."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +23,17 @@ from dglpipe.pipeline.topology import Layout
 
 OWN_FIELDS = (LABELS, ENSEMBLE, ACTIVATIONS)
 """Names of the tensors that a runner fills. All other tensors are extras, filled by the method."""
+
+
+def extra_row_bytes(fields: Iterable[Field]) -> int:
+    """Bytes per row of the extra tensors among `fields` that go up in training."""
+    return sum(
+        one.row_bytes
+        for one in fields
+        if one.name not in OWN_FIELDS
+        and one.direction is Direction.UP
+        and Phase.TRAIN in one.phases
+    )
 
 
 @dataclass(frozen=True)
@@ -79,8 +91,7 @@ class RunPlan:
 
     def row_bytes(self, stage: int) -> int:
         """Bytes per row that `stage` sends up in training, without labels; 0 for the last stage."""
-        extras = (one for one in self.extras(stage) if Phase.TRAIN in one.phases)
-        return self.spec.row_bytes(stage) + sum(one.row_bytes for one in extras)
+        return self.spec.row_bytes(stage) + extra_row_bytes(self.extras(stage))
 
     def row_bytes_down(self, stage: int) -> int:
         """Bytes per row that `stage` sends to the stage below; 0 for stage 0."""

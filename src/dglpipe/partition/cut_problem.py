@@ -72,7 +72,7 @@ class CutProblem:
         return SegmentFlops(self.traced, self.shapes)
 
     def learner(self, j: int) -> int:
-        """The stage whose auxiliary modules stand for those of stage `j`: the stage itself. For the
+        """The stage whose auxiliary modules a cut above stage `j` has: the stage itself. For the
         last stage, which has none: the stage below."""
         return min(j, max(self.stages - 2, 0))
 

@@ -60,7 +60,7 @@ def similarities(rows: Tensor) -> Tensor:
     """(B, B) cosine similarities of rows without their mean, in float32.
 
     Args:
-        rows: vectors (B, C), or maps (B, C, H, W), of which each channel counts by its standard
+        rows: vectors (B, C), or maps (B, C, H, W), where each channel counts by its standard
             deviation.
     """
     rows = rows.float()
