@@ -45,7 +45,7 @@ class Results:
     """The finished runs, in a file.
 
     Attributes:
-        runs: key -> accuracy of every exit, and of the ensemble; words; processor; convergence.
+        runs: key -> accuracy of every exit, and of the ensemble; words; precision; processor; convergence.
     """
 
     def __init__(self, file: Path) -> None:
@@ -74,6 +74,7 @@ class Results:
                 "ensemble": test["ensemble_accuracy"],
                 "flops_per_sample": sum(one["flops_per_sample"] for one in summary["per_stage"]),
                 "words": [word for word in run.words if not word.startswith("data.root=")],
+                "precision": summary["precision"],
                 "processor": common.environment()["processor"],
             }
             common.store(str(self._file), runs=self.runs)

@@ -6,12 +6,14 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 MARK = "DGLPIPE_KILLS_TRIAL"
 """Environment variable that every process of a trial inherits."""
+END_S = 30.0
 
 
 class Command:
@@ -47,11 +49,21 @@ class Command:
         return None
 
     def end(self) -> list[int]:
-        """Kills the remaining processes, and returns their process IDs."""
+        """Kills the remaining processes, waits for their end, and returns their process IDs.
+
+        Raises:
+            TimeoutError: a process is still there after `END_S` seconds.
+        """
         left = self.alive()
         for pid in left:
             kill(pid)
         self._process.wait()
+        # Orphans end later than the signal, and have no parent here that could wait for them.
+        deadline = time.monotonic() + END_S
+        while still := self.alive():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"processes {still} have not ended after SIGKILL")
+            time.sleep(0.01)
         self._file.close()
         return left
 
