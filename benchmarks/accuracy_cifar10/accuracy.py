@@ -45,7 +45,8 @@ class Results:
     """The finished runs, in a file.
 
     Attributes:
-        runs: key -> accuracy of every exit, and of the ensemble; words; precision; processor; convergence.
+        runs: key -> accuracy of every exit, and of the ensemble; words; precision; processor;
+            convergence.
     """
 
     def __init__(self, file: Path) -> None:

@@ -27,6 +27,8 @@ DNI = (
 )
 """The network of the comparison with DNI, narrower (the paper: 128), with fewer epochs (2000), a
 larger rate (3e-5, constant) and smaller batches (256)."""
+FAST = ("experiment=cifar10_fastcnn", "model.width=32")
+FAST_RATES = (0.75, 1.5, 3.0)
 MEASURED = "mlp_sr K=6"
 """The setting whose convergence is measured, which changes no weight."""
 PROBED = ("probe.every=50", "probe.batch_size=512")
@@ -108,6 +110,17 @@ def settings() -> list[Setting]:
         Setting("objectives", name, (*BASE, *dgl("cnn_sr", 6), *words), "cnn_sr K=6", seeds=1)
         for name, words in OBJECTIVES.items()
     ]
+    found += [
+        Setting(
+            "fastcnn", "fastcnn: backprop", (*FAST, *BACKPROP), "fastcnn: backprop", FAST_RATES
+        ),
+        *(
+            Setting(
+                "fastcnn", f"fastcnn: K={k}", (*FAST, *dgl("cnn_sr", k)), "fastcnn: K=4", FAST_RATES
+            )
+            for k in (4, 2)
+        ),
+    ]
     return found
 
 
@@ -121,6 +134,7 @@ OBJECTIVES: Mapping[str, tuple[str, ...]] = {
     "auglocal, depth 1": ("local=auglocal", "local.depth=1"),
     "auglocal, depth 2": ("local=auglocal",),
     "predsim": ("local=predsim", "local.similarity=0.5"),
+    "man": ("local=man",),
     "label smoothing": ("label_smoothing=0.1",),
     "heads at twice the rate": ("optimizer.head_lr_factor=2.0",),
     "heads without decay": ("optimizer.head_weight_decay=0.0",),

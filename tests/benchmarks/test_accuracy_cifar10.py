@@ -24,7 +24,16 @@ def test_names_are_unique_and_tuning_names_exist():
     assert {one.tuned for one in studies.settings()} <= set(names())
 
 
-QUICK = ("backprop", "cnn_sr_8x2 K=6", "alternatives: cDNI", "S=1.2 M=50", "real K=2, S=1")
+FLAT = ("~data.flip", "~data.crop_padding", "~data.crop_border")
+"""Synthetic images are not augmented."""
+QUICK = (
+    "backprop",
+    "cnn_sr_8x2 K=6",
+    "alternatives: cDNI",
+    "S=1.2 M=50",
+    "real K=2, S=1",
+    "fastcnn: K=4",
+)
 
 
 @pytest.mark.parametrize("name", [one if one in QUICK else in_test_all(one) for one in names()])
@@ -32,7 +41,8 @@ def test_every_setting_composes(name):
     setting = next(one for one in studies.settings() if one.name == name)
     words = [word for word in setting.words if not word.startswith("batch_size")]
     one = [] if name.startswith("real") else ["pipeline.processes=1"]
-    config = compose(parse_arguments([*words, *SYNTHETIC, *one]))
+    flat = FLAT if name.startswith("fastcnn") else ()
+    config = compose(parse_arguments([*words, *SYNTHETIC, *one, *flat]))
     plan_layout(config.pipeline, config.method, cores=2)
 
 

@@ -52,7 +52,7 @@ VARIANTS += ("imagenet_resnet152_backprop", "imagenet_vgg13_backprop", "imagenet
 VARIANTS += ("imagenet_vgg19_backprop", "imagenet_vgg19_k4", "async_buffer", "async_buffer_digits")
 """They differ from others in a few settings."""
 
-UNKNOWN = {"cifar10_fastcnn": ("~data.flip",)}
+UNKNOWN = {"cifar10_fastcnn": ("~data.flip", "~data.crop_padding", "~data.crop_border")}
 """Overrides without the keys that synthetic images do not have."""
 
 

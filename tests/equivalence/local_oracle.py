@@ -6,6 +6,7 @@ objectives.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 
 import torch
@@ -21,6 +22,8 @@ from torch.nn.functional import (
 )
 
 from dglpipe.data import Request, open_data
+from dglpipe.models import build_network
+from dglpipe.models.heads import build_head
 from dglpipe.models.meta import building
 from dglpipe.seeds import derive
 from harness.configs import build_stages
@@ -87,6 +90,7 @@ def _train(config, stages, objective):
             if learner.pools is not None:
                 x = learner.pools(x)
             x = x.to(torch.bfloat16 if low else torch.float32)
+        objective.ends_step(step, learners, len(batches))
     return list(zip(learners, more, strict=True))
 
 
@@ -120,6 +124,9 @@ class Task:
 
     def before_step(self, j, learner, optimizer, step):
         """Called after the backward of a stage."""
+
+    def ends_step(self, step, learners, steps):
+        """Called after a step of all stages."""
 
     def loss(self, j, stages, modules, features, image, y, task, is_last):
         return task
@@ -245,6 +252,82 @@ class Auglocal(Task):
 
         assert stages == 3
         return {} if j == 2 else {"head": (first, second)[j]}
+
+
+class Man(Task):
+    """Heads of cnn6 on s g(h; phi) + (2 - s) g(h; psi), g the first layer of the next stage; psi
+    moves to the weights of that layer, n steps after they were copied every second step.
+
+    Args:
+        config: of the run.
+        lag: n.
+        learns: whether s is learned.
+    """
+
+    def __init__(self, config, lag, learns):
+        self.config, self.lag, self.learns = config, lag, learns
+        self.copied = {}
+
+    def modules(self, j, stages):
+        if j == stages - 1:
+            return {}
+        first = 6 // stages * (j + 1)
+        with building(False, derive(self.config.seed, "network")):
+            network = build_network(self.config.model, 1, 10, 8)
+
+        def head():
+            blocks = [Block(first, copy.deepcopy(network.layers[first])) for _ in range(2)]
+            side = (4 if first < 3 else 2) // (2 if first in (0, 2) else 1)
+            channels = network.layers[first].conv.out_channels
+            own = build_head(self.config.head, channels, (side, side), 10)
+            return ManHead(*blocks, own, self.learns)
+
+        return {"head": head}
+
+    def ends_step(self, step, learners, steps):
+        if step % 2 == 0:
+            self.copied[step] = [
+                [one.detach().clone() for one in first_weights(learner)] for learner in learners
+            ]
+        for j, learner in enumerate(learners[:-1]):
+            if step - self.lag in self.copied:
+                theta = self.copied[step - self.lag][j + 1]
+                for psi, weights in zip(learner.head.average.parameters(), theta, strict=True):
+                    psi.detach().lerp_(weights, 1 - 0.9**2)
+
+
+def first_weights(learner):
+    """The weights of the first layer of a stage."""
+    named = list(learner.segments.named_parameters())
+    first = named[0][0].rpartition("conv")[0]
+    return [one for name, one in named if name.startswith(first)]
+
+
+class Block(nn.Module):
+    """Layer `at` of cnn6, and the pool in front of the next one."""
+
+    def __init__(self, at, layer):
+        super().__init__()
+        self.layers = nn.ModuleDict({str(at): layer})
+        self.is_pooled = at in (0, 2)
+
+    def forward(self, x):
+        (layer,) = self.layers.values()
+        y = torch.relu(layer.norm(layer.conv(x)))
+        y = layer.dropout(y)
+        return nn.functional.max_pool2d(y, 2) if self.is_pooled else y
+
+
+class ManHead(nn.Module):
+    def __init__(self, learned, average, head, learns):
+        super().__init__()
+        self.learned, self.average, self.head = learned, average, head
+        for one in average.parameters():
+            one.requires_grad = False
+        self.scale = nn.Parameter(torch.tensor(1.0)) if learns else 1.0
+
+    def forward(self, h):
+        return self.head(self.scale * self.learned(h) + (2 - self.scale) * self.average(h))
 
 
 class Trgl(Task):

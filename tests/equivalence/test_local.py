@@ -29,12 +29,15 @@ OBJECTIVES = {
     "predsim": ("local.similarity=0.9",),
     "auglocal": (),
     "trgl": ("local.tau=0.5",),
+    "man": ("local.every=2", "local.lag=1", "local.momentum=0.9"),
+    "man, fixed": ("local.every=2", "local.lag=3", "local.momentum=0.9", "local.scale=fixed"),
+    "man, locked": ("local.every=2", "local.lag=0", "local.momentum=0.9"),
     "task": (
         *("optimizer.head_lr_factor=0.5", "optimizer.head_weight_decay=0.01", "head.dropout=0.3"),
         *("local.head_warmup=2", "per_stage=[{},{local:{label_smoothing:0.1}},{}]"),
     ),
 }
-QUICK = ("infopro", "trgl", "task")
+QUICK = ("infopro", "trgl", "task", "man")
 WORLDS = [(3, 2), *(in_test_all(*one) for one in ((2, 1), (2, 2), (3, 1), (3, 3), (6, 3), (6, 6)))]
 
 
@@ -52,13 +55,22 @@ def settings(name, precision):
 @functools.cache
 def by_oracle(name, stages):
     own = ("head.dropout=0.3",) if name == "task" else ()
+    if name.startswith("man"):
+        own = ("head.reads=output",)
     plain = [make_config(*network(name), *own, f"precision={one}") for one in ("fp32", "bf16")]
+
+    def man(lag, learns=True):
+        return local_oracle.Man(plain[0], lag, learns)
+
     objective = {
         "infopro": lambda: local_oracle.Infopro(CHANNELS[stages], 8),
         "infopro, small": lambda: local_oracle.Infopro(CHANNELS[stages], 4),
         "predsim": lambda: local_oracle.Predsim(CHANNELS[stages]),
         "auglocal": local_oracle.Auglocal,
         "trgl": local_oracle.Trgl,
+        "man": lambda: man(1),
+        "man, fixed": lambda: man(3, learns=False),
+        "man, locked": lambda: man(0),
         "task": local_oracle.Settings,
     }[name]
     return [local_oracle.train(config, stages, objective()) for config in plain]
@@ -95,10 +107,15 @@ def test_other_methods_have_the_same_objectives(method, same):
     assert found == hash_all([wanted], layout(3, 1))[0]
 
 
+FOLLOWING = ("local=man", "local.every=1", "local.lag=2", "local.momentum=0.9")
+"""Two messages are under way at a checkpoint."""
+
+
 @pytest.mark.slow
-def test_a_killed_run_resumes(run_dir):
+@pytest.mark.parametrize("local", [EVERYWHERE, FOLLOWING])
+def test_a_killed_run_resumes(local, run_dir):
     more = ("optimizer.lookahead=2", "checkpoint.every=3", "checkpoint.keep=1")
-    config = make_config(*TINY, *EVERYWHERE, *more)
+    config = make_config(*TINY, *local, *more)
     with pytest.raises(WorldError, match="exit code -9"):
         run_planned(layout(3, 3), train_and_die, config, run_dir, {2: 5}, [3])
     config.resume = "auto"
@@ -108,14 +125,15 @@ def test_a_killed_run_resumes(run_dir):
 
 
 @pytest.mark.slow
-def test_replicas_average_the_gradients_of_all_modules():
+@pytest.mark.parametrize(("local", "more"), [(EVERYWHERE, "decoder."), (FOLLOWING, "head.average")])
+def test_replicas_average_the_gradients_of_all_modules(local, more):
     """Each replica has half of the rows; without batch norm over a batch both halves count."""
-    config = make_config(*TINY, *EVERYWHERE, "max_steps=2", "pipeline.replicas=2")
+    config = make_config(*TINY, *local, "max_steps=4", "pipeline.replicas=2")
     run = train_world(config, layout(2, 2, replicas=2))
     for stage in range(2):
         one, other = (run.tensors[replica, stage] for replica in (0, 1))
         weights = [key for key in one if "running" not in key and "num_batches" not in key]
-        assert any(key.startswith("decoder.") for key in weights) == (stage == 0)
+        assert any(key.startswith(more) for key in weights) == (stage == 0)
         assert all(torch.equal(one[key], other[key]) for key in weights)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dglpipe.methods import Dgl
+from dglpipe.methods.dgl import DglRunner
 
 
 def plain_network(channels, classes, width=4, depth=2):
@@ -228,6 +229,19 @@ def float_images():
     """A data set of images that are not pixels."""
     split = torch.rand(8, 1, 8, 8), torch.arange(8) % 4
     return SimpleNamespace(train=split, test=split)
+
+
+def mlp_network(channels, classes):
+    """Three linear layers."""
+    layers = nn.Linear(64 * channels, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU()
+    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(16, classes))
+
+
+class RunnerMethod(Dgl):
+    """Has a runner of its own."""
+
+    def runner(self, context):
+        return DglRunner(context)
 
 
 class OwnMethod(Dgl):

@@ -31,6 +31,7 @@ from dglpipe.config.local import (
     AuglocalConfig,
     InfoproConfig,
     LocalConfig,
+    ManConfig,
     PredsimConfig,
     TrglConfig,
 )
@@ -116,6 +117,7 @@ __all__ = [
     "InfoproConfig",
     "LinkConfig",
     "LocalConfig",
+    "ManConfig",
     "MethodConfig",
     "ModelConfig",
     "MultistepConfig",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from dglpipe.config.checks import require, require_name, require_number, require_path
 from dglpipe.config.plugin import PluginConfig
 
 FLIPS = ("random", "alternating")
+BORDERS = ("zeros", "reflect")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,15 +38,19 @@ class Cifar10Config:
     image_size: int = 32
     """Height and width of the images in pixels; 1 to 16384; images are interpolated if not 32."""
     augment: bool = True
-    """Augment training images: random crop with padding 4, random horizontal flip."""
+    """Augment training images: random crop, random horizontal flip."""
     flip: str = "random"
     """Horizontal flips of augmented training images: `random`, or `alternating`: every image is
     flipped in every second epoch, beginning with the first or the second at random."""
+    crop_padding: int = 4
+    """Pixels of padding on each side of an image before a random crop; 0 to 1000."""
+    crop_border: str = "zeros"
+    """What the padding has: `zeros`, or `reflect`: the image, mirrored at its border."""
 
     def __post_init__(self) -> None:
         require_path("data.root", self.root)
         _check_image_size(self.image_size)
-        _check_flip(self.flip, self.augment)
+        _check_augmentation(self)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -57,9 +62,9 @@ class ImageFolderConfig:
     root: str = ""
     """Folder that contains `train/` and `val/` or `test/`; required."""
     transform: str = "cifar"
-    """`cifar`: random crop with padding 4 and horizontal flip. `imagenet`: RandomResizedCrop and
-    horizontal flip in training; at test time, resize the shorter side to 8/7 of `image_size` and
-    crop the centre."""
+    """`cifar`: random crop of the padded image and horizontal flip. `imagenet`: RandomResizedCrop
+    and horizontal flip in training; at test time, resize the shorter side to 8/7 of `image_size`
+    and crop the centre."""
     image_size: int | None = None
     """Height and width of the images in pixels; 1 to 16384; null: the size of the first training
     image, 224 if `transform=imagenet`."""
@@ -68,6 +73,11 @@ class ImageFolderConfig:
     flip: str = "random"
     """Horizontal flips of augmented training images: `random`, or `alternating`: every image is
     flipped in every second epoch, beginning with the first or the second at random."""
+    crop_padding: int = 4
+    """Pixels of padding on each side of an image before a random crop, for `transform=cifar`; 0 to
+    1000."""
+    crop_border: str = "zeros"
+    """What the padding has: `zeros`, or `reflect`: the image, mirrored at its border."""
     workers: int | None = None
     """Loading processes per replica, for images that are not kept in memory; from 0; 0: decode
     in the training process; null: one per core, divided among the replicas of a machine."""
@@ -78,7 +88,7 @@ class ImageFolderConfig:
         require(bool(self.root), "data.root", self.root, "a folder with train/ and val/ or test/")
         require_path("data.root", self.root)
         require_name("data.transform", self.transform, ("cifar", "imagenet"))
-        _check_flip(self.flip, self.augment)
+        _check_augmentation(self)
         if self.image_size is not None:
             _check_image_size(self.image_size)
         if self.workers is not None:
@@ -111,13 +121,20 @@ class SyntheticConfig:
         require_number("data.noise", self.noise, 0, 1_000_000)
 
 
-def _check_flip(flip: str, augment: bool) -> None:
-    require_name("data.flip", flip, FLIPS)
-    allowed, hint = (
-        "random with data.augment=false",
-        "Images that are not augmented are not flipped",
-    )
-    require(augment or flip == "random", "data.flip", flip, allowed, hint)
+def _check_augmentation(config: Cifar10Config | ImageFolderConfig) -> None:
+    require_name("data.flip", config.flip, FLIPS)
+    require_name("data.crop_border", config.crop_border, BORDERS)
+    require_number("data.crop_padding", config.crop_padding, 0, 1000)
+    is_imagenet = isinstance(config, ImageFolderConfig) and config.transform == "imagenet"
+    unused = {
+        "data.augment=false": () if config.augment else ("flip", "crop_padding", "crop_border"),
+        "data.transform=imagenet": ("crop_padding", "crop_border") if is_imagenet else (),
+    }
+    defaults = {one.name: one.default for one in fields(config)}
+    for setting, names in unused.items():
+        for name in names:
+            got, allowed = getattr(config, name), f"{defaults[name]} with {setting}"
+            require(got == defaults[name], f"data.{name}", got, allowed)
 
 
 def _check_image_size(side: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dglpipe.config.checks import require, require_number, require_positive
+from dglpipe.config.checks import require, require_name, require_number, require_positive
 
 
 @dataclass(kw_only=True, slots=True)
@@ -95,6 +95,29 @@ class TrglConfig(LocalConfig):
         require_positive("local.tau", self.tau)
 
 
+@dataclass(kw_only=True, slots=True)
+class ManConfig(LocalConfig):
+    """MAN: the head copies the first segment of the next stage and follows its weights."""
+
+    name: str = "man"
+    every: int = 1
+    """Steps from one message with these weights to the next; from 1."""
+    lag: int = 1
+    """Steps from the step after which the weights are sent to the step after which they are used;
+    from 0, less than the steps of the run. With 0, a stage waits for the next one."""
+    momentum: float = 0.995
+    """Share of the copy that stays in a step; 0 to 1."""
+    scale: str = "learned"
+    """`learned` (MAN++): the stage learns the share of each copy; `fixed` (MAN): both count 1."""
+
+    def __post_init__(self) -> None:
+        LocalConfig.__post_init__(self)
+        require_number("local.every", self.every, 1)
+        require_number("local.lag", self.lag, 0)
+        require_number("local.momentum", self.momentum, 0, 1)
+        require_name("local.scale", self.scale, ("learned", "fixed"))
+
+
 def _require_ends(key: str, values: Sequence[float]) -> None:
     allowed = "two numbers, for the first and the last stage with a local loss"
     require(len(values) == 2, key, values, allowed)
@@ -108,5 +131,6 @@ LOCALS: dict[str, type[Any]] = {
     "auglocal": AuglocalConfig,
     "predsim": PredsimConfig,
     "trgl": TrglConfig,
+    "man": ManConfig,
 }
 """Local objectives: name -> schema."""

@@ -12,6 +12,7 @@ import torch
 from torchvision.datasets import CIFAR10
 
 from dglpipe.config import Cifar10Config
+from dglpipe.data.augmentation import augmentation
 from dglpipe.data.in_memory import InMemory, Split
 from dglpipe.data.info import DataInfo, fingerprint, resolve_channels
 from dglpipe.data.transforms import CIFAR, resize
@@ -42,11 +43,13 @@ class Cifar10Source:
         """Constant, except for the image size: torchvision accepts only the published files.
 
         Raises:
+            ConfigError: the images are too small for the crops.
             DataError: the files are missing and `download` is false.
         """
         if not self.config.download:
             self._require_files()
         side = self.config.image_size
+        augmentation(self.config, side, side)
         return DataInfo(
             name=self.config.name,
             train=50_000,
@@ -69,8 +72,9 @@ class Cifar10Source:
             self._require_files()
         with _download_lock(self._root, self.config.download):
             train, test = self._split(train=True), self._split(train=False)
-        config = self.config
-        return InMemory(train, test, CIFAR, self.seed, config.augment, config.flip)
+        side = self.config.image_size
+        own = augmentation(self.config, side, side)
+        return InMemory(train, test, CIFAR, self.seed, own)
 
     @property
     def _root(self) -> Path:

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 
 from dglpipe.config import ImageFolderConfig
+from dglpipe.data.augmentation import augmentation
 from dglpipe.data.dataset import DataSet
 from dglpipe.data.decode import SizesDifferError, decode, decode_all
 from dglpipe.data.image_index import ImageIndex, list_folder
@@ -42,10 +43,12 @@ class ImageFolderSource:
         """Lists the folder; decodes the first image if `image_size` is None.
 
         Raises:
+            ConfigError: as `augmentation`.
             DataError: as `list_folder`, or the first image cannot be decoded.
         """
         index = self._index
         height, width = self._target
+        augmentation(self.config, height, width)
         return DataInfo(
             name=self.config.name,
             train=len(index.train),
@@ -74,8 +77,8 @@ class ImageFolderSource:
         if not reason:
             try:
                 train, test = (self._split(training) for training in (True, False))
-                own = self.config.augment, self.config.flip
-                return InMemory(train, test, self._normalisation, self.seed, *own)
+                own = augmentation(self.config, *self._target)
+                return InMemory(train, test, self._normalisation, self.seed, own)
             except SizesDifferError as difference:
                 reason = f"the images differ in size: {difference}"
         return self._streamed(reason)
@@ -119,6 +122,6 @@ class ImageFolderSource:
         workers = share if config.workers is None else config.workers
         _log.info("%s: decoding in %d processes: %s", config.name, workers, reason)
         height, width = self._target
-        own = config.augment, config.flip
-        decoder = Decoder(self._index, config.transform, height, width, self.seed, *own)
+        own = augmentation(config, height, width)
+        decoder = Decoder(self._index, config.transform, height, width, self.seed, own)
         return Streamed(decoder, self._normalisation, workers, self.timeout_s)

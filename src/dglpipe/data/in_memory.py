@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dglpipe.data.dataset import Request
 from dglpipe.data.sampler import augmentation_draws
-from dglpipe.data.transforms import CROP_DRAWS, Normalisation, crop_and_flip
+from dglpipe.data.transforms import CROP_DRAWS, Augmentation, Normalisation, crop_and_flip
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +37,8 @@ class InMemory:
     """Applied to uint8 images; default: scales to [0, 1]."""
     seed: int = 0
     """Seed of the augmentation."""
-    augment: bool = False
-    """Augment training images: random crop with padding 4, random horizontal flip."""
-    flip: str = "random"
-    """`random` or `alternating`; see `augmentation_draws`."""
+    augmentation: Augmentation | None = None
+    """Crops and flips of training images; None: none."""
 
     def batches(self, requests: Iterable[Request]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields images (B,C,H,W) float32, channels last, and labels (B,) int64 per request."""
@@ -52,8 +50,9 @@ class InMemory:
     def _answer(self, request: Request) -> tuple[Tensor, Tensor]:
         split = self.train if request.training else self.test
         images = split.images.index_select(0, request.indices)
-        if request.training and self.augment:
+        own = self.augmentation
+        if request.training and own is not None:
             place = self.seed, request.epoch, request.indices
-            draws = augmentation_draws(*place, CROP_DRAWS, self.flip)
-            images = crop_and_flip(images, draws)
+            draws = augmentation_draws(*place, CROP_DRAWS, own.flip)
+            images = crop_and_flip(images, draws, own)
         return self.normalisation(images), split.labels.index_select(0, request.indices)

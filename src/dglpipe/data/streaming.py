@@ -17,6 +17,7 @@ from dglpipe.data.sampler import augmentation_draws
 from dglpipe.data.transforms import (
     BOX_DRAWS,
     CROP_DRAWS,
+    Augmentation,
     Normalisation,
     centre,
     crop_and_flip,
@@ -46,10 +47,8 @@ class Decoder:
     """W of the images in a batch, in pixels."""
     seed: int
     """Seed of the augmentation."""
-    augment: bool
-    """Whether training images are augmented."""
-    flip: str = "random"
-    """`random` or `alternating`; see `augmentation_draws`."""
+    augmentation: Augmentation | None
+    """Crops and flips of training images; None: none."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -69,16 +68,16 @@ class Decoder:
         """
         training, epoch, positions = request
         indices = positions.tolist()
-        if not (training and self.augment):
+        own = self.augmentation if training else None
+        if own is None:
             return torch.stack([self._plain(training, index) for index in indices])
         if self.transform == "imagenet":
-            draws = self._draws(epoch, positions, BOX_DRAWS + 1).tolist()
+            count = BOX_DRAWS + 1
+            draws = augmentation_draws(self.seed, epoch, positions, count, own.flip).tolist()
             return torch.stack(list(map(self._random_crop, indices, draws)))
         images = torch.stack([self._plain(training, index) for index in indices])
-        return crop_and_flip(images, self._draws(epoch, positions, CROP_DRAWS))
-
-    def _draws(self, epoch: int, positions: Tensor, count: int) -> Tensor:
-        return augmentation_draws(self.seed, epoch, positions, count, self.flip)
+        places = augmentation_draws(self.seed, epoch, positions, CROP_DRAWS, own.flip)
+        return crop_and_flip(images, places, own)
 
     def _plain(self, training: bool, index: int) -> Tensor:
         """(H,W,3) without augmentation: resized, or for `imagenet` the centre crop."""

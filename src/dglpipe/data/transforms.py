@@ -12,24 +12,44 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """Settings of the random crops and flips of training images.
+
+    Attributes:
+        flip: `random` or `alternating`; see `augmentation_draws`.
+        padding: pixels of padding on each side of an image before the crop.
+        border: what the padding has: `zeros`, or `reflect`: the image, mirrored at its border.
+    """
+
+    flip: str = "random"
+    padding: int = 4
+    border: str = "zeros"
+
+
 CROP_DRAWS = 3
 """Random numbers per image for `crop_and_flip`."""
 
 
-def crop_and_flip(images: Tensor, draws: Tensor, padding: int = 4) -> Tensor:
-    """Random crop of the zero-padded image, and random horizontal flip.
+def crop_and_flip(images: Tensor, draws: Tensor, augmentation: Augmentation) -> Tensor:
+    """Random crop of the padded image, and random horizontal flip.
 
     Args:
         images: (B,H,W,C) uint8 or float32.
         draws: (B,3) in [0, 1): top and left of the crop; flipped if the third is below 1/2.
-        padding: pixels of padding on each side.
 
     Returns:
         (B,H,W,C), contiguous, with the dtype of `images`.
     """
     batch, height, width, channels = images.shape
+    padding = augmentation.padding
     top, left = (draws[:, :2] * (2 * padding + 1)).to(torch.int64).unbind(1)
-    padded = pad(images, (0, 0, padding, padding, padding, padding))
+    if augmentation.border == "reflect":
+        rows, columns = (_mirrored(size, padding) for size in (height, width))
+        padded = images.index_select(1, rows).index_select(2, columns)
+    else:
+        padded = pad(images, (0, 0, padding, padding, padding, padding))
     full_height, full_width = height + 2 * padding, width + 2 * padding
     # A cropped row is a window of W*C consecutive elements. Gathering such windows is several
     # times as fast as indexing pixels.
@@ -39,6 +59,13 @@ def crop_and_flip(images: Tensor, draws: Tensor, padding: int = 4) -> Tensor:
     cropped = windows.index_select(0, starts.flatten()).view(batch, height, width, channels)
     flipped = (draws[:, 2] < 0.5).nonzero().squeeze(1)
     return cropped.index_copy_(0, flipped, cropped.index_select(0, flipped).flip(2))
+
+
+def _mirrored(size: int, padding: int) -> Tensor:
+    """Positions in a line of `size` pixels, with `padding` mirrored positions on each side: the
+    first and the last pixel are not repeated."""
+    places = torch.arange(-padding, size + padding).abs()
+    return torch.where(places < size, places, 2 * (size - 1) - places)
 
 
 BOX_DRAWS = 22

@@ -6,11 +6,12 @@ it from outside with `method=custom`. `chain_runner` has the steps that methods 
 has the data class of a plan, which `runtime.plan` fills.
 """
 
-from dglpipe.methods.base import Method, RunContext, Runner
+from dglpipe.methods.base import Method, RunContext
 from dglpipe.methods.dgl import Dgl
 from dglpipe.methods.emission import Emission
 from dglpipe.methods.registry import build_method, build_run_method
 from dglpipe.methods.run_plan import RunPlan
+from dglpipe.methods.runner import Runner
 
 __all__ = [
     "Dgl",

@@ -29,9 +29,10 @@ from dglpipe.config import BackpropConfig, Config, PipelineConfig
 from dglpipe.config.method import PLACEMENTS
 from dglpipe.data.batch_schedule import BatchSchedule
 from dglpipe.errors import ConfigError
-from dglpipe.methods.base import Method, Placement, RunContext, Runner
+from dglpipe.methods.base import Method, Placement, RunContext
 from dglpipe.methods.chain_runner import ChainRunner
 from dglpipe.methods.dgl import DglRunner
+from dglpipe.methods.runner import Runner
 from dglpipe.models.features import Boundary
 from dglpipe.monitoring.timers import Kind, Timer
 from dglpipe.partition.pipeline_spec import PipelineSpec

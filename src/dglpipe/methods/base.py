@@ -1,4 +1,4 @@
-"""The interface of methods: `Method`, `Runner`, and the `RunContext` that a runner receives.
+"""The interface of methods: `Method`, and the `RunContext` that its runner receives.
 
 A method is one class. Before a run, the method places the stages on processes, builds the auxiliary
 modules of a stage, and declares the messages between stages and the buffers of the links. In each
@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,10 @@ from dglpipe.config import Config, MethodConfig, PipelineConfig
 from dglpipe.data import DataSource
 from dglpipe.data.batch_schedule import BatchItem, BatchSchedule, Phase
 from dglpipe.methods.emission import Emission
-from dglpipe.methods.events import Event
 from dglpipe.methods.first_layer import fit_first_layer
 from dglpipe.methods.local.base import LocalObjective
 from dglpipe.methods.run_plan import RunPlan, extra_row_bytes
+from dglpipe.methods.runner import Runner
 from dglpipe.models.branches import branch_costs
 from dglpipe.models.features import Boundary
 from dglpipe.models.losses import build_loss
@@ -181,52 +181,6 @@ class RunContext:
         return {LABELS: arrival.labels, ACTIVATIONS: features, **self.extras(emission)}
 
 
-class Runner(Protocol):
-    """Trains and evaluates the stages of one process."""
-
-    @property
-    def stages(self) -> Sequence[Stage]:
-        """The stages of the process, in order."""
-        ...
-
-    @property
-    def step(self) -> int:
-        """The training step in progress, for error messages; 0 before the first."""
-        ...
-
-    @property
-    def done_by_stage(self) -> Mapping[int, int]:
-        """Stage -> steps before the run was resumed, for stages that differ from
-        `RunContext.done`."""
-        ...
-
-    @property
-    def decoders(self) -> int | None:
-        """Number of processes that decode images for this process; None: no such processes."""
-        ...
-
-    def run(self) -> Iterator[Event]:
-        """Trains and evaluates to the end of the run.
-
-        Yields after every update, after every evaluation, and when the probe batch has passed.
-        """
-        ...
-
-    def check(self) -> None:
-        """Raises LinkError if a message differs from the batch schedule; waits for the device."""
-
-    def close(self) -> None:
-        """Stops loading of data; called after the last event."""
-
-    def state(self, stages: Sequence[Stage]) -> Mapping[int, Any] | None:
-        """Further state for a checkpoint by stage, besides weights, optimizer and loss scaler:
-        tensors, numbers, dicts and lists. None: no further state."""
-
-    def report(self, stage: Stage) -> Mapping[str, Any]:
-        """Further entries of `stage` in the final report."""
-        ...
-
-
 class Method(ABC):
     """How the stages of a chain learn.
 
@@ -307,6 +261,19 @@ class Method(ABC):
         """Whether a local objective reads the residual branches of its stage."""
         return any(one.watches_branches for one in self.local)
 
+    @property
+    def carries_weights(self) -> bool:
+        """Whether the runner carries the weights down that an objective asks for (`local=man`)."""
+        return False
+
+    def reads_output(self, stage: int) -> bool:
+        """Whether the auxiliary modules of `stage` read its output for every `head.reads`."""
+        return self.auxiliary_reads_output or self.local[stage].copies_following
+
+    def copies_following(self, stage: int) -> bool:
+        """Whether the auxiliary modules of `stage` copy the first segment of the next stage."""
+        return self.local[stage].copies_following
+
     def prepare(self, stage: int, segments: nn.Module) -> None:
         """Switches the measurement of residual branches off in stages that do not read them."""
         for branch in branch_costs(segments):
@@ -339,7 +306,8 @@ class Method(ABC):
         labels = contiguous_field(LABELS, torch.int64, ())
         exits = contiguous_field(ENSEMBLE, torch.float32, (spec.classes,), phases=[Phase.TEST])
         read = {field.name: field for one in self.local[link + 1 :] for field in one.fields(spec)}
-        return labels, exits, spec.fields[link], *read.values()
+        down = self.local[link].fields_down(spec)
+        return labels, exits, spec.fields[link], *read.values(), *down
 
     def outgoing(self, emission: Emission) -> Mapping[str, Tensor]:
         """The declared extra tensors of a training message, by name, each (B, ...)."""
@@ -369,15 +337,15 @@ class Method(ABC):
         return LinkBuffers(sender=1, receiver=depth)
 
     def delay(self, stage: int, stages: int) -> int | None:
-        """Number of steps from the step in which `stage` runs a batch to the step in which it uses
-        the message of the stage above about that batch; None: no messages come down."""
-        del stage, stages
-        return None
+        """Number of steps from the step of which a message of the stage above tells to the step in
+        which `stage` uses the message; None: no messages come down."""
+        return self.local[stage].lag if stage < stages - 1 else None
 
     def stash(self, stage: int, stages: int) -> Stash:
         """What `stage` keeps of the batches between these steps."""
-        del stage, stages
-        return Stash()
+        from_above = self.local[stage].copies_under_way if stage < stages - 1 else 0
+        to_below = self.local[stage - 1].copies_under_way if stage else 0
+        return Stash(copies_from_above=from_above, copies_to_below=to_below)
 
     def activation_share(self, stage: int, stages: int) -> Fraction:
         """Fraction of a batch whose activations `stage` keeps for backward at the same time."""
@@ -387,10 +355,10 @@ class Method(ABC):
     def utilization(self, layout: Layout) -> float:
         """Upper bound of the fraction of a step in which a process computes, without link cost.
 
-        1 for local learning, which has no pipeline bubbles.
+        1 for local learning, which has no pipeline bubbles, unless a stage waits for weights.
         """
-        del layout
-        return 1.0
+        waits = self.local[: layout.stages - 1] if layout.processes > 1 else ()
+        return min((one.utilization for one in waits), default=1.0)
 
     @abstractmethod
     def runner(self, context: RunContext) -> Runner:

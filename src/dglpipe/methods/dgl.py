@@ -6,10 +6,17 @@ output is computed with the weights before the step.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from dglpipe.methods.base import Method, RunContext, Runner
+from dglpipe.methods.base import Method, RunContext
 from dglpipe.methods.chain_runner import ChainRunner
+from dglpipe.methods.down_links import DownLinks
+from dglpipe.methods.events import Event
+from dglpipe.methods.runner import Runner
 from dglpipe.monitoring.timers import Kind
 from dglpipe.pipeline.inputs import Arrival
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS
@@ -22,8 +29,14 @@ class Dgl(Method):
 
     measures = True
 
+    @property
+    def carries_weights(self) -> bool:
+        """True, unless a derived class has another runner."""
+        return type(self).runner is Dgl.runner
+
     def runner(self, context: RunContext) -> Runner:
-        return DglRunner(context)
+        follows = any(one.copies_following for one in self.local)
+        return FollowingRunner(context) if follows else DglRunner(context)
 
 
 class DglRunner(ChainRunner):
@@ -72,3 +85,49 @@ class DglRunner(ChainRunner):
                 stage.mark("send")
 
         return send
+
+
+class FollowingRunner(DglRunner):
+    """Also carries weights down, for heads that copy the first segment of the next stage.
+
+    After a step, every stage first sends its weights and then uses those of the next stage.
+    """
+
+    def __init__(self, context: RunContext) -> None:
+        super().__init__(context)
+        self._down = DownLinks(context, "step")
+
+    def run(self) -> Iterator[Event]:
+        """As `ChainRunner.run`; a resumed run first sends the messages that were under way."""
+        self._down.resend()
+        yield from super().run()
+        self._down.wait()
+
+    def train(self, arrival: Arrival) -> None:
+        """Trains every stage on the batch, and then exchanges weights."""
+        super().train(arrival)
+        step = arrival.item.step
+        for stage in self.stages:
+            if self._down.is_due(stage.index - 1, step):
+                self._down.send(stage, step, self._weights(stage))
+        for stage in self.stages:
+            made = step - self._down.delays.get(stage.index, 0)
+            if self._down.is_due(stage.index, made):
+                (weights,) = self._down.take(stage, made)
+                self.context.method.local[stage.index].follow(stage.module.auxiliary, weights)
+        self._down.end_step(step)
+
+    def check(self) -> None:
+        super().check()
+        self._down.check()
+
+    def state(self, stages: Sequence[Stage]) -> Mapping[int, Any]:
+        """The messages of each stage that are under way."""
+        return {stage.index: self._down.state(stage) for stage in stages}
+
+    def _weights(self, stage: Stage) -> Tensor:
+        """The weights of the first segment of `stage` in one row, (1, n)."""
+        form = self.context.plan.spec.following[stage.index - 1]
+        assert form is not None
+        own = (stage.module.segments.get_parameter(path) for path in form.parameters)
+        return torch.cat([one.detach().flatten() for one in own])[None]

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from dglpipe.config import Config, DniConfig
 from dglpipe.data.batch_schedule import BatchSchedule
 from dglpipe.errors import ConfigError
-from dglpipe.methods.base import RunContext, Runner
+from dglpipe.methods.base import RunContext
+from dglpipe.methods.runner import Runner
 from dglpipe.methods.two_way import TwoWay, TwoWayRunner
 from dglpipe.models.features import Boundary
 from dglpipe.models.synthesiser import Synthesiser

@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dglpipe.methods.base import RunContext, Runner
+from dglpipe.methods.base import RunContext
 from dglpipe.methods.delayed import Delayed, DelayedRunner
+from dglpipe.methods.runner import Runner
 from dglpipe.methods.two_way import Entry
 from dglpipe.pipeline.inputs import Arrival
 from dglpipe.pipeline.link import Stash

@@ -94,5 +94,10 @@ class RunPlan:
         return self.spec.row_bytes(stage) + extra_row_bytes(self.extras(stage))
 
     def row_bytes_down(self, stage: int) -> int:
-        """Bytes per row that `stage` sends to the stage below; 0 for stage 0."""
-        return sum(one.row_bytes for one in self.extras(stage - 1, Direction.DOWN))
+        """Bytes per row that `stage` sends to the stage below; 0 for stage 0. Tensors with one row
+        in all count as their share of each row of a batch, on average over the steps."""
+        rows = self.schedule.largest_rows(Phase.TRAIN)
+        return sum(
+            one.row_bytes if one.every is None else -(-one.row_bytes // (one.every * rows))
+            for one in self.extras(stage - 1, Direction.DOWN)
+        )

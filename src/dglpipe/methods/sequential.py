@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dglpipe.data.batch_schedule import BatchItem
-from dglpipe.methods.base import RunContext, Runner
+from dglpipe.methods.base import RunContext
 from dglpipe.methods.chain_runner import ChainRunner
 from dglpipe.methods.dgl import Dgl
 from dglpipe.methods.emission import Emission
+from dglpipe.methods.runner import Runner
 from dglpipe.monitoring.timers import Kind
 from dglpipe.pipeline.inputs import Arrival
 from dglpipe.pipeline.message import ACTIVATIONS, LABELS

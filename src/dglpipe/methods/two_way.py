@@ -5,9 +5,8 @@ Step t of the stages of a process, in two passes:
     ascend    each stage runs batch t and sends its output up
     descend   each stage uses the message from above about batch t - delay, if there is one
 
-A stage sends a message down about every batch, in either pass. The message is used exactly `delay`
-steps after the stage below has run the batch (`Method.delay`), however fast the processes are. So
-the weights do not depend on P. A message is sent only if the stage below will use it.
+A stage sends a message down about every batch, in either pass. It is used exactly `delay` steps
+after the stage below has run the batch; see `dglpipe.methods.down_links`.
 """
 
 from __future__ import annotations
@@ -20,10 +19,11 @@ import torch
 from torch import Tensor
 
 from dglpipe.config import Config
-from dglpipe.data.batch_schedule import BatchItem, BatchSchedule, Phase
+from dglpipe.data.batch_schedule import BatchSchedule, Phase
 from dglpipe.errors import ConfigError
 from dglpipe.methods.base import Method, RunContext
 from dglpipe.methods.dgl import DglRunner
+from dglpipe.methods.down_links import DownLinks
 from dglpipe.methods.events import Event
 from dglpipe.monitoring.timers import Kind
 from dglpipe.partition.pipeline_spec import PipelineSpec
@@ -80,27 +80,19 @@ class Entry(NamedTuple):
 
 
 class TwoWayRunner(DglRunner):
-    """Runs the two passes of every step, and carries the messages down.
+    """Runs the two passes of every step.
 
     A subclass implements `ascend` and `descend`.
     """
 
     def __init__(self, context: RunContext) -> None:
         super().__init__(context)
-        count = context.plan.layout.stages
-        self._schedule = context.plan.schedule
-        self._count = count
-        self._delays = {j: context.method.delay(j, count) or 0 for j in range(count - 1)}
+        self._count = context.plan.layout.stages
+        self._down = DownLinks(context, "forward")
         self.kept: dict[int, deque[Entry]] = {}
-        self._sent: dict[int, deque[tuple[int, Tensor]]] = {}
         for stage in self.stages:
             state = context.restored.get(stage.index, {})
             self.kept[stage.index] = deque(Entry(*one) for one in state.get("kept", ()))
-            self._sent[stage.index] = deque((one[0], one[1]) for one in state.get("sent", ()))
-        top = self.stages[-1].index
-        self._to_below = context.open_sender_to_below()
-        slots = self._delays.get(top, 0) + 1
-        self._from_above = context.open_receiver_from_above(self._coming_down(top), slots)
 
     def ascend(self, stage: Stage, arrival: Arrival, emit: Emit | None) -> None:
         """Runs a batch through `stage` and passes its output to `emit`."""
@@ -112,13 +104,9 @@ class TwoWayRunner(DglRunner):
 
     def run(self) -> Iterator[Event]:
         """As `ChainRunner.run`; a resumed run first sends the messages that were under way."""
-        first = self.stages[0].index
-        if self._to_below is not None:
-            for step, tensor in self._sent[first]:
-                self._to_below.send(self._schedule.fed(step), {GRADIENT: tensor})
+        self._down.resend()
         yield from super().run()
-        if self._to_below is not None:
-            self._to_below.wait()
+        self._down.wait()
 
     def train(self, arrival: Arrival) -> None:
         """Both passes of one step."""
@@ -132,10 +120,7 @@ class TwoWayRunner(DglRunner):
         for stage in self.stages:
             self.descend(stage, item.round_step)
             self.timer.lap(stage.index, Kind.BUSY, "step")
-        for stage in self.stages:
-            sent = self._sent[stage.index]
-            while sent and sent[0][0] + self._delays[stage.index - 1] <= item.step:
-                sent.popleft()
+        self._down.end_step(item.step)
 
     def is_last(self, stage: Stage) -> bool:
         """Whether `stage` is the last of the chain, which learns from the labels."""
@@ -143,7 +128,7 @@ class TwoWayRunner(DglRunner):
 
     def delay(self, stage: Stage) -> int:
         """`Method.delay`; 0 for the last stage."""
-        return self._delays.get(stage.index, 0)
+        return self._down.delays.get(stage.index, 0)
 
     def keep(self, stage: Stage, step: int, **tensors: Any) -> None:
         """Keeps `tensors` of batch `step` until `recall`."""
@@ -160,42 +145,23 @@ class TwoWayRunner(DglRunner):
     def send_down(self, stage: Stage, step: int, gradient: Tensor) -> None:
         """Sends `gradient`, (rows, ...), of the input of `stage` for batch `step` to the stage
         below, if this stage will use it."""
-        below = stage.index - 1
-        if step + self._delays[below] > self._schedule.steps:
-            return
-        tensor = self.fields[below].normalise(gradient)
-        self._sent[stage.index].append((step, tensor))
-        if self._to_below is not None and stage is self.stages[0]:
-            self.timer.lap(stage.index, Kind.BUSY, "backward")
-            self._to_below.wait()
-            self.timer.lap(stage.index, Kind.WAIT_OUTPUT)
-            self._to_below.send(self._schedule.fed(step), {GRADIENT: tensor})
+        self._down.send(stage, step, gradient)
 
     def take_down(self, stage: Stage, step: int) -> Tensor:
         """The gradient of the output of `stage`, (rows, ...), for batch `step`. It is valid until
         the next call."""
-        if stage is not self.stages[-1]:
-            number, tensor = self._sent[stage.index + 1][0]
-        else:
-            assert self._from_above is not None
-            self.timer.lap(stage.index, Kind.BUSY, "forward")
-            item, parts = self._from_above.take()
-            self.timer.lap(stage.index, Kind.WAIT_INPUT)
-            number, tensor = item.step, parts[GRADIENT]
-        assert number == step, "messages come down in order"
-        return tensor
+        return self._down.take(stage, step)
 
     def check(self) -> None:
         super().check()
-        if self._from_above is not None:
-            self._from_above.check()
+        self._down.check()
 
     def state(self, stages: Sequence[Stage]) -> Mapping[int, Any]:
         """What each stage keeps of earlier batches, and its messages down that are under way."""
         return {
             stage.index: {
                 "kept": [list(self.saved(one)) for one in self.kept[stage.index]],
-                "sent": [list(one) for one in self._sent[stage.index]],
+                **self._down.state(stage),
             }
             for stage in stages
         }
@@ -203,9 +169,3 @@ class TwoWayRunner(DglRunner):
     def saved(self, entry: Entry) -> Entry:
         """`entry` for a checkpoint: without what can be computed again."""
         return entry
-
-    def _coming_down(self, stage: int) -> Iterator[BatchItem]:
-        """The batches about which messages come down to `stage`, in order."""
-        delay = self._delays.get(stage, 0)
-        first = max(1, self.context.done - delay + 1)
-        return map(self._schedule.fed, range(first, self._schedule.steps - delay + 1))

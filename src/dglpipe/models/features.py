@@ -13,6 +13,7 @@ next operation with weights reads (`partition.channels`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -76,6 +77,31 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
+class SegmentForm:
+    """Sizes of the first segment above a cut, without the classifier of the network.
+
+    Attributes:
+        output: what the segment computes.
+        parameters: path -> elements of its parameters, in order.
+    """
+
+    output: Features
+    parameters: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """The first segment above a cut, without the classifier of the network.
+
+    Attributes:
+        segment: the module, which shares its weights with the network.
+    """
+
+    segment: nn.Module
+    form: SegmentForm
+
+
+@dataclass(frozen=True, slots=True)
 class Boundary:
     """The cut above a stage, as the input of builders of auxiliary modules.
 
@@ -91,6 +117,8 @@ class Boundary:
         stages: K.
         above: the segments above the cut, in order; the last one as its map, without the
             classifier.
+        following: the first of these segments, with its weights before training; None unless the
+            auxiliary modules of the stage copy it (`Method.copies_following`).
     """
 
     features: Features
@@ -102,6 +130,7 @@ class Boundary:
     stage: int
     stages: int
     above: tuple[Layer, ...]
+    following: Following | None = None
 
 
 class ChannelsFirst(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable
@@ -12,11 +13,12 @@ from torch import nn
 from dglpipe.config import BEFORE_POOL, Config
 from dglpipe.data import DataInfo
 from dglpipe.errors import ConfigError
-from dglpipe.models.features import Boundary, Features, Layer
+from dglpipe.models.features import Boundary, Features, Following, Layer, SegmentForm
 from dglpipe.models.heads import check_output
 from dglpipe.models.meta import META, building
 from dglpipe.partition.channels import channels_at
 from dglpipe.partition.flops import Auxiliary, AuxiliaryAt, SegmentFlops, Shape, link_bytes
+from dglpipe.partition.following import following_form, following_segment
 from dglpipe.partition.layers import network_layers
 from dglpipe.partition.memory import (
     AuxiliaryMemory,
@@ -100,12 +102,13 @@ class CutProblem:
 
         def modules_at(at: int) -> Auxiliary | None:
             output = self.shapes[at]
-            reads_output = head.reads != BEFORE_POOL or self.method.auxiliary_reads_output
+            reads_output = head.reads != BEFORE_POOL or self.method.reads_output(stage)
             before = None if reads_output else self.rows_before_pools[at]
             row = before or output
             boundary = self._boundary(at, row, stage)
             builders = self.method.auxiliary(boundary)
-            key = boundary.features, before is not None, tuple(builders), boundary.above
+            copied = boundary.following and self.traced.signatures[at]
+            key = boundary.features, before is not None, tuple(builders), boundary.above, copied
             if key not in known:
                 hint = f"With head.reads=output it reads the pooled map {output}" if before else ""
                 try:
@@ -113,6 +116,7 @@ class CutProblem:
                     for name, module in modules.items():
                         check_output(name, module, row, boundary.classes, META, hint=hint)
                     if not meta:
+                        builders = self.method.auxiliary(self._boundary(at, row, stage, False))
                         modules = {name: _built(build, False) for name, build in builders.items()}
                     own = tuple(modules.values())
                     known[key] = Auxiliary(own, row, bool(own) and before is not None)
@@ -124,8 +128,13 @@ class CutProblem:
 
         return modules_at
 
-    def _boundary(self, at: int, row: Shape, stage: int) -> Boundary:
-        """The cut between `stage` and segment `at`; `row` is what the auxiliary modules read."""
+    def _boundary(self, at: int, row: Shape, stage: int, meta: bool = True) -> Boundary:
+        """The cut between `stage` and segment `at`.
+
+        Args:
+            row: shape of one row that the auxiliary modules read.
+            meta: whether they are built on meta.
+        """
         traced = self.traced
         features = Features(row, channels_at(traced.operations, traced.starts[at], row))
         classes = len(self.data.classes)
@@ -139,7 +148,20 @@ class CutProblem:
             stage,
             self.stages,
             self.layers[at:],
+            self._following(at, meta) if self.method.copies_following(stage) else None,
         )
+
+    def _following(self, at: int, meta: bool) -> Following | None:
+        segment, form = following_segment(self.traced, at), self._forms[at]
+        if segment is None or form is None:
+            return None
+        is_copied = meta and self.traced.device != META
+        return Following(copy.deepcopy(segment).to(META) if is_copied else segment, form)
+
+    @functools.cached_property
+    def _forms(self) -> list[SegmentForm | None]:
+        """The form of every segment; see `PipelineSpec.following`."""
+        return [following_form(self.traced, at, row) for at, row in enumerate(self.shapes)]
 
     @functools.cached_property
     def layers(self) -> tuple[Layer, ...]:

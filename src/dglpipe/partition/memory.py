@@ -137,8 +137,16 @@ class MemoryNeeds:
             weights=2 * parameters + buffers,
             optimizer=self.optimizer_state * parameters,
             activations=int(self.rows * (saved * self.item_bytes // 4) * self.share),
-            buffers=self.rows * row_bytes + self.stash.weights * parameters,
+            buffers=self.rows * row_bytes
+            + self.stash.weights * parameters
+            + self._copies_bytes(first, end),
         )
+
+    def _copies_bytes(self, first: int, end: int) -> int:
+        """Bytes of the messages with weights of a first segment."""
+        segments, stash = self.network.segments, self.stash
+        above = segments[end].parameters if end < len(segments) else 0
+        return stash.copies_from_above * above + stash.copies_to_below * segments[first].parameters
 
     def _stash_row_bytes(self, first: int, end: int) -> int:
         """Bytes per row of what the stage keeps of earlier batches."""
@@ -272,9 +280,11 @@ def auxiliary_memory(modules: Sequence[nn.Module], shape: Sequence[int]) -> Piec
     saved = [saved_bytes([one], shape, input_gradient=True)[0] for one in modules]
     features = max((one.input for one in saved), default=0)  # the modules share their input
     whole = nn.ModuleList(modules)
+    learned = [one for one in whole.parameters() if one.requires_grad]
+    fixed = [one for one in whole.parameters() if not one.requires_grad]
     return PieceMemory(
-        parameters=4 * sum(parameter.numel() for parameter in whole.parameters()),
-        buffers=sum(buffer.nbytes for buffer in whole.buffers()),
+        parameters=4 * sum(one.numel() for one in learned),
+        buffers=sum(one.nbytes for one in (*whole.buffers(), *fixed)),
         saved=SavedBytes(sum(one.own - one.input for one in saved) + features, features, 0),
     )
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from dglpipe.config import AnyHeadConfig
 from dglpipe.data.batch_schedule import BatchSchedule, Phase
-from dglpipe.models.features import Boundary, Features, Layer
+from dglpipe.models.features import Boundary, Features, Following, Layer, SegmentForm
 from dglpipe.pipeline.message import (
     ACTIVATIONS,
     ENSEMBLE,
@@ -34,6 +35,8 @@ class PipelineSpec:
         classes: N.
         width: channels of the network's last map; see `Boundary`.
         layers: the form of every segment; see `Boundary.above`.
+        following: for each field, the form of the first segment above the cut; None if this is
+            nothing but the classifier.
     """
 
     bounds: tuple[int, ...]
@@ -45,6 +48,7 @@ class PipelineSpec:
     classes: int
     width: int | None
     layers: tuple[Layer, ...]
+    following: tuple[SegmentForm | None, ...]
 
     @property
     def stages(self) -> int:
@@ -69,12 +73,14 @@ class PipelineSpec:
             return ""
         return f"With head.reads=output it reads the pooled map {self.fields[j].shape}"
 
-    def boundary(self, j: int, head: AnyHeadConfig) -> Boundary:
+    def boundary(self, j: int, head: AnyHeadConfig, segment: nn.Module | None = None) -> Boundary:
         """The cut above stage `j`; not for the last stage.
 
         Args:
             head: head settings of stage `j`.
+            segment: the first segment above the cut; see `Boundary.following`.
         """
+        form = self.following[j]
         end = self.bounds[j + 1]
         return Boundary(
             self.features(j),
@@ -86,6 +92,7 @@ class PipelineSpec:
             j,
             self.stages,
             self.layers[end:],
+            Following(segment, form) if segment is not None and form is not None else None,
         )
 
     def input_shape(self, j: int) -> tuple[int, ...]:

@@ -79,7 +79,7 @@ def row_before_pools(traced: TracedNetwork, at: int, row: Sequence[int]) -> tupl
         row: shape of one input row of the segment.
     """
     parts = traced.piece_without_pools(at)
-    return None if parts is None else _row(traced, parts[0], row)
+    return None if parts is None else output_row(traced, parts[0], row)
 
 
 def last_channels(traced: TracedNetwork, row: Sequence[int]) -> int | None:
@@ -89,11 +89,16 @@ def last_channels(traced: TracedNetwork, row: Sequence[int]) -> int | None:
         row: shape of one input row of the last segment.
     """
     module = extract_last_map(traced)
-    found = row if module is None else _row(traced, module, row)
+    found = row if module is None else output_row(traced, module, row)
     return found[0] if len(found) == 3 else None
 
 
-def _row(traced: TracedNetwork, module: nn.Module, row: Sequence[int]) -> tuple[int, ...]:
+def output_row(traced: TracedNetwork, module: nn.Module, row: Sequence[int]) -> tuple[int, ...]:
+    """Shape of one output row of `module`, a part of the network.
+
+    Args:
+        row: shape of one input row.
+    """
     dtype = float_type(module.parameters())
     with torch.no_grad(), inspection(traced.device):
         output: Tensor = module(sample_batch((2, *row), traced.device, dtype))

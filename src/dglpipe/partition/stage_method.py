@@ -21,9 +21,8 @@ class StageMethod(Protocol):
     def flows_back(self) -> bool:
         """Whether the stages above the first compute the gradient of their input (backprop)."""
 
-    @property
-    def auxiliary_reads_output(self) -> bool:
-        """Whether the auxiliary modules read the output of a stage for every `head.reads`."""
+    def reads_output(self, stage: int) -> bool:
+        """Whether the auxiliary modules of `stage` read its output for every `head.reads`."""
 
     @property
     def replays_forward(self) -> bool:
@@ -36,6 +35,9 @@ class StageMethod(Protocol):
     def auxiliary_kind(self, stage: int) -> str:
         """Equal for stages whose auxiliary modules are equal at equal cuts, for equal head
         settings."""
+
+    def copies_following(self, stage: int) -> bool:
+        """Whether the auxiliary modules of `stage` copy the first segment of the next stage."""
 
     def prepare(self, stage: int, segments: nn.Module) -> None:
         """Called once with the segments of every stage that is built."""

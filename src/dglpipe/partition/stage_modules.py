@@ -15,15 +15,23 @@ from dglpipe.seeds import derive
 
 
 def build_auxiliary(
-    config: Config, method: StageMethod, spec: PipelineSpec, j: int, meta: bool = False
+    config: Config,
+    method: StageMethod,
+    spec: PipelineSpec,
+    j: int,
+    following: nn.Module | None = None,
+    meta: bool = False,
 ) -> dict[str, nn.Module]:
     """The auxiliary modules of stage `j` by name; none for the last stage.
 
     Their weights depend on the seed, the name and the position of the cut, not on K.
+
+    Args:
+        following: the first segment above the stage; see `Boundary.following`.
     """
     if j == spec.stages - 1:
         return {}
-    builders = method.auxiliary(spec.boundary(j, config.stage(j).head))
+    builders = method.auxiliary(spec.boundary(j, config.stage(j).head, following))
     modules = {}
     for name, build in builders.items():
         with building(meta, derive(config.seed, name, spec.bounds[j + 1])):

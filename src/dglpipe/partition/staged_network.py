@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,11 +14,13 @@ from dglpipe.config import BEFORE_POOL, Config
 from dglpipe.data import DataInfo
 from dglpipe.errors import ConfigError
 from dglpipe.models import build_network
+from dglpipe.models.features import SegmentForm
 from dglpipe.models.heads import check_output
 from dglpipe.models.meta import NeedsValuesError, building
 from dglpipe.partition.auto_split import choose_bounds
 from dglpipe.partition.channels import channels_at
 from dglpipe.partition.cut_problem import CutProblem, image_shape
+from dglpipe.partition.following import following_form, own_followings
 from dglpipe.partition.layers import network_layers
 from dglpipe.partition.machine_memory import MachineLoad, require_memory, require_one_segment
 from dglpipe.partition.pipeline_spec import PipelineSpec
@@ -42,6 +45,8 @@ class StagedNetwork:
         modules: the segments of every stage, under the network's own `state_dict` keys.
         pools: the pools at the end of every stage, which are not in `modules`; None: there are
             none, or the auxiliary modules read the output of the stage.
+        followings: the first segment of the stage above, for every stage whose auxiliary modules
+            copy it.
         meta: whether parameters and buffers are on meta.
         problem: costs and memory of the segments; None unless built by `meta=True`.
     """
@@ -51,12 +56,14 @@ class StagedNetwork:
     method: StageMethod
     modules: tuple[nn.Module, ...]
     pools: tuple[nn.Module | None, ...]
+    followings: Mapping[int, nn.Module]
     meta: bool
     problem: CutProblem | None
 
     def auxiliary(self, j: int) -> dict[str, nn.Module]:
         """New auxiliary modules of stage `j`, by name."""
-        return build_auxiliary(self.config, self.method, self.spec, j, self.meta)
+        following = self.followings.get(j)
+        return build_auxiliary(self.config, self.method, self.spec, j, following, self.meta)
 
     def learner(self, j: int) -> StageModule:
         """Stage `j` with new auxiliary modules."""
@@ -211,7 +218,7 @@ def _assemble(
 ) -> StagedNetwork:
     modules = cut(traced, bounds)
     fields = _fields(config, method, data, traced, bounds, modules)
-    width, before = _before_pools(traced, bounds, data)
+    width, before, following = _measured(traced, bounds, data)
     names = [segment.name for segment in traced.segments]
     ends = [*bounds[1:], len(names)]
     whole = PipelineSpec(
@@ -227,6 +234,7 @@ def _assemble(
         classes=len(data.classes),
         width=width,
         layers=network_layers(traced, _rows(traced, data), width),
+        following=following,
     )
     reads = [
         row if _reads_before_pool(config, method, whole, j) else None
@@ -235,19 +243,33 @@ def _assemble(
     spec = replace(whole, reads=tuple(reads))
     pools = [split_read(module, spec, j) for j, module in enumerate(modules)]
     meta = traced.device.type == "meta"
-    return StagedNetwork(spec, config, method, tuple(modules), tuple(pools), meta, problem)
+    followings = own_followings(method, traced, bounds, range(len(bounds)))
+    parts = tuple(modules), tuple(pools), followings
+    return StagedNetwork(spec, config, method, *parts, meta, problem)
 
 
-def _before_pools(
-    traced: TracedNetwork, bounds: Sequence[int], data: DataInfo
-) -> tuple[int | None, list[tuple[int, ...] | None]]:
-    """Channels of the network's last map; and for every stage but the last, the shape of one row in
-    front of the pools at its end, or None without pools."""
+class _Measured(NamedTuple):
+    """Sizes that are found by running parts of the network.
+
+    Attributes:
+        width: channels of the network's last map; None without a map.
+        before: for every stage but the last, the shape of one row in front of the pools at its
+            end; None without pools.
+        following: as `PipelineSpec.following`.
+    """
+
+    width: int | None
+    before: list[tuple[int, ...] | None]
+    following: tuple[SegmentForm | None, ...]
+
+
+def _measured(traced: TracedNetwork, bounds: Sequence[int], data: DataInfo) -> _Measured:
     # One thread: a process that is forked later must not inherit a pool of threads.
     with cpu_threads(1), _evaluating(traced.network):
         inputs = _rows(traced, data)
         before = [row_before_pools(traced, bound - 1, inputs[bound - 1]) for bound in bounds[1:]]
-        return last_channels(traced, inputs[-1]), before
+        following = tuple(following_form(traced, bound, inputs[bound]) for bound in bounds[1:])
+        return _Measured(last_channels(traced, inputs[-1]), before, following)
 
 
 def _rows(traced: TracedNetwork, data: DataInfo) -> list[tuple[int, ...]]:
@@ -260,7 +282,7 @@ def _rows(traced: TracedNetwork, data: DataInfo) -> list[tuple[int, ...]]:
 def _reads_before_pool(config: Config, method: StageMethod, spec: PipelineSpec, j: int) -> bool:
     """Whether stage `j` has auxiliary modules that read in front of a pool at its end."""
     head = config.stage(j).head
-    if head.reads != BEFORE_POOL or method.auxiliary_reads_output:
+    if head.reads != BEFORE_POOL or method.reads_output(j):
         return False
     return bool(method.auxiliary(spec.boundary(j, head)))
 

@@ -78,6 +78,8 @@ class Stash:
             the output.
         to_below: messages to the stage below that are under way, each with a number for every
             number of the input.
+        copies_from_above: copies of the weights of the first segment of the stage above.
+        copies_to_below: copies of the weights of the first segment of the stage.
     """
 
     inputs: int = 0
@@ -85,6 +87,8 @@ class Stash:
     weights: int = 0
     from_above: int = 0
     to_below: int = 0
+    copies_from_above: int = 0
+    copies_to_below: int = 0
 
 
 class Sender:

@@ -36,13 +36,15 @@ class Direction(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One named tensor of a message, with a row for each sample.
+    """One named tensor of a message, with a row for each sample, or one row in all.
 
     Attributes:
         shape: shape of one row.
         strides: strides of one row, in elements. Rows are dense and contiguous.
         direction: whether the tensor goes up or down the chain.
         phases: the phases in which the tensor travels.
+        every: None: the tensor has a row for each sample. n: it has one row, and its messages,
+            which go down the chain, travel after every n-th step.
     """
 
     name: str
@@ -51,6 +53,11 @@ class Field:
     strides: tuple[int, ...]
     direction: Direction = Direction.UP
     phases: tuple[Phase, ...] = tuple(Phase)
+    every: int | None = None
+
+    def count(self, samples: int) -> int:
+        """Number of rows in a message about a batch of `samples`."""
+        return samples if self.every is None else 1
 
     @property
     def row_elements(self) -> int:
@@ -122,7 +129,7 @@ def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class MessageFormat:
-    """Positions of the parts of a message in a buffer for up to `rows` rows."""
+    """Positions of the parts of a message in a buffer for up to `rows` samples."""
 
     rows: int
     fields: tuple[Field, ...]
@@ -132,21 +139,22 @@ class MessageFormat:
         offsets, at = {}, ALIGNMENT
         for item in self.fields:
             offsets[item.name] = at
-            at = _aligned(at + self.rows * item.row_bytes)
+            at = _aligned(at + item.count(self.rows) * item.row_bytes)
         return offsets
 
     def nbytes(self, rows: int) -> int:
-        """Bytes of a message of `rows` rows, up to the end of the last part."""
+        """Bytes of a message about `rows` samples, up to the end of the last part."""
         last = self.fields[-1]
-        return self.offsets()[last.name] + rows * last.row_bytes
+        return self.offsets()[last.name] + last.count(rows) * last.row_bytes
 
     def views(self, buffer: Tensor, rows: int) -> dict[str, Tensor]:
-        """The parts of a message of `rows` rows as tensors over `buffer` (uint8)."""
+        """The parts of a message about `rows` samples as tensors over `buffer` (uint8)."""
         views = {HEADER: buffer[: 3 * 8].view(torch.int64)}
         for item in self.fields:
             at = self.offsets()[item.name]
-            flat = buffer[at : at + rows * item.row_bytes].view(item.dtype)
-            views[item.name] = flat.as_strided((rows, *item.shape), item.full_strides())
+            count = item.count(rows)
+            flat = buffer[at : at + count * item.row_bytes].view(item.dtype)
+            views[item.name] = flat.as_strided((count, *item.shape), item.full_strides())
         return views
 
 

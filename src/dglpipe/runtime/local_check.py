@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-from dglpipe.config import Config, LocalConfig
+from dglpipe.config import LOCALS, Config, LocalConfig
 from dglpipe.errors import ConfigError
 from dglpipe.methods.base import Method
 from dglpipe.methods.local.base import LocalObjective
@@ -30,8 +30,33 @@ def check_objectives(config: Config, method: Method) -> None:
                 head_warmup=settings.head_warmup,
             )
             _require(one, kept, method, "This method has a local objective of its own")
+        if one.copies_following and not method.carries_weights:
+            others = ", ".join(name for name in LOCALS if name != one.settings.name)
+            hint = "It carries no weights down"
+            raise ConfigError(
+                "local", one.settings.name, f"{others} with method={method.name}", hint
+            )
         _check_last(config, one)
         one.check()
+
+
+def check_steps(method: Method, steps: int) -> None:
+    """Checks settings of `local` that count steps.
+
+    Args:
+        steps: steps of each stage in the run.
+
+    Raises:
+        ConfigError: a warm-up or a lag that is not shorter than the run.
+    """
+    for one in method.local:
+        warmup, lag = one.settings.head_warmup, one.lag or 0
+        if warmup >= steps:
+            hint = "The networks of the stages would not learn"
+            raise ConfigError("local.head_warmup", warmup, f"0 to {steps - 1}", hint)
+        if lag >= steps:
+            allowed = f"0 to {steps - 1}, less than the steps of the run"
+            raise ConfigError("local.lag", lag, allowed)
 
 
 def _require(one: LocalObjective, wanted: LocalConfig, method: Method, hint: str) -> None:

@@ -37,8 +37,9 @@ from dglpipe.partition.staged_network import (
 from dglpipe.partition.throughput_model import LoaderEstimate, Node, Plan, predict
 from dglpipe.pipeline.device import check_precision, choose_backend, select
 from dglpipe.pipeline.launcher_env import world_of_launcher
+from dglpipe.pipeline.message import Direction
 from dglpipe.pipeline.topology import Layout
-from dglpipe.runtime.local_check import check_cut_objectives, check_objectives
+from dglpipe.runtime.local_check import check_cut_objectives, check_objectives, check_steps
 from dglpipe.runtime.method_check import check_messages
 from dglpipe.runtime.open_data import open_images
 
@@ -153,11 +154,13 @@ def _check_emulated_links(plan: RunPlan) -> None:
         got = "nccl" if plan.backend == "nccl" else "a pipeline of backprop"
         allowed = "emulated links of a chain over gloo"
         raise ConfigError("link", f"emulated links with {got}", allowed)
-    sizes = [max(plan.row_bytes(j), plan.row_bytes_down(j)) for j in range(layout.stages)]
-    largest = max(sizes, default=0)
-    seconds = config.link.delay + plan.schedule.largest_rows(Phase.TRAIN) * largest / (
-        config.link.rate
-    )
+    formats = [
+        plan.formats(link, way).get(Phase.TRAIN)
+        for link in range(len(plan.messages))
+        for way in Direction
+    ]
+    largest = max((one.nbytes(one.rows) for one in formats if one is not None), default=0)
+    seconds = config.link.delay + largest / config.link.rate
     if layout.processes > 1 and seconds >= config.timeout_s:
         allowed = f"links that deliver a message within timeout_s={config.timeout_s:g}"
         hint = f"A message takes {seconds:.4g} seconds. Raise link.bandwidth_mbps or timeout_s"
@@ -267,12 +270,9 @@ def _cut(
     """
     stages = layout.stages
     schedule = build_batch_schedule(config, source, method.rounds(stages))
-    for j, own in enumerate(method.local):
+    for j in range(stages):
         method.learning(j, config.label_smoothing)
-        warmup, steps = own.settings.head_warmup, schedule.steps_per_round
-        if warmup >= steps:
-            hint = "The networks of the stages would not learn"
-            raise ConfigError("local.head_warmup", warmup, f"0 to {steps - 1}", hint)
+    check_steps(method, schedule.steps_per_round)
     method.check(config, layout, schedule)
     if config.probe.every and not method.measures:
         allowed = f"0 with method={method.name}"

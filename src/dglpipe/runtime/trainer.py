@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dglpipe.methods.base import RunContext, Runner
+from dglpipe.methods.base import RunContext
 from dglpipe.methods.events import Evaluation, Measurement, Update
 from dglpipe.methods.run_plan import RunPlan
+from dglpipe.methods.runner import Runner
 from dglpipe.monitoring import timers
 from dglpipe.monitoring.metrics import Reporter
 from dglpipe.monitoring.throughput import ThroughputWindow

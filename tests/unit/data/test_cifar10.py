@@ -14,7 +14,7 @@ from torchvision.datasets import CIFAR10
 from dglpipe.config import Cifar10Config
 from dglpipe.data import Request, open_data
 from dglpipe.data.cifar10 import _CLASSES
-from dglpipe.data.transforms import CIFAR
+from dglpipe.data.transforms import CIFAR, Augmentation
 from dglpipe.errors import DataError
 
 _ROWS = 6
@@ -59,7 +59,7 @@ def test_augmentation_and_size(published):
     config = Cifar10Config(root=str(published), image_size=16)
     source = open_data(config, seed=0)
     data = source.load()
-    assert data.augment
+    assert data.augmentation == Augmentation()
     assert data.train.images.shape == (5 * _ROWS, 16, 16, 3)
     assert (source.info.height, source.info.width) == (16, 16)
 

@@ -20,7 +20,7 @@ from dglpipe.data.in_memory import InMemory
 from dglpipe.data.sampler import uniform
 from dglpipe.data.streaming import Streamed
 from dglpipe.data.transforms import BOX_DRAWS, CIFAR, IMAGENET, random_box
-from dglpipe.errors import DataError
+from dglpipe.errors import ConfigError, DataError
 from harness.worlds import fork_server
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*TorchCodec:DeprecationWarning")
@@ -95,7 +95,10 @@ def test_another_size(small):
     assert source.info.fingerprint != _open(small).info.fingerprint
 
 
-@pytest.mark.parametrize("settings", [{}, {"image_size": 16}, {"augment": False}])
+REFLECTED = {"crop_padding": 2, "crop_border": "reflect", "flip": "alternating"}
+
+
+@pytest.mark.parametrize("settings", [{}, {"image_size": 16}, {"augment": False}, REFLECTED])
 def test_streamed_images_equal_images_in_memory(small, settings):
     memory = _open(small, **settings).load()
     files = _open(small, memory_limit_mb=0, workers=0, **settings).load()
@@ -106,6 +109,25 @@ def test_streamed_images_equal_images_in_memory(small, settings):
         assert torch.equal(images, others)
         assert others.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(labels, other_labels)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"crop_padding": 12, "crop_border": "reflect"},
+            r"crop_padding: got 12.*0 to 11 for",
+        ),
+        ({"crop_padding": -1}, r"data\.crop_padding: got -1"),
+        ({"crop_border": "black"}, r"data\.crop_border: got 'black'"),
+        ({"augment": False, "crop_padding": 2}, r"got 2; allowed: 4 with data\.augment=false"),
+        ({"transform": "imagenet", "crop_padding": 2}, r"4 with data\.transform=imagenet"),
+        ({"augment": False, "flip": "alternating"}, r"random with data\.augment=false"),
+    ],
+)
+def test_crops_that_cannot_be_made_are_refused(small, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        _ = _open(small, **settings).info
 
 
 def test_images_that_differ_take_the_size_of_the_first(mixed):

@@ -13,7 +13,7 @@ from dglpipe.config import DigitsConfig, SyntheticConfig
 from dglpipe.data import DataInfo, Request, open_data
 from dglpipe.data.in_memory import InMemory, Split
 from dglpipe.data.info import fingerprint
-from dglpipe.data.transforms import CIFAR
+from dglpipe.data.transforms import CIFAR, Augmentation
 from dglpipe.errors import DataError
 
 
@@ -28,7 +28,7 @@ def _ask(data, training, epoch, *indices):
 
 @pytest.fixture
 def data():
-    return InMemory(_split(20), _split(10), CIFAR, seed=3, augment=True)
+    return InMemory(_split(20), _split(10), CIFAR, seed=3, augmentation=Augmentation())
 
 
 def test_batches_answer_in_order_and_lazily(data):
@@ -64,7 +64,7 @@ def test_augmentation_does_not_depend_on_the_batch(data):
 
 
 def test_augmentation_depends_on_epoch_and_seed(data):
-    other = InMemory(data.train, data.test, CIFAR, seed=4, augment=True)
+    other = InMemory(data.train, data.test, CIFAR, seed=4, augmentation=Augmentation())
     first = _ask(data, True, 1, *range(20))[0]
     assert torch.equal(first, _ask(data, True, 1, *range(20))[0])
     assert not torch.equal(first, _ask(data, True, 2, *range(20))[0])
@@ -76,7 +76,7 @@ def test_alternating_flips_reach_the_images():
     split = Split(columns.contiguous(), torch.zeros(20, dtype=torch.int64))
     flipped = {}
     for flip in ("random", "alternating"):
-        data = InMemory(split, split, seed=3, augment=True, flip=flip)
+        data = InMemory(split, split, seed=3, augmentation=Augmentation(flip))
         for epoch in (1, 2, 3):
             images, _ = _ask(data, True, epoch, *range(20))
             flipped[flip, epoch] = images[:, 0, 16, 15] > images[:, 0, 16, 16]

@@ -13,6 +13,7 @@ from dglpipe.data.sampler import uniform
 from dglpipe.data.transforms import (
     BOX_DRAWS,
     CIFAR,
+    Augmentation,
     Normalisation,
     centre,
     crop_and_flip,
@@ -22,21 +23,30 @@ from dglpipe.data.transforms import (
 )
 
 
-def _one(image, draws, padding):
+def _one(image, draws, padding, border="zeros"):
     """A single image (H,W,C), step by step."""
     top, left = (int(number * (2 * padding + 1)) for number in draws[:2])
-    padded = pad(image, (0, 0, padding, padding, padding, padding))
+    if border == "reflect":
+        borders = (padding,) * 4
+        maps = pad(image.double().permute(2, 0, 1)[None], borders, mode="reflect")
+        padded = maps[0].permute(1, 2, 0).to(image.dtype)
+    else:
+        padded = pad(image, (0, 0, padding, padding, padding, padding))
     part = padded[top : top + image.shape[0], left : left + image.shape[1]]
     return part.flip(1) if draws[2] < 0.5 else part
 
 
 @pytest.mark.parametrize("shape", [(9, 32, 32, 3), (4, 5, 7, 1), (1, 6, 3, 4)])
-@pytest.mark.parametrize("padding", [0, 1, 4])
-def test_crop_and_flip_equals_the_loop(shape, padding):
+@pytest.mark.parametrize(
+    ("padding", "border"),
+    [(0, "zeros"), (1, "zeros"), (4, "zeros"), (2, "reflect"), (0, "reflect")],
+)
+def test_crop_and_flip_equals_the_loop(shape, padding, border):
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
     draws = uniform(0, 1, torch.arange(shape[0]), 3)
-    augmented = crop_and_flip(images, draws, padding)
-    expected = [_one(*pair, padding) for pair in zip(images, draws.tolist(), strict=True)]
+    own = Augmentation(padding=padding, border=border)
+    augmented = crop_and_flip(images, draws, own)
+    expected = [_one(*pair, padding, border) for pair in zip(images, draws.tolist(), strict=True)]
     assert augmented.is_contiguous()
     assert augmented.dtype is torch.uint8
     assert torch.equal(augmented, torch.stack(expected))
@@ -45,20 +55,20 @@ def test_crop_and_flip_equals_the_loop(shape, padding):
 def test_crop_and_flip_takes_float_images():
     images, draws = torch.rand(3, 8, 8, 2), torch.rand(3, 3)
     expected = [_one(*pair, 4) for pair in zip(images, draws.tolist(), strict=True)]
-    assert torch.equal(crop_and_flip(images, draws), torch.stack(expected))
+    assert torch.equal(crop_and_flip(images, draws, Augmentation()), torch.stack(expected))
 
 
 def test_crop_and_flip_leaves_its_input_alone():
     images = torch.randint(1, 256, (16, 8, 8, 3), dtype=torch.uint8)
     before = images.clone()
-    crop_and_flip(images, torch.rand(16, 3))
+    crop_and_flip(images, torch.rand(16, 3), Augmentation())
     assert torch.equal(images, before)
 
 
 def test_crop_and_flip_uses_every_shift_and_half_of_the_mirrors():
     row = torch.arange(1, 9, dtype=torch.uint8).view(1, 1, 8, 1).expand(2000, 8, 8, 1)
     draws = uniform(1, 1, torch.arange(2000), 3)
-    augmented = crop_and_flip(row, draws, 1)
+    augmented = crop_and_flip(row, draws, Augmentation(padding=1))
     rows = {tuple(line) for line in augmented[:, 4, :, 0].tolist()}
     ahead = {(1, 2, 3, 4, 5, 6, 7, 8), (0, 1, 2, 3, 4, 5, 6, 7), (2, 3, 4, 5, 6, 7, 8, 0)}
     assert rows == ahead | {line[::-1] for line in ahead}

@@ -16,6 +16,7 @@ from dglpipe.methods.local.infopro import Decoder
 from dglpipe.methods.local.predsim import similarities
 from dglpipe.models.branches import branch_costs
 from dglpipe.partition.estimate import estimate
+from dglpipe.pipeline.message import Direction
 from dglpipe.pipeline.stage_module import LocalStep
 from dglpipe.runtime.plan import make_plan, plan_run
 from harness.configs import build_stages, in_test_all, layout, make_config
@@ -103,6 +104,73 @@ class TestInfopro:
         words = ("data=custom", "data.target=harness.plug_ins:float_images")
         with pytest.raises(ConfigError, match=r"local\.name: got 'infopro'.*not pixels of 8 bits"):
             planned(2, *words, "local=infopro")
+
+
+class TestMan:
+    def test_the_copies_have_the_initial_weights_of_the_next_stage(self):
+        network = staged(3, "local=man")
+        head = network.auxiliary(0)["head"]
+        named = dict(network.modules[1].named_parameters())
+        for copy in (head.learned, head.average):
+            for name, one in copy.named_parameters():
+                assert torch.equal(one, named[name]) and one is not named[name]
+        learned = {name for name, one in head.named_parameters() if one.requires_grad}
+        assert "scale" in learned and "learned.layers.2.conv.weight" in learned
+        assert not any(name.startswith("average") for name in learned)
+        assert "scale" not in dict(staged(2, "local=man", "local.scale=fixed").auxiliary(0))
+
+    def test_a_plan_has_the_message(self):
+        words = ("local=man", "local.every=4", "batch_size=8")
+        estimates = estimate(staged(3, *words, meta=True), 8)
+        plan = planned(3, *words)
+        form = plan.spec.following[1]
+        count = sum(form.parameters.values())
+        assert form.parameters["layers.4.conv.weight"] == 16 * 16 * 9
+        (down,) = plan.formats(1, Direction.DOWN).values()
+        assert down.nbytes(8) == down.nbytes(1) == 64 + 4 * count
+        assert [plan.row_bytes_down(j) for j in (0, 2)] == [0, -(-4 * count // 32)]
+        task = estimate(staged(3, "batch_size=8", "head.reads=output", meta=True), 8)
+        more = [
+            one.buffer_bytes - other.buffer_bytes
+            for one, other in zip(estimates, task, strict=True)
+        ]
+        below, above = (4 * sum(plan.spec.following[j].parameters.values()) for j in (0, 1))
+        assert more[:2] == [2 * below, 2 * below + 2 * above] and more[2] == 2 * above
+
+    def test_it_costs_the_segment_twice_without_the_gradient_of_the_average(self):
+        words = ("head.reads=output", "head=linear")
+        task, man = (
+            staged(2, *words, *own, meta=True).auxiliary_flops(0) for own in ((), ("local=man",))
+        )
+        convolution, linear = 2 * 9 * 8 * 16 * 2 * 2, 2 * 8 * 2 * 2 * 10
+        assert task == 3 * linear
+        assert man == convolution * (3 + 2) + 3 * 2 * linear
+
+    @pytest.mark.parametrize("method", ["sequential", "dgl_async"])
+    def test_methods_without_a_way_down_refuse_it(self, method):
+        with pytest.raises(
+            ConfigError, match=rf"local: got 'man'; allowed: task, .* with method={method}"
+        ):
+            planned(2, f"method={method}", "local=man")
+
+    def test_a_method_with_another_runner_refuses_it(self):
+        words = ("method=custom", "method.target=harness.plug_ins:RunnerMethod")
+        with pytest.raises(ConfigError, match="local: got 'man'"):
+            planned(2, *words, "local=man")
+
+    def test_the_last_stage_alone_refuses_it(self):
+        with pytest.raises(ConfigError, match=r"per_stage\[1\]\.local: got 'man'"):
+            planned(2, "per_stage=[{},{local:man}]")
+
+    def test_a_lag_as_long_as_the_run_is_refused(self):
+        with pytest.raises(ConfigError, match=r"local\.lag: got 8; allowed: 0 to 7"):
+            planned(2, "local=man", "local.lag=8")
+
+    def test_a_classifier_alone_above_the_stage_is_refused(self):
+        words = ("model=custom", "model.target=harness.plug_ins:mlp_network", "local=man")
+        with pytest.raises(ConfigError, match=r"pipeline\.split.*only the classifier"):
+            planned(3, *words)
+        planned(2, *words, "pipeline.split=auto")
 
 
 class TestPredsim:
@@ -289,6 +357,10 @@ def test_a_plan_refuses_what_a_run_refuses():
         ("local=infopro local.decoder_size=0", r"local\.decoder_size: got 0"),
         ("local=predsim local.similarity=1.1", r"local\.similarity: got 1\.1"),
         ("local=trgl local.tau=0.0", r"local\.tau: got 0\.0"),
+        ("local=man local.every=0", r"local\.every: got 0"),
+        ("local=man local.lag=-1", r"local\.lag: got -1"),
+        ("local=man local.momentum=1.5", r"local\.momentum: got 1\.5"),
+        ("local=man local.scale=none", r"local\.scale: got 'none'"),
         ("local=auglocal local.depth=0", r"local\.depth: got 0"),
         ("local.weight=-1.0", r"local\.weight: got -1\.0"),
         ("local.label_smoothing=1.0", r"local\.label_smoothing: got 1\.0"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dglpipe.config import AsyncConfig, Config, PipelineConfig
 from dglpipe.data.batch_schedule import BatchSchedule
 from dglpipe.errors import ConfigError
-from dglpipe.methods.base import Placement, RunContext, Runner
+from dglpipe.methods.base import Placement, RunContext
 from dglpipe.methods.dgl import Dgl
 from dglpipe.methods.dgl_async.distributed import DistributedRunner
 from dglpipe.methods.dgl_async.simulation import SimulatedRunner
+from dglpipe.methods.runner import Runner
 from dglpipe.pipeline.link import LinkBuffers
 from dglpipe.pipeline.precision import PRECISIONS
 from dglpipe.pipeline.topology import Layout

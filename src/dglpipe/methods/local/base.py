@@ -35,6 +35,8 @@ class LocalObjective:
     """Whether the objective changes the loss of the last stage, which has no head."""
     watches_branches: ClassVar[bool] = False
     """Whether `loss` reads the residual branches of the stage."""
+    copies_following: ClassVar[bool] = False
+    """Whether the head copies the first segment of the next stage, and follows its weights."""
 
     def __init__(self, settings: LocalConfig, stage: int, stages: int, data: DataInfo) -> None:
         self.settings = settings
@@ -82,6 +84,26 @@ class LocalObjective:
         del spec
         return ()
 
+    def fields_down(self, spec: PipelineSpec) -> tuple[Field, ...]:
+        """The tensors that the next stage sends down to the stage."""
+        del spec
+        return ()
+
+    @property
+    def lag(self) -> int | None:
+        """`Method.delay` of these tensors; None: there are none."""
+        return None
+
+    @property
+    def copies_under_way(self) -> int:
+        """Number of the messages down that a process keeps at the same time."""
+        return 0
+
+    @property
+    def utilization(self) -> float:
+        """`Method.utilization`, for one stage in each process."""
+        return 1.0
+
     @property
     def extra_bytes(self) -> int:
         """Upper limit of the bytes of a row of `fields`, for every cut."""
@@ -91,6 +113,11 @@ class LocalObjective:
     def fills(self) -> Mapping[str, Callable[[Emission], Tensor]]:
         """Functions that fill these tensors in stage 0, by name; each returns (B, ...)."""
         return {}
+
+    def follow(self, auxiliary: Mapping[str, nn.Module], weights: Tensor) -> None:
+        """Uses the weights (n,) of the first segment of the next stage, in the auxiliary modules of
+        the stage."""
+        raise NotImplementedError
 
     def loss(self, batch: LocalBatch) -> Tensor:
         """The scalar to minimise, without its weight."""

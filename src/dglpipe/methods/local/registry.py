@@ -14,6 +14,7 @@ BUILDERS = {
     "auglocal": "dglpipe.methods.local.auglocal:Auglocal",
     "predsim": "dglpipe.methods.local.predsim:Predsim",
     "trgl": "dglpipe.methods.local.trgl:Trgl",
+    "man": "dglpipe.methods.local.man:Man",
 }
 """Module and class of each objective. An objective is imported when a run uses it."""
 
