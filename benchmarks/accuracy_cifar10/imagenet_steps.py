@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import common
-from benchmarks.accuracy_cifar10.accuracy import STEPS, steps_table
+from benchmarks.accuracy_cifar10.tables import STEPS, steps_table
 from benchmarks.common import log
 from benchmarks.memory.memory import measure
 from dglpipe.cli.arguments import parse_arguments

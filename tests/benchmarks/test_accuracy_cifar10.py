@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from benchmarks.accuracy_cifar10 import accuracy, studies
+from benchmarks.accuracy_cifar10 import accuracy, pictures, studies, tables
+from benchmarks.accuracy_cifar10.results import RESULTS, Results, probe_lines
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
 from dglpipe.runtime.plan import plan_layout
@@ -82,14 +83,14 @@ def finished(key, exits, ensemble):
 
 
 def test_tables(tmp_path, monkeypatch):
-    monkeypatch.setattr(accuracy, "STEPS", tmp_path / "none.json")
-    results = accuracy.Results(tmp_path / "none.json")
-    assert accuracy.tables(results) == "No accuracy is stored yet.\n"
+    monkeypatch.setattr(tables, "STEPS", tmp_path / "none.json")
+    results = Results(tmp_path / "none.json")
+    assert tables.tables(results) == "No accuracy is stored yet.\n"
     results.runs |= finished("stages/backprop/0", [0.8], 0.8)
     results.runs |= finished("stages/backprop/1", [0.9], 0.9)
     results.runs |= finished("alternatives/alternatives: DNI/0", [None, None, 0.25], 0.25)
     results.runs |= finished("stages/mlp_sr K=2/0", [0.7, 0.75], 0.76)
-    text = accuracy.tables(results)
+    text = tables.tables(results)
     assert "| mlp_sr K=2 | 1 | 1.33 | 70.0, 75.0 | 76.0 |" in text
     assert "| backprop | 2 | 1.00 | 85.0 (80.0-90.0) | 85.0 (80.0-90.0) |" in text
     assert "| alternatives: DNI | 1 | - | 25.0 | 25.0 |" in text
@@ -99,17 +100,20 @@ def test_the_table_of_steps():
     mib = 2**20
     row = {"experiment": "imagenet_vgg13", "steps": 100, "first_loss": [2.3, 2.4]}
     row |= {"last_loss": [1.0, 0.5], "planned_bytes": [3 * mib] * 2, "measured_bytes": [mib] * 2}
-    (*_, line) = accuracy.steps_table([row])
+    (*_, line) = tables.steps_table([row])
     assert line == "| imagenet_vgg13, 100 | 2.30, 2.40 | 1.00, 0.50 | 3, 3 | 1, 1 |"
 
 
-def test_the_picture_has_what_is_stored(tmp_path):
-    results = accuracy.Results(tmp_path / "none.json")
+def test_the_pictures_have_what_is_stored(tmp_path):
+    results = Results(tmp_path / "none.json")
     for seed, accuracies in enumerate(([0.8], [0.9])):
         results.runs |= finished(f"stages/backprop/{seed}", accuracies, 0.8)
         results.runs |= finished(f"stages/mlp_sr K=6/{seed}", [0.5, *accuracies], 0.7)
-    accuracy.draw(results, tmp_path / "stages.png")
-    assert (tmp_path / "stages.png").stat().st_size > 5000
+    files = pictures.draw(results, tmp_path)
+    assert [file.name for file in files] == ["accuracy_stages.png", "accuracy_work.png"]
+    assert all(file.stat().st_size > 5000 for file in files)
+    assert pictures.accuracies(results, "stages", "mlp_sr K=6") == [80.0, 90.0]
+    assert pictures.draw(Results(tmp_path / "none.json"), tmp_path) == []
 
 
 def test_the_table_of_convergence_has_the_first_and_the_last_epoch(tmp_path):
@@ -129,19 +133,20 @@ def test_the_table_of_convergence_has_the_first_and_the_last_epoch(tmp_path):
     ]
     file = tmp_path / "metrics.jsonl"
     file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    measured = accuracy.probe_lines(file)
+    measured = probe_lines(file)
     assert measured["drift"] == {"0": [0.6, 0.1], "1": [0.6, 0.1]}
     assert measured["gradient_norm"]["1"] == [2, 3]
-    assert "| stage 1 | 2.000, 3.000 | 0.600, 0.100 |" in accuracy.convergence_table(measured)
+    assert "| stage 1 | 2.000, 3.000 | 0.600, 0.100 |" in tables.convergence_table(measured)
 
 
-def test_the_document_has_the_stored_figures():
-    assert accuracy.written() == accuracy.tables(accuracy.Results(accuracy.RESULTS))
+def test_the_documents_have_the_stored_figures():
+    for document, text in tables.documents(Results(RESULTS)).items():
+        assert tables.written(document) == text
 
 
 @pytest.mark.slow
 def test_a_run_is_made_and_stored(tmp_path):
-    results = accuracy.Results(tmp_path / "results.json")
+    results = Results(tmp_path / "results.json")
     words = ["max_steps=2", "data=synthetic", "data.samples=256", "model.width=4", "epochs=2"]
     words += ["probe.every=1", "probe.batch_size=64"]
     name = studies.MEASURED
@@ -153,4 +158,4 @@ def test_a_run_is_made_and_stored(tmp_path):
     assert (tmp_path / "convergence.png").is_file()
     stored = json.loads((tmp_path / "results.json").read_text())["runs"][key]
     assert len(stored["exits"]) == 2
-    assert accuracy.Results(tmp_path / "results.json").done() == {key: stored["exits"][1]}
+    assert Results(tmp_path / "results.json").done() == {key: stored["exits"][1]}
