@@ -148,6 +148,16 @@ def prepare(*outputs: str | None) -> None:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
 
 
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of matplotlib, in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def store(output: str | None, **results: Any) -> None:
     """Writes results with command and environment as JSON, atomically; None: writes nothing."""
     if output is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.accuracy_cifar10.results import Results, runs_of
 from benchmarks.accuracy_cifar10.studies import settings
 from benchmarks.accuracy_cifar10.tables import work_of_backprop
+from benchmarks.common import new_figure
 
 DOCS = Path(__file__).parents[2] / "docs"
 HEADS = ("mlp_sr", "cnn_sr")
@@ -25,11 +26,7 @@ def draw(results: Results, folder: Path = DOCS) -> list[Path]:
 
 
 def _draw(results: Results, file: Path, plot: Callable[[Results, Any], int]) -> bool:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6, 3.8)
     axes = figure.subplots()
     is_drawn = plot(results, axes) > 1
     if is_drawn:

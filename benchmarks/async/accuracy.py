@@ -118,11 +118,7 @@ def table(runs: list[Run]) -> str:
 
 def draw(runs: list[Run], picture: Path) -> None:
     """Accuracy against S, and against M, with the range over the seeds."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = common.new_figure(9, 3.4)
     left, right = figure.subplots(1, 2, sharey=True)
     synchronous = [run.accuracy for run in runs if run.kind == "synchronous"]
     most = max(run.buffer for run in runs)

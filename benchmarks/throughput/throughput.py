@@ -333,16 +333,12 @@ def table(row: Mapping[str, Any]) -> str:
 
 def draw(rows: Sequence[dict[str, Any]], picture: Path) -> None:
     """Medians as bars, ranges as lines, a panel for each row."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     measured = set().union(*(row["samples_per_second"] for row in rows))
     names = [PIPELINE, DDP, THREADS, BACKPROP, ONE, DGL, BOUND]
     names += [name for name in (FEW, MANY) if name in measured]
     colours = dict.fromkeys(names, "#4c78a8") | dict.fromkeys(names[:4], "#f58518")
     colours[BOUND] = "#d9d9d9"
-    figure = Figure(figsize=(4.5 * len(rows) + 2, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = common.new_figure(4.5 * len(rows) + 2, 3.4)
     for axes, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
         rates = row["samples_per_second"]
         first = next(name for name in (BACKPROP, ONE, DGL) if name in rates)

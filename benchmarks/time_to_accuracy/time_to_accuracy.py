@@ -55,6 +55,7 @@ class Outcome:
     Attributes:
         seconds: to the accuracy; None: it was not reached.
         accuracy: of the last epoch.
+        curve: seconds, accuracy of the last exit, after every epoch.
     """
 
     rate: float
@@ -63,6 +64,7 @@ class Outcome:
     accuracy: float
     samples_per_second: float
     peak_memory_bytes: int
+    curve: list[tuple[float, float]]
 
 
 def main() -> None:
@@ -91,6 +93,8 @@ def main() -> None:
             rows=rows,
         )
     log(table(rows, arguments.accuracy))
+    if arguments.output:
+        draw(rows, Path(arguments.output).with_suffix(".png"))
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -143,15 +147,17 @@ def train(words: Sequence[str], rate: float, seed: int, accuracy: float) -> Outc
     training = common.train([*words, f"optimizer.lr={rate}", f"seed={seed}"])
     last = len(training.peak_memory) - 1
     tests = [one for one in training.metrics if one["kind"] == "test" and one["stage"] == last]
-    steps = [one["step"] for one in tests if one["accuracy"] >= accuracy]
     speed = training.samples_per_second
+    rows = batch_size(words)
+    curve = [(one["step"] * rows / speed, one["accuracy"]) for one in tests]
     return Outcome(
         rate=rate,
         seed=seed,
-        seconds=min(steps) * batch_size(words) / speed if steps else None,
+        seconds=min((time for time, found in curve if found >= accuracy), default=None),
         accuracy=training.accuracy[-1],
         samples_per_second=speed,
         peak_memory_bytes=max(training.peak_memory),
+        curve=curve,
     )
 
 
@@ -195,6 +201,23 @@ def table(rows: Sequence[dict[str, Any]], accuracy: float) -> str:
             f"  {one['method']:24} {ratio(one, base):26} {rate}, last epoch {final:.1%}{bounded}"
         )
     return "\n".join(lines)
+
+
+def draw(rows: Sequence[dict[str, Any]], picture: Path) -> None:
+    """Accuracy over time with the first seed, a line for each method; the time is over that of
+    all epochs of the first method."""
+    figure = common.new_figure(6, 3.8)
+    axes = figure.subplots()
+    whole = chosen(rows[0])[0]["curve"][-1][0]
+    for one in rows:
+        times, accuracies = zip(*chosen(one)[0]["curve"], strict=True)
+        over = [time / whole for time in times]
+        percent = [100 * found for found in accuracies]
+        axes.plot(over, percent, marker="o", markersize=3, label=one["method"])
+    axes.set_xlabel(f"time over all epochs of {rows[0]['method']}")
+    axes.set_ylabel("test accuracy of the last exit, %")
+    axes.legend(fontsize="small")
+    figure.savefig(picture, dpi=110)
 
 
 def ratio(row: Mapping[str, Any], base: float) -> str:

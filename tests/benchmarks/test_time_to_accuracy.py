@@ -7,7 +7,7 @@ from benchmarks.time_to_accuracy import time_to_accuracy as benchmark
 
 
 def outcome(rate, seed, seconds, accuracy=0.98):
-    return benchmark.Outcome(rate, seed, seconds, accuracy, 100.0, 2**20)
+    return benchmark.Outcome(rate, seed, seconds, accuracy, 100.0, 2**20, [(2.0, accuracy)])
 
 
 def test_a_method_keeps_the_rate_that_is_first_at_the_accuracy_with_most_seeds():
@@ -38,8 +38,16 @@ def test_a_time_is_samples_seen_over_samples_a_second(monkeypatch):
     monkeypatch.setattr(common, "train", lambda words: common.Training(summary, metrics, []))
     monkeypatch.setattr(benchmark, "batch_size", lambda words: 5)
     found = benchmark.train([], 0.05, 0, accuracy=0.8)
-    assert found == benchmark.Outcome(0.05, 0, 20 * 5 / 50.0, 0.9, 50.0, 7)
+    curve = [(1.0, 0.6), (2.0, 0.8), (3.0, 0.9)]
+    assert found == benchmark.Outcome(0.05, 0, 20 * 5 / 50.0, 0.9, 50.0, 7, curve)
     assert benchmark.train([], 0.05, 0, accuracy=0.95).seconds is None
+
+
+def test_the_picture_has_a_line_for_each_method(tmp_path):
+    names = [benchmark.ONE, "DGL"]
+    rows = [benchmark.row(name, [outcome(0.1, 0, 2.0)]) for name in names]
+    benchmark.draw(rows, tmp_path / "times.png")
+    assert (tmp_path / "times.png").stat().st_size > 5000
 
 
 def test_a_way_below_its_bound_is_marked_and_the_last_rate_is_named(monkeypatch):
