@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from benchmarks.accuracy_cifar10.results import RESULTS, Results, runs_of
 from benchmarks.accuracy_cifar10.studies import MEASURED, SEEDS, settings
-from benchmarks.common import interval
+from benchmarks.common import interval, ratios, spread
 from benchmarks.memory.crossings import MIB
 
 STEPS = RESULTS.with_name("imagenet_steps.json")
+SPEED = RESULTS.with_name("speed.json")
 README = Path(__file__).parent / "README.md"
 PAGE = Path(__file__).parents[2] / "docs" / "learning.md"
 CHOICES = ("stages", "heads", "objectives", "fastcnn")
@@ -35,7 +36,10 @@ def tables(results: Results) -> str:
 
 def choices(results: Results) -> str:
     """The tables of docs/learning.md."""
-    return "\n".join(study_tables(results, CHOICES))
+    lines = study_tables(results, CHOICES)
+    if SPEED.exists():
+        lines += [*speed_table(json.loads(SPEED.read_text())["rows"]), ""]
+    return "\n".join(lines)
 
 
 def study_tables(results: Results, studies: Sequence[str]) -> list[str]:
@@ -50,6 +54,21 @@ def study_tables(results: Results, studies: Sequence[str]) -> list[str]:
         if rows:
             head = [f"| {study} | seeds | work | exits | ensemble |", "|---|---|---|---|---|"]
             lines += [*head, *rows, ""]
+    return lines
+
+
+def speed_table(rows: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Samples a second of every setting over those of backprop on one thread; medians over the
+    rounds, with the range."""
+    base = rows["backprop"]["samples_per_second"]["1"]
+    lines = ["| K = 6 | speed, 2 processes | 6 processes | KiB a sample up | down |"]
+    lines.append("|---|---|---|---|---|")
+    for name, row in rows.items():
+        if name == "backprop":
+            continue
+        speeds = (spread(ratios(row["samples_per_second"][p], base)) for p in ("2", "6"))
+        sizes = (f"{row[f'{way}_bytes_per_sample'] / 1024:.1f}" for way in ("link", "down"))
+        lines.append(f"| {name} | {' | '.join((*speeds, *sizes))} |")
     return lines
 
 

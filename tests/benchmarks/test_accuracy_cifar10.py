@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks.accuracy_cifar10 import accuracy, pictures, studies, tables
+from benchmarks.accuracy_cifar10 import accuracy, pictures, speed, studies, tables
 from benchmarks.accuracy_cifar10.results import RESULTS, Results, probe_lines
 from dglpipe.cli.arguments import parse_arguments
 from dglpipe.cli.compose import compose
@@ -94,6 +94,30 @@ def test_tables(tmp_path, monkeypatch):
     assert "| mlp_sr K=2 | 1 | 1.33 | 70.0, 75.0 | 76.0 |" in text
     assert "| backprop | 2 | 1.00 | 85.0 (80.0-90.0) | 85.0 (80.0-90.0) |" in text
     assert "| alternatives: DNI | 1 | - | 25.0 | 25.0 |" in text
+
+
+def test_the_table_of_speeds():
+    traffic = {"link_bytes_per_sample": 2048, "down_bytes_per_sample": 512}
+    rows = {
+        "backprop": {**traffic, "samples_per_second": {"1": [10.0, 20.0]}},
+        "man": {**traffic, "samples_per_second": {"2": [15.0, 36.0], "6": [5.0, 10.0]}},
+    }
+    (*_, line) = tables.speed_table(rows)
+    assert line == "| man | 1.65 (1.50-1.80) | 0.50 (0.50-0.50) | 2.0 | 0.5 |"
+
+
+@pytest.mark.slow
+def test_a_speed_is_measured(monkeypatch):
+    small = ("data=synthetic", "data.samples=512", "epochs=4", "evaluate.every=0", "model.width=2")
+    monkeypatch.setattr(speed, "LENGTH", small)
+    words = [one for one in studies.BASE if not one.startswith("model.width")]
+    setting = studies.Setting(
+        "objectives", "man", (*words, *studies.dgl("cnn_sr", 6), "local=man"), ""
+    )
+    row = {"samples_per_second": {}}
+    speed.measure(setting, row)
+    assert all(len(row["samples_per_second"][p]) == 1 for p in ("2", "6"))
+    assert row["down_bytes_per_sample"] > 0
 
 
 def test_the_table_of_steps():
