@@ -90,7 +90,7 @@ def _train(config, stages, objective):
             if learner.pools is not None:
                 x = learner.pools(x)
             x = x.to(torch.bfloat16 if low else torch.float32)
-        objective.ends_step(step, learners, len(batches))
+        objective.ends_step(step, learners)
     return list(zip(learners, more, strict=True))
 
 
@@ -125,7 +125,7 @@ class Task:
     def before_step(self, j, learner, optimizer, step):
         """Called after the backward of a stage."""
 
-    def ends_step(self, step, learners, steps):
+    def ends_step(self, step, learners):
         """Called after a step of all stages."""
 
     def loss(self, j, stages, modules, features, image, y, task, is_last):
@@ -157,6 +157,20 @@ class Settings(Task):
         heads["lr"] = body["lr"] * 0.5
         if step <= 2:
             for one in body["params"]:
+                one.grad = None
+
+
+class Warmup(Task):
+    """Heads learn alone in the first two steps."""
+
+    def divide(self, learner, optimizer):
+        # Without a buffer, the fused SGD fails at the first gradient after others.
+        for one in optimizer.param_groups[0]["params"]:
+            optimizer.state[one]["momentum_buffer"] = torch.zeros_like(one)
+
+    def before_step(self, j, learner, optimizer, step):
+        if step <= 2 and "head" in learner.auxiliary:
+            for one in learner.segments.parameters():
                 one.grad = None
 
 
@@ -284,7 +298,7 @@ class Man(Task):
 
         return {"head": head}
 
-    def ends_step(self, step, learners, steps):
+    def ends_step(self, step, learners):
         if step % 2 == 0:
             self.copied[step] = [
                 [one.detach().clone() for one in first_weights(learner)] for learner in learners

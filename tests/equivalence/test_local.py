@@ -30,6 +30,7 @@ OBJECTIVES = {
     "auglocal": (),
     "trgl": ("local.tau=0.5",),
     "man": ("local.every=2", "local.lag=1", "local.momentum=0.9"),
+    "warm-up": ("local.head_warmup=2",),
     "man, fixed": ("local.every=2", "local.lag=3", "local.momentum=0.9", "local.scale=fixed"),
     "man, locked": ("local.every=2", "local.lag=0", "local.momentum=0.9"),
     "task": (
@@ -48,7 +49,7 @@ def network(name):
 
 
 def settings(name, precision):
-    local = name.partition(",")[0]
+    local = "task" if name == "warm-up" else name.partition(",")[0]
     return (*network(name), f"local={local}", *OBJECTIVES[name], f"precision={precision}")
 
 
@@ -72,6 +73,7 @@ def by_oracle(name, stages):
         "man, fixed": lambda: man(3, learns=False),
         "man, locked": lambda: man(0),
         "task": local_oracle.Settings,
+        "warm-up": local_oracle.Warmup,
     }[name]
     return [local_oracle.train(config, stages, objective()) for config in plain]
 
@@ -109,6 +111,19 @@ def test_other_methods_have_the_same_objectives(method, same):
 
 FOLLOWING = ("local=man", "local.every=1", "local.lag=2", "local.momentum=0.9")
 """Two messages are under way at a checkpoint."""
+
+
+SOME = (
+    "per_stage=[{local:{name:man,lag:2,every:2,momentum:0.5}},{},{local:{name:man,lag:0}},{}]",
+    "local.head_warmup=1",
+)
+"""Weights come down two of three links, at different times."""
+
+
+@pytest.mark.parametrize("processes", [2, in_test_all(4)])
+def test_weights_come_down_some_links(processes):
+    config = make_config(*TINY, *SOME)
+    assert hash_all([config], layout(4, processes)) == hash_all([config], layout(4, 1))
 
 
 @pytest.mark.slow

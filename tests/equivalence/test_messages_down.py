@@ -10,9 +10,11 @@ from test_resume import train_and_die
 
 import dglpipe
 from dglpipe.config import DdgConfig, DniConfig, FeaturesReplayConfig
-from dglpipe.methods import build_method
+from dglpipe.data import open_data
+from dglpipe.methods import build_method, build_run_method
+from dglpipe.pipeline.link import Stash
 from dglpipe.runtime.evaluate import evaluate_run
-from dglpipe.runtime.plan import plan_run
+from dglpipe.runtime.plan import make_plan, plan_run
 from dglpipe.runtime.run_dir import RunDir
 from harness.configs import in_test_all, layout, make_config, small
 from harness.training import hash_all, run_planned, train_world
@@ -76,7 +78,9 @@ def test_what_is_kept_counts_in_the_plan(settings, expected):
     stashes = [method.stash(j, 3) for j in range(3)]
     assert [(one.inputs, one.weights, one.to_below) for one in stashes] == expected
     assert [one.from_above for one in stashes] == [3, 3 if settings.name == "dni" else 2, 0]
-    assert plan_run(make_config(*TINY)).stages[0].delay is None
+    config = make_config()
+    plain = build_run_method(config, 3, open_data(config.data, 0).info)
+    assert [plain.stash(j, 3) for j in range(3)] == [Stash()] * 3
 
 
 def test_memory_and_traffic_of_the_plan():
@@ -85,6 +89,8 @@ def test_memory_and_traffic_of_the_plan():
     assert (first.down_bytes_per_sample, second.down_bytes_per_sample) == (
         *(0, first.link_bytes_per_sample),
     )
+    plan = make_plan(make_config(*TINY, "method=ddg"), layout(2, 2))
+    assert plan.row_bytes_down(1) == second.down_bytes_per_sample
     images, sent = 64 * 4 * 400, first.link_bytes_per_sample * 400
     weights = 4 * (first.parameters + first.head_parameters)
     # Two inputs and two slots from above, a slot to send; two copies of the weights.

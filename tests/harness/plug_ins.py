@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from torch import nn
 
 from dglpipe.methods import Dgl
 from dglpipe.methods.dgl import DglRunner
+from dglpipe.pipeline.message import Direction
 
 
 def plain_network(channels, classes, width=4, depth=2):
@@ -242,6 +244,29 @@ class RunnerMethod(Dgl):
 
     def runner(self, context):
         return DglRunner(context)
+
+
+def normed_network(channels, classes):
+    """A second layer whose weight is computed by a hook."""
+    second = nn.utils.weight_norm(nn.Conv2d(4, 4, 3, padding=1))
+    layers = nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(), second, nn.ReLU(), nn.MaxPool2d(4)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, classes))
+
+
+class ForeignHeadMethod(Dgl):
+    """Its heads are its own."""
+
+    def auxiliary(self, boundary):
+        features = math.prod(boundary.features.shape)
+        return {"head": lambda: nn.Sequential(nn.Flatten(), nn.Linear(features, boundary.classes))}
+
+
+class NothingDownMethod(Dgl):
+    """Declares nothing that goes down."""
+
+    def messages(self, link, spec):
+        fields = super().messages(link, spec)
+        return tuple(one for one in fields if one.direction is Direction.UP)
 
 
 class OwnMethod(Dgl):

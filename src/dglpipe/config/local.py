@@ -104,7 +104,7 @@ class ManConfig(LocalConfig):
     """Steps from one message with these weights to the next; from 1."""
     lag: int = 1
     """Steps from the step after which the weights are sent to the step after which they are used;
-    from 0, less than the steps of the run. With 0, a stage waits for the next one."""
+    0 to 1000. With 0, a stage waits for the next one."""
     momentum: float = 0.995
     """Share of the copy that stays in a step; 0 to 1."""
     scale: str = "learned"
@@ -113,7 +113,7 @@ class ManConfig(LocalConfig):
     def __post_init__(self) -> None:
         LocalConfig.__post_init__(self)
         require_number("local.every", self.every, 1)
-        require_number("local.lag", self.lag, 0)
+        require_number("local.lag", self.lag, 0, 1000)
         require_number("local.momentum", self.momentum, 0, 1)
         require_name("local.scale", self.scale, ("learned", "fixed"))
 

@@ -24,7 +24,7 @@ from dglpipe.data.batch_schedule import BatchItem, BatchSchedule, Phase
 from dglpipe.methods.emission import Emission
 from dglpipe.methods.first_layer import fit_first_layer
 from dglpipe.methods.local.base import LocalObjective
-from dglpipe.methods.run_plan import RunPlan, extra_row_bytes
+from dglpipe.methods.run_plan import RunPlan, down_row_bytes, extra_row_bytes
 from dglpipe.methods.runner import Runner
 from dglpipe.models.branches import branch_costs
 from dglpipe.models.features import Boundary
@@ -322,6 +322,10 @@ class Method(ABC):
         """Bytes per row of the extra tensors that stage `link` sends up in training."""
         return extra_row_bytes(self.messages(link, spec))
 
+    def down_bytes(self, link: int, spec: PipelineSpec, rows: int) -> int:
+        """Bytes per row that stage `link` + 1 sends down, with `rows` rows a step."""
+        return down_row_bytes(self.messages(link, spec), rows)
+
     def most_extra_bytes(self, link: int) -> int:
         """Upper limit of the part of `extra_bytes` that local objectives need, for every cut."""
         return max((one.extra_bytes for one in self.local[link + 1 :]), default=0)
@@ -337,8 +341,8 @@ class Method(ABC):
         return LinkBuffers(sender=1, receiver=depth)
 
     def delay(self, stage: int, stages: int) -> int | None:
-        """Number of steps from the step of which a message of the stage above tells to the step in
-        which `stage` uses the message; None: no messages come down."""
+        """Steps between the step that a message of the stage above is about and the step in which
+        `stage` uses it; None: no messages come down."""
         return self.local[stage].lag if stage < stages - 1 else None
 
     def stash(self, stage: int, stages: int) -> Stash:
@@ -357,8 +361,9 @@ class Method(ABC):
 
         1 for local learning, which has no pipeline bubbles, unless a stage waits for weights.
         """
-        waits = self.local[: layout.stages - 1] if layout.processes > 1 else ()
-        return min((one.utilization for one in waits), default=1.0)
+        owners = [set(layout.at(rank).stages) for rank in range(layout.processes)]
+        tops = (max(own) for own in owners if max(own) < layout.stages - 1)
+        return min((self.local[j].utilization for j in tops), default=1.0)
 
     @abstractmethod
     def runner(self, context: RunContext) -> Runner:

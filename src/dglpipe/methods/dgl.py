@@ -95,7 +95,7 @@ class FollowingRunner(DglRunner):
 
     def __init__(self, context: RunContext) -> None:
         super().__init__(context)
-        self._down = DownLinks(context, "step")
+        self._down = DownLinks(context, "weights", "weights")
 
     def run(self) -> Iterator[Event]:
         """As `ChainRunner.run`; a resumed run first sends the messages that were under way."""
@@ -115,6 +115,7 @@ class FollowingRunner(DglRunner):
             if self._down.is_due(stage.index, made):
                 (weights,) = self._down.take(stage, made)
                 self.context.method.local[stage.index].follow(stage.module.auxiliary, weights)
+                self.timer.lap(stage.index, Kind.BUSY, "weights")
         self._down.end_step(step)
 
     def check(self) -> None:

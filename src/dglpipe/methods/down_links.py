@@ -25,13 +25,14 @@ class DownLinks:
     """The messages down of the stages of one process. A message is one tensor.
 
     Args:
-        activity: what a stage computes before it waits for a message, in the timeline.
+        sends: what a stage computes before it sends a message, in the timeline.
+        takes: what it computes before it waits for one.
     """
 
-    def __init__(self, context: RunContext, activity: str) -> None:
+    def __init__(self, context: RunContext, sends: str, takes: str) -> None:
         plan, method = context.plan, context.method
         self._schedule, self._timer, self._stages = plan.schedule, context.timer, context.stages
-        self._done, self._activity = context.done, activity
+        self._done, self._sends, self._takes = context.done, sends, takes
         self.fields = {
             link: field
             for link in range(plan.layout.stages - 1)
@@ -43,7 +44,8 @@ class DownLinks:
         """Stage -> steps from the step of a message to the step in which the stage uses it."""
         self._sent: dict[int, deque[tuple[int, Tensor]]] = {
             stage.index: deque(
-                (one[0], one[1]) for one in context.restored.get(stage.index, {}).get("sent", ())
+                (step, tensor.to(context.device.torch_device))
+                for step, tensor in context.restored.get(stage.index, {}).get("sent", ())
             )
             for stage in self._stages
         }
@@ -78,7 +80,7 @@ class DownLinks:
         tensor = self.fields[below].normalise(message)
         self._sent[stage.index].append((step, tensor))
         if self._to_below is not None and stage is self._stages[0]:
-            self._timer.lap(stage.index, Kind.BUSY, "backward")
+            self._timer.lap(stage.index, Kind.BUSY, self._sends)
             self._to_below.wait()
             self._timer.lap(stage.index, Kind.WAIT_OUTPUT)
             self._transfer(stage.index, step, tensor)
@@ -89,7 +91,7 @@ class DownLinks:
             number, tensor = self._sent[stage.index + 1][0]
         else:
             assert self._from_above is not None
-            self._timer.lap(stage.index, Kind.BUSY, self._activity)
+            self._timer.lap(stage.index, Kind.BUSY, self._takes)
             item, parts = self._from_above.take()
             self._timer.lap(stage.index, Kind.WAIT_INPUT)
             number, tensor = item.step, parts[self.fields[stage.index].name]

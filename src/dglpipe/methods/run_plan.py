@@ -36,6 +36,20 @@ def extra_row_bytes(fields: Iterable[Field]) -> int:
     )
 
 
+def down_row_bytes(fields: Iterable[Field], rows: int) -> int:
+    """Bytes per row of the tensors among `fields` that go down. Tensors with one row in all count
+    as their share of each row of a batch, on average over the steps.
+
+    Args:
+        rows: rows of a batch.
+    """
+    return sum(
+        one.row_bytes if one.every is None else -(-one.row_bytes // (one.every * rows))
+        for one in fields
+        if one.direction is Direction.DOWN
+    )
+
+
 @dataclass(frozen=True)
 class RunPlan:
     """Everything that is known about a run before the run starts. Built once and never modified.
@@ -94,10 +108,6 @@ class RunPlan:
         return self.spec.row_bytes(stage) + extra_row_bytes(self.extras(stage))
 
     def row_bytes_down(self, stage: int) -> int:
-        """Bytes per row that `stage` sends to the stage below; 0 for stage 0. Tensors with one row
-        in all count as their share of each row of a batch, on average over the steps."""
+        """Bytes per row that `stage` sends to the stage below; 0 for stage 0."""
         rows = self.schedule.largest_rows(Phase.TRAIN)
-        return sum(
-            one.row_bytes if one.every is None else -(-one.row_bytes // (one.every * rows))
-            for one in self.extras(stage - 1, Direction.DOWN)
-        )
+        return down_row_bytes(self.extras(stage - 1, Direction.DOWN), rows)

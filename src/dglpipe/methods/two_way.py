@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from dglpipe.config import Config
 from dglpipe.data.batch_schedule import BatchSchedule, Phase
@@ -88,11 +89,16 @@ class TwoWayRunner(DglRunner):
     def __init__(self, context: RunContext) -> None:
         super().__init__(context)
         self._count = context.plan.layout.stages
-        self._down = DownLinks(context, "forward")
+        self._down = DownLinks(context, "backward", "forward")
         self.kept: dict[int, deque[Entry]] = {}
         for stage in self.stages:
             state = context.restored.get(stage.index, {})
-            self.kept[stage.index] = deque(Entry(*one) for one in state.get("kept", ()))
+            self.kept[stage.index] = deque(self._entry(*one) for one in state.get("kept", ()))
+
+    def _entry(self, step: int, tensors: Mapping[str, Any]) -> Entry:
+        """An entry of a checkpoint, on the device of the process."""
+        device = self.context.device.torch_device
+        return Entry(step, tree_map_only(Tensor, lambda one: one.to(device), dict(tensors)))
 
     def ascend(self, stage: Stage, arrival: Arrival, emit: Emit | None) -> None:
         """Runs a batch through `stage` and passes its output to `emit`."""

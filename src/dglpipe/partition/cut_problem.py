@@ -211,10 +211,18 @@ class CutProblem:
                     extras=(self._extras(j - 1), self._extras(j)),
                     share=self.method.activation_share(j, self.stages),
                     stash=self.method.stash(j, self.stages),
+                    copies=self._copies,
                     image_elements=math.prod(self.image_shape),
                 )
             )
         return result
+
+    @functools.cached_property
+    def _copies(self) -> list[int]:
+        """Bytes of a message with the weights of each segment; empty if no stage copies one."""
+        if not any(map(self.method.copies_following, range(self.stages - 1))):
+            return []
+        return [4 * sum(one.parameters.values()) if one else 0 for one in self._forms]
 
     def _extras(self, link: int) -> int:
         exists = 0 <= link < self.stages - 1

@@ -24,8 +24,9 @@ class StageEstimate:
         head_flops_per_sample: FLOPs of the auxiliary modules only.
         output_shape: shape of one row on the link; None for the last stage.
         link_bytes_per_sample: bytes of one row on the link; 0 for the last stage.
-        down_bytes_per_sample: bytes of one row that goes down to the stage below; 0: nothing does.
-        delay: steps from the forward of a batch to the use of the message about it that comes down;
+        down_bytes_per_sample: bytes that go down to the stage below, for each row of a step; 0:
+            nothing does.
+        delay: steps between the step that a message from above is about and the step that uses it;
             None: no message comes down.
         seconds_per_step: measured time; None if the cost is FLOPs.
         weight_bytes: parameters, their gradients, and buffers of modules.
@@ -68,20 +69,19 @@ def estimate(
     """
     needs = network.require_problem().memory_needs(rows)
     return [
-        _estimate_stage(network, j, needs[j], None if seconds is None else seconds[j])
+        _estimate_stage(network, j, needs[j], rows, None if seconds is None else seconds[j])
         for j in range(network.spec.stages)
     ]
 
 
 def _estimate_stage(
-    network: StagedNetwork, j: int, needs: MemoryNeeds, seconds: float | None
+    network: StagedNetwork, j: int, needs: MemoryNeeds, rows: int, seconds: float | None
 ) -> StageEstimate:
     spec = network.spec
     is_last = j == spec.stages - 1
     memory = needs.stage(*spec.span(j))
     auxiliary_flops = network.auxiliary_flops(j)
     extras = 0 if is_last else network.method.extra_bytes(j, spec)
-    below = network.method.delay(j - 1, spec.stages) if j else None
     return StageEstimate(
         stage=j,
         segments=spec.segments[j],
@@ -91,7 +91,7 @@ def _estimate_stage(
         head_flops_per_sample=auxiliary_flops,
         output_shape=None if is_last else spec.fields[j].shape,
         link_bytes_per_sample=spec.row_bytes(j) + extras,
-        down_bytes_per_sample=0 if below is None else spec.row_bytes(j - 1),
+        down_bytes_per_sample=network.method.down_bytes(j - 1, spec, rows) if j else 0,
         delay=network.method.delay(j, spec.stages),
         seconds_per_step=seconds,
         weight_bytes=memory.weights,

@@ -101,6 +101,7 @@ class MemoryNeeds:
         extras: bytes per row of the extra tensors on these links.
         share: fraction of a batch whose activations the stage keeps at the same time.
         stash: what the stage keeps of earlier batches.
+        copies: bytes of a message with the weights of each segment; empty: there are none.
         image_elements: elements of one image.
     """
 
@@ -115,6 +116,7 @@ class MemoryNeeds:
     extras: tuple[int, int] = (0, 0)
     share: Fraction = Fraction(1)
     stash: Stash = field(default_factory=Stash)
+    copies: Sequence[int] = ()
     image_elements: int = 0
 
     def stage(self, first: int, end: int) -> StageMemory:
@@ -144,9 +146,10 @@ class MemoryNeeds:
 
     def _copies_bytes(self, first: int, end: int) -> int:
         """Bytes of the messages with weights of a first segment."""
-        segments, stash = self.network.segments, self.stash
-        above = segments[end].parameters if end < len(segments) else 0
-        return stash.copies_from_above * above + stash.copies_to_below * segments[first].parameters
+        sizes, stash = self.copies, self.stash
+        above = sizes[end] if end < len(sizes) else 0
+        below = sizes[first] if first < len(sizes) else 0
+        return stash.copies_from_above * above + stash.copies_to_below * below
 
     def _stash_row_bytes(self, first: int, end: int) -> int:
         """Bytes per row of what the stage keeps of earlier batches."""

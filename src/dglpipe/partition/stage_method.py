@@ -50,8 +50,8 @@ class StageMethod(Protocol):
         """
 
     def delay(self, stage: int, stages: int) -> int | None:
-        """Steps from the forward of a batch to the use of the message about it that comes down to
-        `stage`; None: no message comes down."""
+        """Steps between the step that a message from above is about and the step in which `stage`
+        uses it; None: no message comes down."""
 
     def stash(self, stage: int, stages: int) -> Stash:
         """What `stage` keeps of earlier batches."""
@@ -61,6 +61,9 @@ class StageMethod(Protocol):
 
     def extra_bytes(self, link: int, spec: PipelineSpec) -> int:
         """Bytes per row of the extra tensors that stage `link` sends up in training."""
+
+    def down_bytes(self, link: int, spec: PipelineSpec, rows: int) -> int:
+        """Bytes per row that stage `link` + 1 sends down, with `rows` rows a step."""
 
     def most_extra_bytes(self, link: int) -> int:
         """Upper limit of the part of `extra_bytes` that local objectives need, for every cut."""

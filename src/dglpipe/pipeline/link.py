@@ -68,7 +68,8 @@ class LinkBuffers:
 
 @dataclass(frozen=True, slots=True)
 class Stash:
-    """What a stage keeps of a batch until a message about it has come down, in batches.
+    """What a stage keeps of earlier steps because of messages that come down: the first five in
+    batches, the last two in messages.
 
     Attributes:
         inputs: inputs of the stage.
@@ -78,8 +79,8 @@ class Stash:
             the output.
         to_below: messages to the stage below that are under way, each with a number for every
             number of the input.
-        copies_from_above: copies of the weights of the first segment of the stage above.
-        copies_to_below: copies of the weights of the first segment of the stage.
+        copies_from_above: messages with the weights of the first segment of the stage above.
+        copies_to_below: messages with the weights of the first segment of the stage.
     """
 
     inputs: int = 0

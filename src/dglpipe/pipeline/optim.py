@@ -70,11 +70,12 @@ def _groups(
 
 
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Gives SGD momentum buffers of zeros if it has none; for training with loss scaling.
+    """Gives SGD momentum buffers of zeros if it has none.
 
-    The fused SGD of torch 2.14 allocates its buffers without values in the first step, and a
-    loss scaler may skip this step: the next step would then use undefined values. With
-    zeros, the first step that is not skipped sets the buffers to the gradients, as without scaling.
+    The fused SGD of torch 2.14 allocates its buffers without values in the first step. A loss
+    scaler may skip this step: the next step would then use undefined values. And it fails if only
+    some weights of a group have had a gradient. With zeros, the first step with a gradient sets
+    the buffers to the gradients, as otherwise.
     """
     if not isinstance(optimizer, torch.optim.SGD) or optimizer.state:
         return

@@ -269,10 +269,11 @@ class Stage:
         if clip is not None:
             whole = self.squared_norm().sqrt() if norm is None else norm
             nn.utils.clip_grads_with_norm_(self._parameters, clip, whole, foreach=True)
+        if self.scaler is not None or self._head_warmup:
+            start_momentum(self.optimizer)
         if self.scaler is None:
             self.optimizer.step()
         else:
-            start_momentum(self.optimizer)
             self.scaler.step(self.optimizer)
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

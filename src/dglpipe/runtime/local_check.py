@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import asdict, replace
 
 from dglpipe.config import LOCALS, Config, LocalConfig
@@ -31,32 +32,41 @@ def check_objectives(config: Config, method: Method) -> None:
             )
             _require(one, kept, method, "This method has a local objective of its own")
         if one.copies_following and not method.carries_weights:
-            others = ", ".join(name for name in LOCALS if name != one.settings.name)
-            hint = "It carries no weights down"
-            raise ConfigError(
-                "local", one.settings.name, f"{others} with method={method.name}", hint
-            )
+            own, hint = one.settings.name, "It carries no weights down"
+            others = ", ".join(name for name in LOCALS if name != own)
+            key, allowed = _key(config, one), f"{others} with method={method.name}"
+            raise ConfigError(key, own, allowed, hint)
         _check_last(config, one)
         one.check()
 
 
-def check_steps(method: Method, steps: int) -> None:
+def check_steps(config: Config, method: Method, steps: int) -> None:
     """Checks settings of `local` that count steps.
 
     Args:
         steps: steps of each stage in the run.
 
     Raises:
-        ConfigError: a warm-up or a lag that is not shorter than the run.
+        ConfigError: a warm-up that is not shorter than the run, or weights that would never be
+            used.
     """
     for one in method.local:
-        warmup, lag = one.settings.head_warmup, one.lag or 0
+        key, warmup = _key(config, one), one.settings.head_warmup
         if warmup >= steps:
             hint = "The networks of the stages would not learn"
-            raise ConfigError("local.head_warmup", warmup, f"0 to {steps - 1}", hint)
-        if lag >= steps:
-            allowed = f"0 to {steps - 1}, less than the steps of the run"
-            raise ConfigError("local.lag", lag, allowed)
+            raise ConfigError(f"{key}.head_warmup", warmup, f"0 to {steps - 1}", hint)
+        if one.first_use > steps:
+            lag = one.lag or 0
+            every, hint = one.first_use - lag, "Weights would come down after the last step"
+            if every > steps:
+                raise ConfigError(f"{key}.every", every, f"1 to {steps}", hint)
+            raise ConfigError(f"{key}.lag", lag, f"0 to {steps - every}", hint)
+
+
+def _key(config: Config, one: LocalObjective) -> str:
+    """The key that sets the objective."""
+    own = config.per_stage[one.stage] if config.per_stage else {}
+    return f"per_stage[{one.stage}].local" if "local" in own else "local"
 
 
 def _require(one: LocalObjective, wanted: LocalConfig, method: Method, hint: str) -> None:
@@ -78,18 +88,36 @@ def _check_last(config: Config, one: LocalObjective) -> None:
 
 
 def check_cut_objectives(method: Method, network: StagedNetwork) -> None:
-    """Checks that every objective fits its stage, and has its modules.
+    """Checks that every objective fits its stage, and has its modules and tensors.
 
     Raises:
-        ConfigError: it does not, or `Method.auxiliary` of a method leaves modules out.
+        ConfigError: it does not, or a method leaves modules or tensors out.
     """
+    spec = network.spec
     for one in method.local:
-        one.check_cut(network.spec)
+        one.check_cut(spec)
         if one.is_last or not method.learns_locally or method.objective is not None:
             continue
-        boundary = network.spec.boundary(one.stage, network.config.stage(one.stage).head)
+        boundary = spec.boundary(one.stage, network.config.stage(one.stage).head)
         missing = one.auxiliary(boundary).keys() - method.auxiliary(boundary).keys() - {HEAD}
-        if missing:
-            got = f"{one.settings.name}, which needs {min(missing)!r} in stage {one.stage}"
-            hint = "Method.auxiliary has to return the modules of super().auxiliary(boundary), too"
-            raise ConfigError("local.name", got, f"task with method={method.name}", hint)
+        _require_all(method, one, missing, "Method.auxiliary", "modules")
+        one.check_modules(network.auxiliary(one.stage))
+        needed = {(one.stage, field.name) for field in one.fields_down(spec)}
+        if one.stage:
+            needed |= {(one.stage - 1, field.name) for field in one.fields(spec)}
+        declared = {
+            (link, field.name)
+            for link in {link for link, _ in needed}
+            for field in method.messages(link, spec)
+        }
+        absent = {name for _, name in needed - declared}
+        _require_all(method, one, absent, "Method.messages", "tensors")
+
+
+def _require_all(
+    method: Method, one: LocalObjective, missing: Set[str], function: str, what: str
+) -> None:
+    if missing:
+        got = f"{one.settings.name}, which needs {min(missing)!r} in stage {one.stage}"
+        hint = f"{function} has to return the {what} of super(), too"
+        raise ConfigError("local.name", got, f"task with method={method.name}", hint)

@@ -272,7 +272,7 @@ def _cut(
     schedule = build_batch_schedule(config, source, method.rounds(stages))
     for j in range(stages):
         method.learning(j, config.label_smoothing)
-    check_steps(method, schedule.steps_per_round)
+    check_steps(config, method, schedule.steps_per_round)
     method.check(config, layout, schedule)
     if config.probe.every and not method.measures:
         allowed = f"0 with method={method.name}"

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from dglpipe.data import DataInfo, open_data
 from dglpipe.errors import ConfigError
 from dglpipe.methods.local.infopro import Decoder
+from dglpipe.methods.local.man import ManHead
 from dglpipe.methods.local.predsim import similarities
 from dglpipe.models.branches import branch_costs
 from dglpipe.partition.estimate import estimate
@@ -134,8 +135,26 @@ class TestMan:
             one.buffer_bytes - other.buffer_bytes
             for one, other in zip(estimates, task, strict=True)
         ]
-        below, above = (4 * sum(plan.spec.following[j].parameters.values()) for j in (0, 1))
-        assert more[:2] == [2 * below, 2 * below + 2 * above] and more[2] == 2 * above
+        # A slot and a message under way, on either side: each n numbers.
+        first, second = (4 * sum(plan.spec.following[j].parameters.values()) for j in (0, 1))
+        assert more == [2 * first, 2 * first + 2 * second, 2 * second]
+        assert [one.down_bytes_per_sample for one in estimates] == [
+            plan.row_bytes_down(j) for j in range(3)
+        ]
+
+    def test_a_message_has_no_classifier(self):
+        man, task = (
+            estimate(staged(6, "head.reads=output", *own, meta=True), 8)
+            for own in (("local=man",), ())
+        )
+        convolution, norm = 16 * 16 * 9, 2 * 16
+        # A slot and two messages under way.
+        assert man[5].buffer_bytes - task[5].buffer_bytes == 3 * 4 * (convolution + norm)
+
+    def test_only_links_between_processes_wait(self):
+        words = ("per_stage=[{local:{name:man,lag:0}},{},{}]",)
+        method = staged(3, *words).method
+        assert [method.utilization(layout(3, p)) for p in (1, 2, 3)] == [1.0, 1.0, 0.75]
 
     def test_it_costs_the_segment_twice_without_the_gradient_of_the_average(self):
         words = ("head.reads=output", "head=linear")
@@ -158,13 +177,50 @@ class TestMan:
         with pytest.raises(ConfigError, match="local: got 'man'"):
             planned(2, *words, "local=man")
 
+    @pytest.mark.parametrize("target", ["ForeignHeadMethod", "NothingDownMethod"])
+    def test_methods_without_its_head_or_tensor_refuse_it(self, target):
+        words = ("method=custom", f"method.target=harness.plug_ins:{target}")
+        with pytest.raises(ConfigError, match=r"local\.name: got .*man"):
+            planned(2, *words, "local=man")
+        planned(2, *words)
+
+    @pytest.mark.filterwarnings("ignore::FutureWarning")
+    def test_segments_with_hooks_are_copied(self):
+        words = ("model=custom", "model.target=harness.plug_ins:normed_network")
+        head = staged(2, *words, "pipeline.split=[1]", "local=man").auxiliary(0)["head"]
+        features = torch.rand(2, 4, 8, 8)
+        before = head(features)
+        with torch.no_grad():
+            dict(head.learned.named_parameters())["2.weight_v"].add_(torch.rand(4, 4, 3, 3))
+        assert not torch.equal(head(features), before)
+
+    def test_segments_that_cannot_be_copied_are_refused(self):
+        class Rigid(nn.ReLU):
+            def __deepcopy__(self, memo):
+                raise RuntimeError("rigid")
+
+        with pytest.raises(ConfigError, match=r"local\.name: got 'man'.*cannot be copied.*rigid"):
+            ManHead(Rigid(), nn.Identity(), True)
+
     def test_the_last_stage_alone_refuses_it(self):
         with pytest.raises(ConfigError, match=r"per_stage\[1\]\.local: got 'man'"):
             planned(2, "per_stage=[{},{local:man}]")
 
-    def test_a_lag_as_long_as_the_run_is_refused(self):
-        with pytest.raises(ConfigError, match=r"local\.lag: got 8; allowed: 0 to 7"):
-            planned(2, "local=man", "local.lag=8")
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            ("local=man local.lag=8", r"local\.lag: got 8; allowed: 0 to 7"),
+            ("local=man local.lag=5 local.every=4", r"local\.lag: got 5; allowed: 0 to 4"),
+            ("local=man local.every=9", r"local\.every: got 9; allowed: 1 to 8"),
+            (
+                "per_stage=[{local:{name:man,lag:8}},{}]",
+                r"per_stage\[0\]\.local\.lag: got 8; allowed: 0 to 7",
+            ),
+        ],
+    )
+    def test_weights_that_are_never_used_are_refused(self, words, message):
+        with pytest.raises(ConfigError, match=message):
+            planned(2, *words.split())
 
     def test_a_classifier_alone_above_the_stage_is_refused(self):
         words = ("model=custom", "model.target=harness.plug_ins:mlp_network", "local=man")

@@ -70,6 +70,14 @@ class LocalObjective:
         """
         del spec
 
+    def check_modules(self, auxiliary: Mapping[str, nn.Module]) -> None:
+        """Checks the auxiliary modules that the method has built for the stage.
+
+        Raises:
+            ConfigError: the objective needs others.
+        """
+        del auxiliary
+
     def auxiliary(self, boundary: Boundary) -> Mapping[str, Callable[[], nn.Module]]:
         """Builders of the auxiliary modules of the stage below `boundary`, by name.
 
@@ -93,6 +101,11 @@ class LocalObjective:
     def lag(self) -> int | None:
         """`Method.delay` of these tensors; None: there are none."""
         return None
+
+    @property
+    def first_use(self) -> int:
+        """The first step that uses them; 0: there are none."""
+        return 0
 
     @property
     def copies_under_way(self) -> int:

@@ -8,9 +8,9 @@ and MAN++. With g the form of the first segment of stage j + 1, without a classi
     psi                  <- m psi + (1 - m) theta
 
 theta are the weights of that segment in stage j + 1, which sends them down after every n-th step
-(`local.every`). Stage j uses the weights after step t in its step t + lag (`local.lag`), with m^n
-in place of m. Both copies begin with the initial weights of the network. The running statistics of
-psi are its own. Nothing else goes down, and no gradient.
+(`local.every`). Stage j uses the weights of step t at the end of its step t + lag (`local.lag`),
+with m^n in place of m. Both copies begin with the initial weights of the network. The running
+statistics of psi are its own. Nothing else goes down, and no gradient.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ class Man(LocalObjective):
     @property
     def lag(self) -> int:
         return self.settings.lag
+
+    @property
+    def first_use(self) -> int:
+        return self.settings.every + self.settings.lag
 
     @property
     def copies_under_way(self) -> int:
@@ -85,6 +89,14 @@ class Man(LocalObjective):
 
         return {HEAD: head}
 
+    def check_modules(self, auxiliary: Mapping[str, nn.Module]) -> None:
+        """Refuses a head of a method from outside the package."""
+        super().check_modules(auxiliary)
+        if not self.is_last and not isinstance(auxiliary.get(HEAD), ManHead):
+            got = f"man with another head in stage {self.stage}"
+            hint = "Method.auxiliary has to return the head of super().auxiliary(boundary)"
+            raise ConfigError("local.name", got, "task with heads of the method", hint)
+
     def follow(self, auxiliary: Mapping[str, nn.Module], weights: Tensor) -> None:
         """Moves psi towards `weights`."""
         head = auxiliary[HEAD]
@@ -95,8 +107,22 @@ class Man(LocalObjective):
 def _require_weights(form: SegmentForm | None, stage: int) -> SegmentForm:
     if form is None or not form.parameters:
         got = f"local=man in stage {stage}, above which is only the classifier"
-        raise ConfigError("pipeline.split", got, "cuts with a layer between stage and classifier")
+        allowed = "cuts, or fewer pipeline.stages, with a layer between stage and classifier"
+        raise ConfigError("pipeline.split", got, allowed)
     return form
+
+
+def _copied(segment: nn.Module) -> nn.Module:
+    # A hook, of weight_norm for example, may keep a tensor that is no parameter. Such tensors
+    # cannot be copied with their graph, and the hook computes them again.
+    kept = (one for module in segment.modules() for one in vars(module).values())
+    memo = {id(one): one.detach() for one in kept if isinstance(one, Tensor) and not one.is_leaf}
+    try:
+        return copy.deepcopy(segment, memo)
+    except Exception as error:  # a module of the user may raise any exception
+        reason = f"{error}".partition("\n")[0]
+        allowed = "an objective other than man for a network that cannot be copied"
+        raise ConfigError("local.name", "man", allowed, reason) from error
 
 
 class ManHead(nn.Module):
@@ -110,7 +136,7 @@ class ManHead(nn.Module):
 
     def __init__(self, segment: nn.Module, head: nn.Module, learns_scale: bool) -> None:
         super().__init__()
-        self.learned, self.average = copy.deepcopy(segment), copy.deepcopy(segment)
+        self.learned, self.average = _copied(segment), _copied(segment)
         for branch in (*branch_costs(self.learned), *branch_costs(self.average)):
             branch.is_active = False
         self.average.requires_grad_(False)
@@ -132,4 +158,4 @@ class ManHead(nn.Module):
         own = list(self.average.parameters())
         parts = torch.split(weights, [one.numel() for one in own])
         for one, part in zip(own, parts, strict=True):
-            one.lerp_(part.view(one.shape), 1 - momentum)
+            one.lerp_(part.view(one.shape).to(one.dtype), 1 - momentum)
