@@ -6,8 +6,9 @@ import functools
 
 import pytest
 
-from dglpipe.config import BackpropConfig, MethodConfig, SequentialConfig
+from dglpipe.config import BackpropConfig, LocalConfig, MethodConfig, SequentialConfig
 from dglpipe.methods import build_method
+from dglpipe.methods.local.base import LocalObjective
 from dglpipe.partition.estimate import estimate
 from dglpipe.partition.throughput_model import LoaderEstimate, Node, predict
 from dglpipe.pipeline.topology import Layout
@@ -17,7 +18,8 @@ from dglpipe.runtime.plan import plan_run as plan
 from harness.configs import build_stages, make_config
 
 ROWS = 16
-DGL = build_method(MethodConfig())
+LOCAL = [LocalObjective(LocalConfig(), j, 8, data=None) for j in range(8)]
+DGL = build_method(MethodConfig(), LOCAL)
 ONE, TWO = Layout(2, 1, 1, 1), Layout(2, 2, 1, 1)
 IMAGE = (1, 8, 8)
 
@@ -113,10 +115,10 @@ def test_sequential_stages_are_not_predicted_as_parallel():
     forward = (timed[0].flops_per_sample - timed[0].head_flops_per_sample) / 3
     frozen = 3.0 * forward / timed[0].flops_per_sample
     assert 0 < frozen < 1
-    two = predict(timed, ROWS, TWO, build_method(SequentialConfig()))
+    two = predict(timed, ROWS, TWO, build_method(SequentialConfig(), LOCAL))
     assert two.samples_per_second == pytest.approx(ROWS / 3)
     assert two.speed_up == pytest.approx((3 + 3 + frozen) / (3 + 3))
-    one = predict(timed, ROWS, ONE, build_method(SequentialConfig()))
+    one = predict(timed, ROWS, ONE, build_method(SequentialConfig(), LOCAL))
     assert one.speed_up == pytest.approx(1)
     assert one.samples_per_second == pytest.approx(2 * ROWS / (6 + frozen))
 
