@@ -73,7 +73,7 @@ def draw_work(results: Results, axes: Any) -> int:
     for at, (name, places) in enumerate(points.items()):
         x, y = zip(*sorted(places), strict=True)
         axes.plot(x, y, marker="osD^v<>ph*XP"[at % 12], label=name)
-    axes.set_xlabel("FLOPs of a step over those of backprop")
+    axes.set_xlabel("FLOPs of a step over backprop")
     return sum(map(len, points.values()))
 
 

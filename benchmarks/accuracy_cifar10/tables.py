@@ -58,7 +58,7 @@ def study_tables(results: Results, studies: Sequence[str]) -> list[str]:
 
 
 def speed_table(rows: Mapping[str, dict[str, Any]]) -> list[str]:
-    """Samples a second of every setting over those of backprop on one thread; medians over the
+    """Samples a second of every setting over backprop on one thread; medians over the
     rounds, with the range."""
     base = rows["backprop"]["samples_per_second"]["1"]
     lines = ["| K = 6 | speed, 2 processes | 6 processes | KiB a sample up | down |"]

@@ -90,7 +90,7 @@ class DglRunner(ChainRunner):
 class FollowingRunner(DglRunner):
     """Also carries weights down, for heads that copy the first segment of the next stage.
 
-    After a step, every stage first sends its weights and then uses those of the next stage.
+    After a step, every stage first sends its weights and then uses the weights that came down.
     """
 
     def __init__(self, context: RunContext) -> None:

@@ -39,7 +39,7 @@ def following_form(traced: TracedNetwork, at: int, row: tuple[int, ...]) -> Segm
 def own_followings(
     method: StageMethod, traced: TracedNetwork, bounds: Sequence[int], stages: Iterable[int]
 ) -> dict[int, nn.Module]:
-    """Stage -> the first segment above it, for those of `stages` whose auxiliary modules copy it.
+    """Stage -> the first segment above it, for each of `stages` whose auxiliary modules copy it.
 
     Args:
         bounds: first segment of every stage.
